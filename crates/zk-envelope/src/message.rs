@@ -1,0 +1,224 @@
+//! The message on the wire: one envelope or several of one device, in JSON.
+
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::envelope::Envelope;
+use crate::report::{Object, from_object};
+
+/// A message whose JSON and hex are right. The envelopes in it are not looked
+/// into: each stands or falls on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The routing copy of the device id; the signed ones decide.
+    pub device_id: String,
+    /// One entry, or those of a batch in their order.
+    pub entries: Vec<Entry>,
+}
+
+/// One envelope of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The routing copy of the wall clock; the signed one decides.
+    pub timestamp: String,
+    /// The signed bytes.
+    pub encrypted_data: Vec<u8>,
+    /// 64 bytes: r, then s, big-endian.
+    pub signature: [u8; 64],
+}
+
+impl Message {
+    /// Parses
+    /// `{"deviceId":…,"timestamp":…,"data":{"encryptedData":…,"signature":…}}` or
+    /// `{"deviceId":…,"batch":[{"timestamp":…,"data":{…}},…]}`.
+    ///
+    /// The order of members and white space are free. Unknown, repeated,
+    /// missing and `null` members, upper-case hex, an empty batch and anything
+    /// after the object are refused.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] above [`MAX_MESSAGE`] bytes; [`Error::Json`];
+    /// [`Error::Malformed`].
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        if json.len() > MAX_MESSAGE {
+            return Err(Error::TooLarge {
+                what: "message",
+                size: json.len(),
+                limit: MAX_MESSAGE,
+            });
+        }
+        let wire: WireMessage<'_> = from_object(json)?;
+        let entries = match (wire.timestamp, wire.data, wire.batch) {
+            (Some(timestamp), Some(Object(data)), None) => vec![Entry::read(timestamp, &data)?],
+            (None, None, Some(batch)) if !batch.is_empty() => batch
+                .into_iter()
+                .map(|Object(entry)| Entry::read(entry.timestamp, &entry.data.0))
+                .collect::<Result<_, _>>()?,
+            _ => {
+                return Err(Error::malformed(
+                    "message",
+                    "either timestamp and data, or a batch of at least one entry",
+                ));
+            }
+        };
+        Ok(Self {
+            device_id: wire.device_id,
+            entries,
+        })
+    }
+}
+
+impl Entry {
+    /// Parses the signed bytes.
+    ///
+    /// # Errors
+    /// As [`Envelope::from_parts`].
+    pub fn envelope(&self) -> Result<Envelope, Error> {
+        Envelope::from_parts(self.encrypted_data.clone(), self.signature)
+    }
+
+    fn read(timestamp: String, data: &WireData<'_>) -> Result<Self, Error> {
+        let mut signature = [0; 64];
+        let hex = "lower-case hex";
+        if data.signature.len() != 128 {
+            return Err(Error::malformed(
+                "signature",
+                "128 digits of lower-case hex",
+            ));
+        }
+        base16ct::lower::decode(data.signature.as_bytes(), &mut signature)
+            .map_err(|_| Error::malformed("signature", hex))?;
+        let encrypted_data = base16ct::lower::decode_vec(data.encrypted_data.as_bytes())
+            .map_err(|_| Error::malformed("encryptedData", hex))?;
+        Ok(Self {
+            timestamp,
+            encrypted_data,
+            signature,
+        })
+    }
+}
+
+/// Makes a message of the oldest of `records`, as many as fit into `limit`
+/// bytes, but at least one: a single message for one record, a batch for more.
+/// Returns it and the number of records that it holds.
+///
+/// `records` are sealed records ([`Envelope::to_bytes`]), oldest first. A batch
+/// ends before a record of another device.
+///
+/// # Errors
+/// [`Error::Malformed`] for no records; as [`Envelope::from_bytes`] if the
+/// first of them is not a sealed record. A later one that is not ends the
+/// batch before it, so that it comes first the next time and blocks nothing
+/// that came before it.
+pub fn pack(records: &[impl AsRef<[u8]>], limit: usize) -> Result<(Vec<u8>, usize), Error> {
+    let limit = limit.min(MAX_MESSAGE);
+    let first = records
+        .first()
+        .ok_or(Error::malformed("message", "at least one record"))?;
+    let first = Envelope::from_bytes(first.as_ref())?;
+    let device = &first.unverified_header().device;
+
+    let mut entries = vec![WireEntry::of(&first)];
+    let mut size = BATCH_OVERHEAD + device.as_str().len() + entries[0].size();
+    for record in &records[1..] {
+        let Ok(envelope) = Envelope::from_bytes(record.as_ref()) else {
+            break;
+        };
+        let entry = WireEntry::of(&envelope);
+        size += ",".len() + entry.size();
+        if size > limit || envelope.unverified_header().device != *device {
+            break;
+        }
+        entries.push(entry);
+    }
+    let taken = entries.len();
+    let single = if taken == 1 { entries.pop() } else { None };
+    let (timestamp, data) = single.map(|e| (e.timestamp, e.data)).unzip();
+    let message = WireMessage {
+        device_id: device.to_string(),
+        timestamp,
+        data,
+        batch: (taken > 1).then(|| entries.into_iter().map(Object).collect()),
+    };
+    Ok((serde_json::to_vec(&message)?, taken))
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireMessage<'a> {
+    #[serde(rename = "deviceId")]
+    device_id: String,
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    timestamp: Option<String>,
+    #[serde(
+        borrow,
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    data: Option<Object<WireData<'a>>>,
+    #[serde(
+        borrow,
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    batch: Option<Vec<Object<WireEntry<'a>>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireEntry<'a> {
+    timestamp: String,
+    #[serde(borrow)]
+    data: Object<WireData<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireData<'a> {
+    #[serde(borrow, rename = "encryptedData")]
+    encrypted_data: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    signature: std::borrow::Cow<'a, str>,
+}
+
+impl WireEntry<'static> {
+    fn of(envelope: &Envelope) -> Self {
+        let hex = |bytes| base16ct::lower::encode_string(bytes).into();
+        Self {
+            timestamp: envelope.unverified_header().time.to_string(),
+            data: Object(WireData {
+                encrypted_data: hex(envelope.encrypted_data()),
+                signature: hex(envelope.signature()),
+            }),
+        }
+    }
+
+    /// Its bytes in JSON; nothing in it needs an escape.
+    fn size(&self) -> usize {
+        ENTRY_OVERHEAD + self.timestamp.len() + self.data.0.encrypted_data.len() + 128
+    }
+}
+
+/// A member that may be absent, but not `null`.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Option::deserialize(deserializer)?.map_or_else(
+        || Err(D::Error::custom("a member is null: leave it out")),
+        |value| Ok(Some(value)),
+    )
+}
+
+/// The largest message, in bytes: what AWS IoT Core takes.
+pub const MAX_MESSAGE: usize = 128 * 1024;
+
+const BATCH_OVERHEAD: usize = r#"{"deviceId":"","batch":[]}"#.len();
+const ENTRY_OVERHEAD: usize =
+    r#"{"timestamp":"","data":{"encryptedData":"","signature":""}}"#.len();

@@ -1,0 +1,229 @@
+//! The bodies of kinds 2 to 5: what a device says of itself.
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::envelope::{ClockQuality, Kind};
+use crate::id::{StreamId, Timestamp};
+
+/// What a device says of itself: a record of kind 2 to 5.
+///
+/// The body is one JSON object of content type `application/json`, with exactly
+/// the members given here, in `camelCase`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Report {
+    /// Kind 2.
+    LossReceipt(LossReceipt),
+    /// Kind 3.
+    TimeAnchor(TimeAnchor),
+    /// Kind 4.
+    DeviceEvent(DeviceEvent),
+    /// Kind 5.
+    Heartbeat(Heartbeat),
+}
+
+/// Records that will never arrive, and why.
+///
+/// `{"reason":"dropped","records":17,"range":{"stream":"<hex>","first":41,"last":57},"noticedAt":"…Z"}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LossReceipt {
+    /// Why.
+    pub reason: LossReason,
+    /// How many.
+    pub records: u64,
+    /// Which; `null` for readings that were refused before they had a number.
+    #[serde(deserialize_with = "nullable_object")]
+    pub range: Option<SequenceRange>,
+    /// When the spool noticed.
+    pub noticed_at: Timestamp,
+}
+
+/// Why records were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum LossReason {
+    /// The spool was full and its policy is to drop the oldest.
+    Dropped,
+    /// The storage medium lost or changed them.
+    Damaged,
+    /// The spool was full and its policy is to reject the newest.
+    Rejected,
+    /// The cloud refused them for good.
+    Refused,
+}
+
+/// Consecutive numbers of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SequenceRange {
+    /// The stream.
+    pub stream: StreamId,
+    /// The first number, at least 1.
+    pub first: u64,
+    /// The last number, at least `first`.
+    pub last: u64,
+}
+
+/// The wall clock was set: dates the earlier records of the same boot.
+///
+/// The record's own header has boot, monotonic time, and the new wall clock.
+/// A record of the same boot with monotonic time m was made at
+/// header time - (header monotonic time - m).
+///
+/// `{"timeBefore":"1970-01-01T00:01:02.345Z","clockBefore":"unknown"}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TimeAnchor {
+    /// What the wall clock would say now, had it not been set.
+    pub time_before: Timestamp,
+    /// What was known of it then.
+    pub clock_before: ClockQuality,
+}
+
+/// Something happened to the device itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "event",
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
+#[non_exhaustive]
+pub enum DeviceEvent {
+    /// The first record of every stream: which stream it takes the place of.
+    ///
+    /// `{"event":"stream-started","previous":{"stream":"<hex>","last":57}}`, or
+    /// `"previous":null` for a device's first stream.
+    StreamStarted {
+        /// The stream before it and the last number that was kept of it.
+        #[serde(deserialize_with = "nullable_object")]
+        previous: Option<PreviousStream>,
+    },
+}
+
+/// The end of the stream before this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreviousStream {
+    /// The stream.
+    pub stream: StreamId,
+    /// Its last number; 0 if nothing of it was kept.
+    pub last: u64,
+}
+
+/// Alive: with its sequence number it says that there is nothing more so far.
+///
+/// `{"intervalMs":300000,"waiting":0,"waitingBytes":0,"sensors":3}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Heartbeat {
+    /// The next heartbeat comes after this many milliseconds.
+    pub interval_ms: u64,
+    /// Records that wait in the spool.
+    pub waiting: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
+    /// Sensors that answered when last asked.
+    pub sensors: u64,
+}
+
+impl Report {
+    /// The kind of record that carries it.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::LossReceipt(_) => Kind::LossReceipt,
+            Self::TimeAnchor(_) => Kind::TimeAnchor,
+            Self::DeviceEvent(_) => Kind::DeviceEvent,
+            Self::Heartbeat(_) => Kind::Heartbeat,
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Result<Vec<u8>, Error> {
+        self.check()?;
+        Ok(match self {
+            Self::LossReceipt(body) => serde_json::to_vec(body),
+            Self::TimeAnchor(body) => serde_json::to_vec(body),
+            Self::DeviceEvent(body) => serde_json::to_vec(body),
+            Self::Heartbeat(body) => serde_json::to_vec(body),
+        }?)
+    }
+
+    pub(crate) fn parse(kind: Kind, body: &[u8]) -> Result<Option<Self>, Error> {
+        let report = match kind {
+            Kind::Data => return Ok(None),
+            Kind::LossReceipt => Self::LossReceipt(from_object(body)?),
+            Kind::TimeAnchor => Self::TimeAnchor(from_object(body)?),
+            Kind::DeviceEvent => Self::DeviceEvent(from_object(body)?),
+            Kind::Heartbeat => Self::Heartbeat(from_object(body)?),
+        };
+        report.check()?;
+        Ok(Some(report))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let Self::LossReceipt(LossReceipt {
+            records,
+            range: Some(range),
+            ..
+        }) = self
+        else {
+            return Ok(());
+        };
+        let count = range
+            .last
+            .checked_sub(range.first)
+            .and_then(|n| n.checked_add(1));
+        if range.first >= 1 && count == Some(*records) {
+            Ok(())
+        } else {
+            Err(Error::malformed(
+                "loss receipt",
+                "records = last - first + 1, first at least 1",
+            ))
+        }
+    }
+}
+
+/// A JSON object, and nothing but an object: serde alone would take an array of
+/// the members' values in order for it.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(ObjectVisitor(std::marker::PhantomData))
+    }
+}
+
+pub(crate) fn from_object<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Error> {
+    Ok(serde_json::from_slice::<Object<T>>(json)?.0)
+}
+
+fn nullable_object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
