@@ -67,6 +67,30 @@ impl Message {
             entries,
         })
     }
+
+    /// Writes what [`Message::parse`] reads, without white space: a single
+    /// message for one entry, a batch for more.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for no entries.
+    pub fn to_json(&self) -> Result<Vec<u8>, Error> {
+        let (timestamp, data, batch) = match &self.entries[..] {
+            [] => return Err(Error::malformed("message", "at least one record")),
+            [entry] => (
+                Some(entry.timestamp.clone()),
+                Some(Object(entry.wire_data())),
+                None,
+            ),
+            entries => (None, None, Some(entries.iter().map(Entry::wire).collect())),
+        };
+        let device_id = self.device_id.clone();
+        Ok(serde_json::to_vec(&WireMessage {
+            device_id,
+            timestamp,
+            data,
+            batch,
+        })?)
+    }
 }
 
 impl Entry {
@@ -76,6 +100,25 @@ impl Entry {
     /// As [`Envelope::from_parts`].
     pub fn envelope(&self) -> Result<Envelope, Error> {
         Envelope::from_parts(self.encrypted_data.clone(), self.signature)
+    }
+
+    /// Its bytes in JSON, for a timestamp that needs no escape.
+    fn size(&self) -> usize {
+        ENTRY_OVERHEAD + self.timestamp.len() + 2 * (self.encrypted_data.len() + 64)
+    }
+
+    fn wire(&self) -> Object<WireEntry<'static>> {
+        Object(WireEntry {
+            timestamp: self.timestamp.clone(),
+            data: Object(self.wire_data()),
+        })
+    }
+
+    fn wire_data(&self) -> WireData<'static> {
+        WireData {
+            encrypted_data: base16ct::lower::encode_string(&self.encrypted_data).into(),
+            signature: base16ct::lower::encode_string(&self.signature).into(),
+        }
     }
 
     fn read(timestamp: String, data: &WireData<'_>) -> Result<Self, Error> {
@@ -99,6 +142,17 @@ impl Entry {
     }
 }
 
+/// The entry of an envelope: its bytes, and the copy of its time.
+impl From<&Envelope> for Entry {
+    fn from(envelope: &Envelope) -> Self {
+        Self {
+            timestamp: envelope.unverified_header().time.to_string(),
+            encrypted_data: envelope.encrypted_data().to_vec(),
+            signature: *envelope.signature(),
+        }
+    }
+}
+
 /// Makes a message of the oldest of `records`, as many as fit into `limit`
 /// bytes, but at least one: a single message for one record, a batch for more.
 /// Returns it and the number of records that it holds.
@@ -119,13 +173,13 @@ pub fn pack(records: &[impl AsRef<[u8]>], limit: usize) -> Result<(Vec<u8>, usiz
     let first = Envelope::from_bytes(first.as_ref())?;
     let device = &first.unverified_header().device;
 
-    let mut entries = vec![WireEntry::of(&first)];
+    let mut entries = vec![Entry::from(&first)];
     let mut size = BATCH_OVERHEAD + device.as_str().len() + entries[0].size();
     for record in &records[1..] {
         let Ok(envelope) = Envelope::from_bytes(record.as_ref()) else {
             break;
         };
-        let entry = WireEntry::of(&envelope);
+        let entry = Entry::from(&envelope);
         size += ",".len() + entry.size();
         if size > limit || envelope.unverified_header().device != *device {
             break;
@@ -133,15 +187,8 @@ pub fn pack(records: &[impl AsRef<[u8]>], limit: usize) -> Result<(Vec<u8>, usiz
         entries.push(entry);
     }
     let taken = entries.len();
-    let single = if taken == 1 { entries.pop() } else { None };
-    let (timestamp, data) = single.map(|e| (e.timestamp, e.data)).unzip();
-    let message = WireMessage {
-        device_id: device.to_string(),
-        timestamp,
-        data,
-        batch: (taken > 1).then(|| entries.into_iter().map(Object).collect()),
-    };
-    Ok((serde_json::to_vec(&message)?, taken))
+    let device_id = device.to_string();
+    Ok((Message { device_id, entries }.to_json()?, taken))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -186,24 +233,6 @@ struct WireData<'a> {
     encrypted_data: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     signature: std::borrow::Cow<'a, str>,
-}
-
-impl WireEntry<'static> {
-    fn of(envelope: &Envelope) -> Self {
-        let hex = |bytes| base16ct::lower::encode_string(bytes).into();
-        Self {
-            timestamp: envelope.unverified_header().time.to_string(),
-            data: Object(WireData {
-                encrypted_data: hex(envelope.encrypted_data()),
-                signature: hex(envelope.signature()),
-            }),
-        }
-    }
-
-    /// Its bytes in JSON; nothing in it needs an escape.
-    fn size(&self) -> usize {
-        ENTRY_OVERHEAD + self.timestamp.len() + self.data.0.encrypted_data.len() + 128
-    }
 }
 
 /// A member that may be absent, but not `null`.

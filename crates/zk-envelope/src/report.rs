@@ -33,9 +33,10 @@ pub enum Report {
 pub struct LossReceipt {
     /// Why.
     pub reason: LossReason,
-    /// How many.
+    /// How many; 0 if that is not known, which can happen to `damaged` alone.
     pub records: u64,
-    /// Which; `null` for readings that were refused before they had a number.
+    /// Which; `null` for `rejected`, whose readings never had a number, and for
+    /// `several`. If the number is not known, `first` is where the doubt begins.
     #[serde(deserialize_with = "nullable_object")]
     pub range: Option<SequenceRange>,
     /// When the spool noticed.
@@ -55,6 +56,8 @@ pub enum LossReason {
     Rejected,
     /// The cloud refused them for good.
     Refused,
+    /// So much was lost in so many places that only the number was kept.
+    Several,
 }
 
 /// Consecutive numbers of one stream.
@@ -167,24 +170,26 @@ impl Report {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let Self::LossReceipt(LossReceipt {
-            records,
-            range: Some(range),
-            ..
-        }) = self
-        else {
+        let Self::LossReceipt(receipt) = self else {
             return Ok(());
         };
-        let count = range
-            .last
-            .checked_sub(range.first)
-            .and_then(|n| n.checked_add(1));
-        if range.first >= 1 && count == Some(*records) {
+        let unnumbered = matches!(receipt.reason, LossReason::Rejected | LossReason::Several);
+        let right = match receipt.range {
+            None => unnumbered && receipt.records > 0,
+            Some(SequenceRange { first, last, .. }) => {
+                let count = last.checked_sub(first).and_then(|more| more.checked_add(1));
+                let unknown = receipt.records == 0 && receipt.reason == LossReason::Damaged;
+                !unnumbered
+                    && first >= 1
+                    && count.is_some_and(|count| unknown || count == receipt.records)
+            }
+        };
+        if right {
             Ok(())
         } else {
             Err(Error::malformed(
                 "loss receipt",
-                "records = last - first + 1, first at least 1",
+                "records = last - first + 1; no range for rejected and several",
             ))
         }
     }
