@@ -9,7 +9,11 @@ use std::sync::{Mutex, PoisonError};
 
 use p256::SecretKey;
 use p256::ecdsa::VerifyingKey;
-use pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
+use pkcs8::pkcs5::{pbes2, scrypt};
+use pkcs8::{
+    DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding,
+    PrivateKeyInfoRef,
+};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -109,20 +113,31 @@ impl OwnerKey {
     /// Encrypted PKCS#8 in PEM.
     ///
     /// # Errors
-    /// [`Error::Key`] if the passphrase is empty or the encryption fails.
+    /// [`Error::Key`] if the passphrase is empty or the encryption fails;
+    /// [`Error::Random`].
     pub fn to_encrypted_pem(&self, passphrase: &str) -> Result<Zeroizing<String>, Error> {
-        let failed = |detail: String| Error::Key {
-            what: "owner's key",
-            detail,
-        };
         if passphrase.is_empty() {
-            return Err(failed(
-                "an empty passphrase protects nothing; choose one".into(),
-            ));
+            return Err(Error::Key {
+                what: "owner's key",
+                detail: "an empty passphrase protects nothing; choose one".into(),
+            });
         }
-        self.secret
-            .to_pkcs8_encrypted_pem(passphrase, LineEnding::LF)
-            .map_err(|error| failed(error.to_string()))
+        let (mut salt, mut iv) = ([0; 16], [0; 16]);
+        getrandom::fill(&mut salt)?;
+        getrandom::fill(&mut iv)?;
+        let encrypt = || -> pkcs8::Result<Zeroizing<String>> {
+            let cost = scrypt::Params::new(SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P)
+                .map_err(|_| pkcs8::Error::ParametersMalformed)?;
+            let how = pbes2::Parameters::generate_scrypt_aes256cbc(cost, &salt, iv)?;
+            let der = self.secret.to_pkcs8_der()?;
+            let encrypted = PrivateKeyInfoRef::try_from(der.as_bytes())?
+                .encrypt_with_params(how, passphrase)?;
+            Ok(encrypted.to_pem("ENCRYPTED PRIVATE KEY", LineEnding::LF)?)
+        };
+        encrypt().map_err(|error| Error::Key {
+            what: "owner's key",
+            detail: error.to_string(),
+        })
     }
 
     /// Reads encrypted PKCS#8 in PEM.
@@ -240,5 +255,9 @@ pub(crate) fn public_key_pem(key: &VerifyingKey) -> String {
     key.to_public_key_pem(LineEnding::LF).unwrap_or_default()
 }
 
+/// 16 MiB of memory, five passes: as much as OpenSSL reads without being asked.
+const SCRYPT_LOG_N: u8 = 14;
+const SCRYPT_R: u32 = 8;
+const SCRYPT_P: u32 = 5;
 /// An encrypted P-256 key in PEM has about 400 bytes.
 const MAX_KEY_FILE: usize = 16 * 1024;
