@@ -1,0 +1,338 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use p256::ecdsa::{DerSignature, Signature, VerifyingKey};
+use sha2::{Digest, Sha256};
+use signature::{Keypair, Signer};
+use x509_cert::der::asn1::AnyRef;
+use x509_cert::spki::{AlgorithmIdentifier, EncodePublicKey, SignatureAlgorithmIdentifier};
+use zeroize::Zeroizing;
+
+use crate::backend::{self, Opener};
+use crate::counters::Counters;
+use crate::csr;
+use crate::error::{Error, Hex, Operation};
+use crate::uri::{BackendKind, HsmUri};
+use crate::worker::{State, Worker};
+
+/// A handle to one key in one HSM.
+///
+/// Clone it freely and use it from any thread: all clones lead to the one
+/// thread that owns the HSM, and when the last one is dropped that thread
+/// closes the HSM and ends. **Calls block** until the HSM has answered, at most
+/// for [`Options::deadline`].
+///
+/// Behind the handle, in the order in which a call meets it:
+///
+/// 1. a bounded queue: when it is full the answer is [`Error::Busy`], at once;
+/// 2. one call at a time in the HSM; while one is stuck there for longer than
+///    the deadline, all others are answered [`Error::Wedged`], at once;
+/// 3. every signature is verified under the public key that was read when the
+///    HSM was opened; one that doesn't verify never leaves;
+/// 4. after a [transient](crate::Class::Transient) failure the HSM is closed
+///    and opened again, after a pause that doubles from 50 ms to 30 s while
+///    failures go on; the failed call is made once more, if its time allows;
+/// 5. an HSM that comes back with another key is closed for good, as after any
+///    other [fatal](crate::Class::Fatal) failure, and each call is answered
+///    with that same error.
+///
+/// ```
+/// use zk_hsm::{Error, Hsm, Options, create_soft_key};
+/// use p256::ecdsa::signature::Verifier;
+///
+/// # let dir = tempfile::tempdir()?;
+/// let uri = create_soft_key(dir.path().join("key.pem"))?;
+/// let hsm = Hsm::open(&uri, Options::default())?;
+///
+/// let signature = hsm.sign(b"21.4 degrees")?;
+/// hsm.public_key().verify(b"21.4 degrees", &signature)?;
+///
+/// let mut locked = hsm.lock(b"a secret")?;
+/// assert_eq!(*hsm.unlock(&locked)?, b"a secret");
+/// locked[20] ^= 1;
+/// assert!(matches!(hsm.unlock(&locked), Err(Error::UnlockRefused)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Hsm(Arc<Inner>);
+
+struct Inner {
+    uri: HsmUri,
+    public_key: VerifyingKey,
+    spki: Vec<u8>,
+    worker: Worker,
+}
+
+impl Hsm {
+    /// Opens the key that `uri` names, and reads its public key.
+    ///
+    /// A key for development is announced with a warning (through `tracing`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoBackend`]; [`Error::TimedOut`] if opening takes longer than
+    /// the deadline; otherwise what the backend reports, for `soft:` one of
+    /// the `KeyFile…` variants. Opening isn't tried twice.
+    pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
+        Self::with_opener(uri, backend::opener(uri)?, options)
+    }
+
+    pub(crate) fn with_opener(
+        uri: &HsmUri,
+        opener: Opener,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let (worker, public_key, info) = Worker::start(uri, opener, options)?;
+        let spki = spki(&public_key)?;
+        let (model, serial) = (info.model.as_deref(), info.serial.as_deref());
+        if info.development {
+            tracing::warn!(
+                %uri, model, serial, key = %Hex(&key_id(&spki)),
+                "DEVELOPMENT KEY: this key is not protected by hardware; never use it in the field"
+            );
+        } else {
+            tracing::info!(%uri, model, serial, key = %Hex(&key_id(&spki)), "HSM opened");
+        }
+        Ok(Self(Arc::new(Inner {
+            uri: uri.clone(),
+            public_key,
+            spki,
+            worker,
+        })))
+    }
+
+    /// What was opened.
+    #[must_use]
+    pub fn uri(&self) -> &HsmUri {
+        &self.0.uri
+    }
+
+    /// The public key, as read when the HSM was opened. Costs nothing.
+    #[must_use]
+    pub fn public_key(&self) -> &VerifyingKey {
+        &self.0.public_key
+    }
+
+    /// Signs a message: ECDSA on P-256 over its SHA-256, computed here. The
+    /// signature has been verified; its s may be high.
+    ///
+    /// There is no way to sign a bare digest, so nobody can have this key sign
+    /// a message that wasn't shown to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`], [`Error::TimedOut`], [`Error::Wedged`],
+    /// [`Error::Unavailable`], [`Error::BadSignature`], [`Error::KeyChanged`],
+    /// or what the backend reports.
+    pub fn sign(&self, message: &[u8]) -> Result<Signature, Error> {
+        let digest = Sha256::digest(message).into();
+        self.0
+            .worker
+            .call(Operation::Sign, move |session| session.sign(&digest))
+    }
+
+    /// `n` random bytes, 1 to [`MAX_RANDOM`], from the HSM's own generator.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`], or as for [`sign`](Self::sign).
+    pub fn random(&self, n: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
+        length("random bytes", n, 1, MAX_RANDOM)?;
+        self.0
+            .worker
+            .call(Operation::Random, move |session| session.backend.random(n))
+    }
+
+    /// Encrypts and authenticates up to [`MAX_LOCK`] bytes so that only this
+    /// HSM can [`unlock`](Self::unlock) them. What comes out has a form of the
+    /// backend's own and is somewhat longer.
+    ///
+    /// A `soft:` key locks with AES-256-GCM under a key derived from the
+    /// private key: as good as the key file is kept, so for development.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`], or as for [`sign`](Self::sign).
+    pub fn lock(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
+        length("data to lock", plain.len(), 1, MAX_LOCK)?;
+        let plain = Zeroizing::new(plain.to_vec());
+        self.0
+            .worker
+            .call(Operation::Lock, move |session| session.backend.lock(&plain))
+    }
+
+    /// Gives back what was locked by this HSM. The buffer is zeroed when it is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnlockRefused`] if the data is from elsewhere or was changed;
+    /// [`Error::Length`], or as for [`sign`](Self::sign).
+    pub fn unlock(&self, locked: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
+        length("locked data", locked.len(), 1, MAX_LOCK + MAX_LOCK_OVERHEAD)?;
+        let locked = locked.to_vec();
+        self.0.worker.call(Operation::Unlock, move |session| {
+            session.backend.unlock(&locked)
+        })
+    }
+
+    /// What the HSM says of itself.
+    ///
+    /// # Errors
+    ///
+    /// As for [`sign`](Self::sign).
+    pub fn info(&self) -> Result<Info, Error> {
+        self.0
+            .worker
+            .call(Operation::Info, |session| session.backend.info())
+    }
+
+    /// How the HSM is at this moment. Asks nothing of it.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.0.worker.state()
+    }
+
+    /// What has happened since it was opened. Asks nothing of it.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.0.worker.counters()
+    }
+
+    /// A request for a TLS client certificate for this key: PKCS#10 (RFC 2986)
+    /// in PEM, subject `CN=<common_name>`, asking for key usage
+    /// digitalSignature and extended key usage clientAuth. Costs one signature.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CommonName`], [`Error::Encoding`], or as for
+    /// [`sign`](Self::sign).
+    pub fn csr(&self, common_name: &str) -> Result<String, Error> {
+        csr::request(self, common_name)
+    }
+
+    /// SubjectPublicKeyInfo, DER.
+    pub(crate) fn spki(&self) -> &[u8] {
+        &self.0.spki
+    }
+
+    #[cfg(test)]
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.0.worker
+    }
+}
+
+impl fmt::Debug for Hsm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hsm")
+            .field("uri", &format_args!("{}", self.0.uri))
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Keypair for Hsm {
+    type VerifyingKey = VerifyingKey;
+
+    fn verifying_key(&self) -> VerifyingKey {
+        self.0.public_key
+    }
+}
+
+impl SignatureAlgorithmIdentifier for Hsm {
+    type Params = AnyRef<'static>;
+
+    const SIGNATURE_ALGORITHM_IDENTIFIER: AlgorithmIdentifier<AnyRef<'static>> =
+        p256::ecdsa::SigningKey::SIGNATURE_ALGORITHM_IDENTIFIER;
+}
+
+/// The error's `source` is an [`Error`] of this crate. Prefer `try_sign`: the
+/// trait's `sign` panics when signing fails, and an HSM's signing can fail.
+impl Signer<Signature> for Hsm {
+    fn try_sign(&self, message: &[u8]) -> Result<Signature, signature::Error> {
+        Self::sign(self, message).map_err(signature::Error::from_source)
+    }
+}
+
+/// What the builders of `x509-cert` want: an [`Hsm`] can sign certificates.
+impl Signer<DerSignature> for Hsm {
+    fn try_sign(&self, message: &[u8]) -> Result<DerSignature, signature::Error> {
+        Self::sign(self, message)
+            .map(Into::into)
+            .map_err(signature::Error::from_source)
+    }
+}
+
+/// How calls are bounded.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// How long a caller waits for an answer, its time in the queue included;
+    /// how long opening may take; and after how long one call inside the HSM
+    /// counts as stuck. 10 s by default, at most a day.
+    pub deadline: Duration,
+    /// How many calls may wait while one is in the HSM. 32 by default, at
+    /// least 1.
+    pub queue: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(10),
+            queue: 32,
+        }
+    }
+}
+
+/// What an HSM says of itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Info {
+    /// Through what it is reached.
+    pub backend: BackendKind,
+    /// The model's name.
+    pub model: Option<String>,
+    /// The serial number.
+    pub serial: Option<String>,
+    /// The version of the firmware.
+    pub firmware: Option<String>,
+    /// No hardware protects this key: it is in a file, or the HSM is simulated.
+    pub development: bool,
+}
+
+/// SubjectPublicKeyInfo, DER.
+pub(crate) fn spki(key: &VerifyingKey) -> Result<Vec<u8>, Error> {
+    let document = key
+        .to_public_key_der()
+        .map_err(x509_cert::builder::Error::from)?;
+    Ok(document.into_vec())
+}
+
+/// What a key is called in messages: SHA-256 of its SubjectPublicKeyInfo DER.
+pub(crate) fn key_id(spki: &[u8]) -> [u8; 32] {
+    Sha256::digest(spki).into()
+}
+
+fn length(what: &'static str, len: usize, min: usize, max: usize) -> Result<(), Error> {
+    if (min..=max).contains(&len) {
+        Ok(())
+    } else {
+        Err(Error::Length {
+            what,
+            len,
+            min,
+            max,
+        })
+    }
+}
+
+/// The most bytes that [`Hsm::lock`] takes at once: 128 KiB.
+pub const MAX_LOCK: usize = 128 * 1024;
+
+/// The most bytes that [`Hsm::random`] gives at once: 64 KiB.
+pub const MAX_RANDOM: usize = 64 * 1024;
+
+/// The most bytes by which a backend makes locked data longer.
+const MAX_LOCK_OVERHEAD: usize = 4096;
