@@ -1,0 +1,146 @@
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Lock, Storage, StorageFile};
+
+/// A directory of the real file system.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Makes the directory, and what is missing above it, with mode 0700.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be made or is no directory.
+    pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let path = path.into();
+        let missing: Vec<&Path> = path
+            .ancestors()
+            .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
+            .collect();
+        for directory in missing.into_iter().rev() {
+            make_directory(directory)?;
+        }
+        if !path.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self { path })
+    }
+
+    fn options() -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        options
+    }
+}
+
+impl Storage for Directory {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn lock(&self, file: &str) -> io::Result<Option<Lock>> {
+        let file = Self::options()
+            .create(true)
+            .truncate(false)
+            .open(self.path.join(file))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
+        let entries = match self.path.join(subdirectory).read_dir() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            // A name that is not UTF-8 is none of ours.
+            if let (Ok(name), metadata) = (entry.file_name().into_string(), entry.metadata()?)
+                && metadata.is_file()
+            {
+                files.push((name, metadata.len()));
+            }
+        }
+        Ok(files)
+    }
+
+    fn open(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(Arc::new(Self::options().open(self.path.join(file))?))
+    }
+
+    fn create(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let file = Self::options()
+            .create(true)
+            .truncate(true)
+            .open(self.path.join(file))?;
+        Ok(Arc::new(file))
+    }
+
+    fn create_dir(&self, subdirectory: &str) -> io::Result<()> {
+        match make_directory(&self.path.join(subdirectory)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::hard_link(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, file: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(file))
+    }
+
+    fn sync_dir(&self, subdirectory: &str) -> io::Result<()> {
+        File::open(self.path.join(subdirectory))?.sync_all()
+    }
+}
+
+impl StorageFile for File {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        Self::set_len(self, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Self::sync_data(self)
+    }
+}
+
+/// Makes one directory and its name durable.
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent)?.sync_all()
+}

@@ -1,0 +1,238 @@
+//! Reading a segment frame by frame, and finding the way again behind damage.
+
+use std::ops::Range;
+
+use crate::{
+    format::{FRAME_HEADER, FrameHeader, MARK, Seed},
+    storage::StorageFile,
+};
+
+/// A walk along the frames of one segment.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    file: &'a dyn StorageFile,
+    seed: Seed,
+    /// Where the walk stands.
+    offset: u64,
+    /// Frames are read up to here.
+    end: u64,
+    /// The sequence that comes next.
+    expected: u64,
+    /// The last one that should be there; 0 if that is not known.
+    last: u64,
+    window: Window,
+}
+
+#[derive(Debug)]
+pub(crate) enum Step {
+    Frame(Frame),
+    Gap(Gap),
+    /// The end was reached.
+    End,
+}
+
+/// A frame whose checksum is right.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) header: FrameHeader,
+    pub(crate) offset: u64,
+    pub(crate) end: u64,
+    /// Its body, in [`Walk::bytes`].
+    body: Range<usize>,
+}
+
+/// A place where something else stands than the frame that is due.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gap {
+    pub(crate) offset: u64,
+    /// Where the next good frame begins, or the end.
+    pub(crate) end: u64,
+    /// The sequence that was due.
+    pub(crate) expected: u64,
+    /// The sequence that the next good frame begins with; `None` if there is no
+    /// further frame.
+    pub(crate) next: Option<u64>,
+    /// The records that should be here.
+    pub(crate) missing: Option<(u64, u64)>,
+    /// Whether the medium refused to read a part of what the walk has seen.
+    pub(crate) unreadable: bool,
+}
+
+impl<'a> Walk<'a> {
+    /// Walks over the frames in `place`, which should hold the records from
+    /// `expected` to `last`, or to an end that is not known (0). `chunk` is how
+    /// much to read at a time, for those who want little.
+    pub(crate) fn new(
+        file: &'a dyn StorageFile,
+        seed: Seed,
+        place: Range<u64>,
+        (expected, last): (u64, u64),
+        chunk: usize,
+    ) -> Self {
+        Self {
+            file,
+            seed,
+            offset: place.start,
+            end: place.end,
+            expected,
+            last,
+            window: Window {
+                start: 0,
+                bytes: Vec::new(),
+                unreadable: false,
+                chunk: chunk.clamp(4 << 10, CHUNK),
+            },
+        }
+    }
+
+    pub(crate) fn expected(&self) -> u64 {
+        self.expected
+    }
+
+    /// The body of the frame that the walk stands behind.
+    pub(crate) fn bytes(&self, frame: &Frame) -> &[u8] {
+        &self.window.bytes[frame.body.clone()]
+    }
+
+    pub(crate) fn step(&mut self) -> Step {
+        let from = self.offset;
+        // What stands behind the last record was cut off, or is no record.
+        let complete = self.last > 0 && self.expected > self.last;
+        if complete || (from >= self.end && self.expected > self.last) {
+            return Step::End;
+        }
+        if let Some(header) = self.frame_at(from)
+            && header.first <= self.expected
+        {
+            return Step::Frame(self.pass(header, from));
+        }
+        // Not the frame that is due: look for the next one that can follow.
+        let mut at = from;
+        let next = loop {
+            match self.next_mark(at) {
+                None => break None,
+                Some(mark) => match self.frame_at(mark) {
+                    Some(header) if header.next().max(header.first + 1) > self.expected => {
+                        break Some((mark, header));
+                    }
+                    _ => at = mark + 1,
+                },
+            }
+        };
+        let expected = self.expected;
+        let next = next.map(|(mark, header)| (mark, header.first.max(expected)));
+        let (end, due) = next.unwrap_or((self.end.max(from), expected.max(self.last + 1)));
+        self.offset = end;
+        self.expected = due;
+        Step::Gap(Gap {
+            offset: from,
+            end,
+            expected,
+            next: next.map(|(_, first)| first),
+            missing: (expected < due).then(|| (expected, due - 1)),
+            unreadable: self.window.unreadable,
+        })
+    }
+
+    fn pass(&mut self, header: FrameHeader, offset: u64) -> Frame {
+        let end = offset + header.len() as u64;
+        self.offset = end;
+        self.expected = self.expected.max(header.next());
+        let start = (offset - self.window.start) as usize;
+        Frame {
+            header,
+            offset,
+            end,
+            body: start + FRAME_HEADER..start + header.len(),
+        }
+    }
+
+    /// The frame at a place, if there is one and it is whole.
+    fn frame_at(&mut self, offset: u64) -> Option<FrameHeader> {
+        let room = self.end.saturating_sub(offset);
+        if room < FRAME_HEADER as u64 {
+            return None;
+        }
+        let header =
+            FrameHeader::parse(self.window.load(self.file, offset, FRAME_HEADER, self.end))?;
+        if header.len() as u64 > room {
+            return None;
+        }
+        let frame = self.window.load(self.file, offset, header.len(), self.end);
+        header.intact(self.seed, offset, frame).then_some(header)
+    }
+
+    /// The first place from `offset` on where a frame's mark stands.
+    fn next_mark(&mut self, offset: u64) -> Option<u64> {
+        let mut at = offset;
+        while self.end.saturating_sub(at) >= FRAME_HEADER as u64 {
+            self.window.load(self.file, at, MARK.len(), self.end);
+            let loaded = self.window.rest(at);
+            if let Some(found) = loaded.windows(MARK.len()).position(|four| four == MARK) {
+                return Some(at + found as u64);
+            }
+            // A mark may lie across the end of what is loaded.
+            at += (loaded.len() - (MARK.len() - 1)) as u64;
+        }
+        None
+    }
+}
+
+/// A stretch of the file in memory.
+#[derive(Debug)]
+struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+    unreadable: bool,
+    chunk: usize,
+}
+
+impl Window {
+    /// `len` bytes from `offset` on, which lie before `end`.
+    fn load(&mut self, file: &dyn StorageFile, offset: u64, len: usize, end: u64) -> &[u8] {
+        let have =
+            offset >= self.start && offset + len as u64 <= self.start + self.bytes.len() as u64;
+        if !have {
+            let room = usize::try_from(end - offset).unwrap_or(usize::MAX);
+            self.bytes.resize(len.max(self.chunk).min(room), 0);
+            self.start = offset;
+            self.unreadable |= read_salvaging(file, &mut self.bytes, offset);
+        }
+        let from = (offset - self.start) as usize;
+        &self.bytes[from..from + len]
+    }
+
+    /// All that is loaded from `offset` on.
+    fn rest(&self, offset: u64) -> &[u8] {
+        &self.bytes[(offset - self.start) as usize..]
+    }
+}
+
+/// Reads what can be read; what can't is zero. Whether there was such.
+///
+/// A bad sector must not keep the rest of the file from being read. What it
+/// held fails its checksum and is lost as damage, which is written down durably
+/// before reading goes on: a medium that is gone altogether fails there.
+pub(crate) fn read_salvaging(file: &dyn StorageFile, buffer: &mut [u8], offset: u64) -> bool {
+    if file.read_at(buffer, offset).is_ok() {
+        return false;
+    }
+    let mut unreadable = false;
+    let mut at = offset;
+    let mut rest = buffer;
+    while !rest.is_empty() {
+        let len = rest.len().min((SECTOR - at % SECTOR) as usize);
+        let (sector, behind) = rest.split_at_mut(len);
+        if file.read_at(sector, at).is_err() {
+            sector.fill(0);
+            unreadable = true;
+        }
+        at += len as u64;
+        rest = behind;
+    }
+    unreadable
+}
+
+/// How much is read at a time.
+pub(crate) const CHUNK: usize = 128 << 10;
+const SECTOR: u64 = 512;

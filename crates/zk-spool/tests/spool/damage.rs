@@ -1,0 +1,519 @@
+//! Bytes that are not what was written: flipped, cut off, zeroed, unreadable,
+//! gone. Whatever cannot be delivered is named, and the rest is served.
+
+use std::collections::BTreeMap;
+
+use zk_spool::{
+    End, Error, Loss, Options, Reason, Spool,
+    storage::{Cut, FaultStorage},
+};
+
+use crate::common::{Key, append, append_batch, drain, key, names, open, peek_all, small};
+
+/// A store and what should come out of it.
+struct Store {
+    options: Options,
+    files: BTreeMap<String, Vec<u8>>,
+    /// What waits, in order.
+    waiting: Vec<(Key, Vec<u8>)>,
+    /// What was delivered, and may be again if the cursor is damaged.
+    delivered: Vec<(Key, Vec<u8>)>,
+    losses: Vec<Loss>,
+    /// The last group, of which a store that was not closed can't tell whether
+    /// it was ever durable.
+    last_group: u64,
+    closed: bool,
+}
+
+fn store(options: Options, closed: bool) -> Store {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &options).unwrap();
+    let size = options.segment_size.unwrap() as usize;
+    append_batch(&spool, &[100; 4]).unwrap();
+    append(&spool, 60).unwrap();
+    let mut delivered = Vec::new();
+    let take = |records: &[zk_spool::Record]| -> Vec<(Key, Vec<u8>)> {
+        records
+            .iter()
+            .map(|r| (key(r), r.bytes().to_vec()))
+            .collect()
+    };
+    let records = spool.peek(2, usize::MAX).unwrap();
+    spool.ack(records[1].position()).unwrap();
+    delivered.extend(take(&records));
+    let third = spool.peek(1, 0).unwrap();
+    spool.reject(third[0].position()).unwrap();
+    delivered.extend(take(&third));
+    let losses = spool.losses().unwrap();
+    for _ in 0..3 {
+        append_batch(&spool, &[size / 8; 3]).unwrap();
+        append(&spool, size / 6).unwrap();
+    }
+    spool.close().unwrap();
+    let spool = open(&storage, &options).unwrap();
+    append(&spool, 40).unwrap();
+    append_batch(&spool, &[50, 60]).unwrap();
+    let waiting = take(&peek_all(&spool).unwrap());
+    assert!(spool.stats().unwrap().segments >= 3);
+    let storage = if closed {
+        spool.close().unwrap();
+        storage
+    } else {
+        storage.after_cut(Cut::All)
+    };
+    Store {
+        options,
+        files: storage.files(),
+        waiting,
+        delivered,
+        losses,
+        last_group: 2,
+        closed,
+    }
+}
+
+impl Store {
+    fn storage(&self, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)) -> FaultStorage {
+        let mut files = self.files.clone();
+        change(&mut files);
+        let storage = FaultStorage::new();
+        for (name, bytes) in files {
+            storage.put(&name, bytes);
+        }
+        storage
+    }
+
+    fn segments(&self) -> Vec<String> {
+        let segments = self.files.keys().filter(|name| name.ends_with(".seg"));
+        segments.cloned().collect()
+    }
+
+    /// Opens and drains a damaged store, and returns how many records were
+    /// lost.
+    fn check(&self, storage: &FaultStorage, what: &str) -> usize {
+        let spool = open(storage, &self.options).unwrap_or_else(|e| panic!("{what}: {e}"));
+        spool.verify().unwrap();
+        let early = spool.losses().unwrap();
+        let records = drain(&spool);
+        let losses = spool.losses().unwrap();
+        assert!(
+            losses.iter().map(|loss| loss.records).sum::<u64>()
+                == early.iter().map(|loss| loss.records).sum::<u64>(),
+            "{what}: `verify` finds all there is to find: {early:?} {losses:?}"
+        );
+
+        // Whatever comes out is right and in order.
+        let all: Vec<_> = self.delivered.iter().chain(&self.waiting).collect();
+        let mut places = Vec::new();
+        for record in &records {
+            let place = all.iter().position(|(known, _)| *known == key(record));
+            let place = place.unwrap_or_else(|| panic!("{what}: {record:?} was never appended"));
+            assert_eq!(record.bytes(), all[place].1, "{what}");
+            places.push(place);
+        }
+        assert!(places.is_sorted_by(|a, b| a < b), "{what}: {places:?}");
+
+        // Whatever doesn't is named, and nothing else.
+        let forgotten = losses
+            .iter()
+            .any(|l| (l.reason, l.records) == (Reason::Several, 0));
+        assert!(!forgotten || what.starts_with("state"), "{what}");
+        for loss in &self.losses {
+            assert!(
+                forgotten || losses.contains(loss),
+                "{what}: {loss:?} was forgotten"
+            );
+        }
+        let named = |key: Key| {
+            losses
+                .iter()
+                .filter(|loss| loss.reason == Reason::Damaged && names(loss, key))
+                .count()
+        };
+        let mut lost = 0;
+        let last = self.waiting.len() as u64 - self.last_group;
+        for (index, (key, _)) in self.waiting.iter().enumerate() {
+            let there = records
+                .iter()
+                .any(|record| crate::common::key(record) == *key);
+            if there {
+                assert_eq!(named(*key), 0, "{what}: {key:?} is there and named");
+            } else if named(*key) == 0 && !self.closed && index as u64 >= last {
+                // Nothing tells that it was durable; but its stream ends.
+                let before = spool.predecessor().unwrap();
+                assert_ne!(before.end, End::Window, "{what}");
+                assert!(
+                    before.stream == key.0 && before.last_sequence < key.1,
+                    "{what}"
+                );
+            } else {
+                assert_eq!(named(*key), 1, "{what}: {key:?} is neither there nor named");
+                lost += 1;
+            }
+        }
+        let damaged = losses.iter().filter(|loss| loss.reason == Reason::Damaged);
+        let counted: u64 = damaged.map(|loss| loss.records).sum();
+        assert_eq!(counted, lost as u64, "{what}");
+        assert_eq!(spool.stats().unwrap().records, 0, "{what}");
+
+        // It goes on, and has nothing more to say when it is opened again.
+        append(&spool, 100).unwrap();
+        let stream = spool.stream();
+        drop(spool);
+        let spool = open(storage, &self.options).unwrap();
+        assert_eq!(spool.stream(), stream, "{what}");
+        assert_eq!(spool.losses().unwrap(), losses, "{what}");
+        let after = drain(&spool);
+        assert_eq!(after.len(), 1, "{what}");
+        assert!(
+            !all.iter().any(|(known, _)| *known == key(&after[0])),
+            "{what}: used twice"
+        );
+        lost
+    }
+}
+
+fn stores() -> [Store; 2] {
+    [store(small(), true), store(small(), false)]
+}
+
+#[test]
+fn an_undamaged_store_has_nothing_to_say() {
+    for store in stores() {
+        let storage = store.storage(|_| {});
+        let spool = open(&storage, &store.options).unwrap();
+        let report = spool.verify().unwrap();
+        assert_eq!(report.damage, []);
+        assert_eq!(
+            report.records,
+            (store.waiting.len() + store.delivered.len()) as u64
+        );
+        assert_eq!(spool.predecessor(), None);
+        drop(spool);
+        assert_eq!(store.check(&storage, "nothing"), 0);
+    }
+}
+
+#[test]
+fn a_bit_flipped_at_every_byte() {
+    for store in stores() {
+        let mut most = 0;
+        for (name, bytes) in &store.files {
+            if name.contains('/') {
+                continue;
+            }
+            for at in 0..bytes.len() {
+                // Most of the state file is empty, and all of that the same.
+                if name == "state" && bytes[at..].iter().take(64).all(|b| *b == 0) && at % 97 != 0 {
+                    continue;
+                }
+                let storage = store.storage(|files| {
+                    files.get_mut(name).unwrap()[at] ^= 1 << (at % 8);
+                });
+                let lost = store.check(&storage, &format!("{name}, byte {at}"));
+                let group = if name.ends_with(".seg") { 4 } else { 0 };
+                assert!(lost <= group, "{name}, byte {at}: {lost} lost");
+                most = most.max(lost);
+            }
+        }
+        assert!(most >= 3);
+    }
+}
+
+#[test]
+fn no_damaged_slot_makes_a_loss_forgotten() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    append_batch(&spool, &[50; 3]).unwrap();
+    let records = peek_all(&spool).unwrap();
+    spool.ack(records[0].position()).unwrap();
+    // The loss is the last that was written.
+    spool.reject(records[1].position()).unwrap();
+    let files = storage.after_cut(Cut::Synced).files();
+    let losses = spool.losses().unwrap();
+    for at in (0..200).chain(16 << 10..(16 << 10) + 200) {
+        let storage = FaultStorage::new();
+        for (name, bytes) in &files {
+            storage.put(name, bytes.clone());
+        }
+        let mut state = files["state"].clone();
+        state[at] ^= 0x10;
+        storage.put("state", state);
+        let spool = open(&storage, &small()).unwrap();
+        assert_eq!(spool.losses().unwrap(), losses, "byte {at}");
+        assert_eq!(spool.peek(1, 0).unwrap()[0].sequence(), 3, "byte {at}");
+    }
+}
+
+#[test]
+fn a_file_cut_off_at_every_byte() {
+    for store in stores() {
+        for (name, bytes) in &store.files {
+            if name.contains('/') {
+                continue;
+            }
+            for len in 0..bytes.len() {
+                if name == "state" && len % 97 != 0 {
+                    continue;
+                }
+                // Where a store that was not closed ends at the end of a frame,
+                // it ends: nothing tells that there was more.
+                let newest = store.segments().last() == Some(name);
+                if newest && !store.closed {
+                    continue;
+                }
+                let storage = store.storage(|files| files.get_mut(name).unwrap().truncate(len));
+                store.check(&storage, &format!("{name}, cut to {len}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_the_end() {
+    for store in stores() {
+        for name in store.segments() {
+            for garbage in [
+                vec![0; 1],
+                vec![0; 5000],
+                vec![0xA5; 700],
+                b"\xF5ZK\x1E".repeat(40),
+            ] {
+                let storage = store.storage(|files| {
+                    files.get_mut(&name).unwrap().extend(&garbage);
+                });
+                let lost = store.check(&storage, &format!("{name}, {} more", garbage.len()));
+                assert_eq!(lost, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frame_inside_a_record_is_not_taken_for_one() {
+    // A record that contains a whole segment of the same spool.
+    let storage = FaultStorage::new();
+    let options = Options {
+        segment_size: Some(16 << 10),
+        ..small()
+    };
+    let spool = open(&storage, &options).unwrap();
+    append_batch(&spool, &[30; 5]).unwrap();
+    let segment = storage.files()["00000000000000000001.seg"].clone();
+    spool
+        .append_with(|_| Ok::<_, Error>(segment.clone()))
+        .unwrap();
+    append(&spool, 10).unwrap();
+    spool.close().unwrap();
+    let mut files = storage.files();
+    let bytes = files.get_mut("00000000000000000001.seg").unwrap();
+    // The frame's own header is gone; those it contains are whole.
+    bytes[segment.len()..segment.len() + 32].fill(0);
+    for (name, bytes) in files {
+        storage.put(&name, bytes);
+    }
+    let spool = open(&storage, &options).unwrap();
+    let sequences: Vec<u64> = drain(&spool)
+        .iter()
+        .map(zk_spool::Record::sequence)
+        .collect();
+    assert_eq!(sequences, [1, 2, 3, 4, 5, 7]);
+    let losses = spool.losses().unwrap();
+    assert_eq!((losses[0].first, losses[0].last), (6, 6));
+}
+
+#[test]
+fn sectors_zeroed_or_unreadable() {
+    let options = Options {
+        segment_size: Some(8 << 10),
+        cap: 128 << 10,
+        ..small()
+    };
+    for closed in [true, false] {
+        let mut store = store(options, closed);
+        // A sector holds more than the last group.
+        store.last_group = 4;
+        for (name, bytes) in &store.files {
+            if name.contains('/') {
+                continue;
+            }
+            for size in [512, 1024, 4096] {
+                for at in (0..bytes.len()).step_by(size) {
+                    let end = bytes.len().min(at + size);
+                    let zeroed = store.storage(|files| {
+                        files.get_mut(name).unwrap()[at..end].fill(0);
+                    });
+                    store.check(&zeroed, &format!("{name}, {at}..{end} zeroed"));
+
+                    let newest = store.segments().last() == Some(name);
+                    if newest && !closed {
+                        continue;
+                    }
+                    let storage = store.storage(|_| {});
+                    storage.set_unreadable(name, at as u64..end as u64);
+                    store.check(&storage, &format!("{name}, {at}..{end} unreadable"));
+                }
+            }
+        }
+    }
+}
+
+/// Where the end of a log can't be read, nobody knows what was there. That is
+/// said.
+#[test]
+fn an_unreadable_end_is_named_without_a_number() {
+    let store = store(small(), false);
+    let newest = store.segments().pop().unwrap();
+    let len = store.files[&newest].len() as u64;
+    let storage = store.storage(|_| {});
+    storage.set_unreadable(&newest, len - 20..len);
+    for _ in 0..2 {
+        let spool = open(&storage, &store.options).unwrap();
+        let losses = spool.losses().unwrap();
+        let damaged: Vec<&Loss> = losses
+            .iter()
+            .filter(|l| l.reason == Reason::Damaged)
+            .collect();
+        assert_eq!(damaged.len(), 1, "{losses:?}");
+        assert_eq!(damaged[0].records, 0);
+        // A sector is what can be read or not.
+        let (stream, last) = store.waiting.last().unwrap().0;
+        assert_eq!(damaged[0].stream, stream);
+        assert!((last - 4..last).contains(&damaged[0].first));
+        assert_eq!(spool.predecessor().unwrap().end, End::Damaged);
+    }
+}
+
+#[test]
+fn a_file_that_is_gone() {
+    for store in stores() {
+        let segments = store.segments();
+        for name in store.files.keys() {
+            let newest = segments.last() == Some(name);
+            let storage = FaultStorage::new();
+            for (file, bytes) in &store.files {
+                if file != name {
+                    storage.put(file, bytes.clone());
+                }
+            }
+            if !newest && name != "state" {
+                store.check(&storage, &format!("{name} gone"));
+                continue;
+            }
+            let spool = open(&storage, &store.options).unwrap();
+            let records = drain(&spool);
+            if name == "state" {
+                // Delivered once more, and nothing else.
+                assert_eq!(records.len(), store.delivered.len() + store.waiting.len());
+                let [loss] = spool.losses().unwrap()[..] else {
+                    panic!("one loss");
+                };
+                assert_eq!((loss.reason, loss.records), (Reason::Several, 0));
+            } else if store.closed {
+                let loss = *spool.losses().unwrap().last().unwrap();
+                assert_eq!((loss.reason, loss.records), (Reason::Damaged, 0));
+                let last = records.last().unwrap();
+                assert_eq!(
+                    (loss.stream, loss.first),
+                    (last.stream(), last.sequence() + 1)
+                );
+                assert_eq!(spool.predecessor().unwrap().end, End::Damaged);
+                assert_ne!(spool.stream(), last.stream());
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_is_found_when_reading_comes_to_it() {
+    let store = store(small(), true);
+    let second = &store.segments()[1];
+    let storage = store.storage(|files| files.get_mut(second).unwrap()[1200] ^= 1);
+    let spool = open(&storage, &store.options).unwrap();
+    // A sealed segment is not read at open.
+    assert_eq!(spool.losses().unwrap(), store.losses);
+    assert_eq!(spool.predecessor(), None);
+    let mut delivered = 0;
+    let found = loop {
+        let records = spool.peek(1, 0).unwrap();
+        let losses = spool.losses().unwrap();
+        if losses.len() > store.losses.len() {
+            break losses;
+        }
+        delivered += records.len();
+        spool.ack(records[0].position()).unwrap();
+    };
+    assert!(delivered > 0);
+    // The segment is kept, and is so when the rest of it is drained.
+    drain(&spool);
+    assert!(!storage.files().contains_key(second));
+    assert!(storage.files().contains_key(&format!("damaged/{second}")));
+    assert_eq!(spool.losses().unwrap(), found);
+}
+
+#[test]
+fn damage_that_was_confirmed_is_not_reported_again() {
+    let store = store(small(), true);
+    let second = &store.segments()[1];
+    let storage = store.storage(|files| files.get_mut(second).unwrap()[1200] ^= 1);
+    let spool = open(&storage, &store.options).unwrap();
+    assert_eq!(spool.verify().unwrap().damage.len(), 1);
+    let losses = spool.losses().unwrap();
+    assert_eq!(losses.len(), store.losses.len() + 1);
+    spool.confirm(losses.last().unwrap().id).unwrap();
+    drop(spool);
+    let spool = open(&storage, &store.options).unwrap();
+    spool.verify().unwrap();
+    drain(&spool);
+    assert_eq!(spool.losses().unwrap(), []);
+}
+
+#[test]
+fn damaged_segments_kept_are_bounded() {
+    for (evidence, kept) in [(None, 4), (Some(0), 0), (Some(3 << 10), 1)] {
+        let options = Options {
+            evidence,
+            ..small()
+        };
+        let store = store(options, true);
+        let storage = store.storage(|files| {
+            for (name, bytes) in files {
+                if name.ends_with(".seg") {
+                    bytes[1100] ^= 1;
+                }
+            }
+        });
+        let spool = open(&storage, &store.options).unwrap();
+        spool.verify().unwrap();
+        drain(&spool);
+        let damaged = |name: &&String| name.starts_with("damaged/");
+        assert_eq!(storage.files().keys().filter(damaged).count(), kept);
+    }
+}
+
+#[test]
+fn a_bad_sector_in_a_running_spool_is_passed() {
+    let directory = FaultStorage::new();
+    let spool: Spool = open(&directory, &small()).unwrap();
+    for _ in 0..3 {
+        append_batch(&spool, &[300; 3]).unwrap();
+    }
+    directory.set_unreadable("00000000000000000002.seg", 1600..1601);
+    let sequences: Vec<u64> = drain(&spool)
+        .iter()
+        .map(zk_spool::Record::sequence)
+        .collect();
+    assert_eq!(sequences, [1, 2, 3, 7, 8, 9]);
+    let losses = spool.losses().unwrap();
+    let Loss {
+        reason,
+        first,
+        last,
+        ..
+    } = losses[0];
+    assert_eq!((reason, first, last), (Reason::Damaged, 4, 6));
+    // A medium that is gone altogether is another thing.
+    append(&spool, 50).unwrap();
+    directory.cut_at(directory.operations() + 1);
+    assert!(matches!(append(&spool, 50), Err(Error::Io { .. })));
+}

@@ -1,0 +1,344 @@
+//! A reader and a writer made from `docs/spool-format.md` alone, with nothing
+//! of the crate: what it writes they read, and what they write it reads.
+
+use zk_spool::{Reason, Spool, StreamId, storage::FaultStorage};
+
+use crate::common::{append, append_batch, drain, open, peek_all, small};
+
+/// CRC-32C, bit by bit.
+fn crc32c(parts: &[&[u8]]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in parts.iter().flat_map(|part| part.iter()) {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0x82F6_3B78 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
+}
+
+fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().unwrap()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(number(bytes, at))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(number(bytes, at))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(number(bytes, at))
+}
+
+struct Frame {
+    offset: u64,
+    kind: u16,
+    first: u64,
+    synced: u64,
+    records: Vec<Vec<u8>>,
+    body: Vec<u8>,
+}
+
+fn read_segment(number_in_name: u64, file: &[u8]) -> ([u8; 16], u64, Vec<Frame>) {
+    let header = &file[..512];
+    assert_eq!(header, &file[512..1024], "two copies");
+    assert_eq!(&header[..8], b"zk-spseg");
+    assert_eq!(u32_at(header, 8), 1);
+    assert_eq!(u32_at(header, 12), crc32c(&[&header[..12], &header[16..]]));
+    assert_eq!(u64_at(header, 16), number_in_name);
+    let stream: [u8; 16] = number(header, 24);
+    let first = u64_at(header, 40);
+    assert_eq!(header[48..], [0; 512 - 48], "no predecessor");
+
+    let mut frames = Vec::new();
+    let mut at = 1024;
+    while at < file.len() {
+        let frame = &file[at..];
+        assert_eq!(frame[..4], [0xF5, 0x5A, 0x4B, 0x1E]);
+        let body_len = u32_at(frame, 8) as usize;
+        let frame = &frame[..32 + body_len];
+        let place = (at as u64).to_be_bytes();
+        let crc = crc32c(&[&number_in_name.to_be_bytes(), &stream, &place, &frame[8..]]);
+        assert_eq!(u32_at(frame, 4), crc);
+        let kind = u16_at(frame, 12);
+        let mut records = Vec::new();
+        let mut body = &frame[32..];
+        for _ in 0..u16_at(frame, 14) {
+            let (record, rest) = body[4..].split_at(u32_at(body, 0) as usize);
+            records.push(record.to_vec());
+            body = rest;
+        }
+        if kind == 1 {
+            assert!(body.is_empty() && !records.is_empty());
+        }
+        frames.push(Frame {
+            offset: at as u64,
+            kind,
+            first: u64_at(frame, 16),
+            synced: u64_at(frame, 24),
+            records,
+            body: body.to_vec(),
+        });
+        at += frame.len();
+    }
+    (stream, first, frames)
+}
+
+#[test]
+fn what_is_written_is_as_documented() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    append_batch(&spool, &[300; 3]).unwrap();
+    append(&spool, 200).unwrap();
+    append(&spool, 10).unwrap();
+    let records = peek_all(&spool).unwrap();
+    spool.ack(records[0].position()).unwrap();
+    spool.reject(records[1].position()).unwrap();
+    let loss = spool.losses().unwrap()[0];
+    let stream = spool.stream();
+    spool.close().unwrap();
+    let files = storage.files();
+
+    let marker = &files["zk-spool"];
+    assert_eq!(marker.len(), 16);
+    assert_eq!(&marker[..8], b"zk-spool");
+    assert_eq!(u32_at(marker, 8), 1);
+    assert_eq!(u32_at(marker, 12), crc32c(&[&marker[..12]]));
+
+    let (in_one, first, one) = read_segment(1, &files["00000000000000000001.seg"]);
+    let (in_two, second, two) = read_segment(2, &files["00000000000000000002.seg"]);
+    assert_eq!((in_one, in_two), (stream.0, stream.0));
+    assert_eq!((first, second), (1, 4));
+    let kinds = |frames: &[Frame]| frames.iter().map(|f| f.kind).collect::<Vec<_>>();
+    assert_eq!(kinds(&one), [2, 1, 4]);
+    assert_eq!(kinds(&two), [2, 1, 1, 3]);
+    assert_eq!(one[0].body, [0; 8]);
+    let kept: Vec<&Vec<u8>> = one.iter().chain(&two).flat_map(|f| &f.records).collect();
+    assert!(
+        records
+            .iter()
+            .map(zk_spool::Record::bytes)
+            .eq(kept.iter().map(|r| r.as_slice()))
+    );
+    let synced: Vec<u64> = one.iter().chain(&two).map(|f| f.synced).collect();
+    assert_eq!(synced, [0, 0, 3, 3, 3, 4, 5]);
+    let firsts: Vec<u64> = one.iter().chain(&two).map(|f| f.first).collect();
+    assert_eq!(firsts, [1, 1, 4, 4, 4, 5, 6]);
+
+    let sealed = &one[2];
+    assert_eq!(sealed.body.len(), 48);
+    assert_eq!(sealed.body[..16], stream.0);
+    assert_eq!(u64_at(&sealed.body, 16), 1);
+    assert_eq!(u64_at(&sealed.body, 24), 3);
+    assert_eq!(u64_at(&sealed.body, 32), sealed.offset);
+    assert_eq!(sealed.body[40..], [0; 8]);
+
+    let state = &files["state"];
+    assert_eq!(state.len(), 32 << 10);
+    let newest = state
+        .chunks(16 << 10)
+        .max_by_key(|slot| u64_at(slot, 16))
+        .unwrap();
+    assert_eq!(&newest[..8], b"zk-spsta");
+    assert_eq!(u32_at(newest, 8), 1);
+    let used = 96 + 72;
+    assert_eq!(
+        u32_at(newest, 12),
+        crc32c(&[&newest[..12], &newest[16..used]])
+    );
+    assert_eq!(u64_at(newest, 24), 1, "the cursor's segment");
+    assert_eq!(newest[32..48], stream.0);
+    assert_eq!(u64_at(newest, 48), 2, "delivered up to here");
+    assert_eq!(
+        u64_at(newest, 56),
+        one[1].offset,
+        "the frame is not done yet"
+    );
+    assert_eq!((u64_at(newest, 64), u64_at(newest, 72)), (2, 5), "durable");
+    assert_eq!(u64_at(newest, 80), 1, "the last id of a loss");
+    assert_eq!(u32_at(newest, 88), 1);
+    let entry = &newest[96..used];
+    assert_eq!(u64_at(entry, 0), loss.id);
+    assert_eq!(entry[8..16], [3, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(entry[16..32], stream.0);
+    assert_eq!(
+        (u64_at(entry, 32), u64_at(entry, 40), u64_at(entry, 48)),
+        (2, 2, 1)
+    );
+    assert_eq!(
+        (u64_at(entry, 56), u64_at(entry, 64)),
+        (loss.since_ms, loss.until_ms)
+    );
+
+    let rejected = format!("rejected/{:020}-{:020}-{stream}.rec", 1, 2);
+    assert_eq!(files[&rejected], records[1].bytes());
+}
+
+/// Writes a segment from the document.
+struct Writer {
+    number: u64,
+    stream: [u8; 16],
+    file: Vec<u8>,
+}
+
+impl Writer {
+    fn new(
+        number: u64,
+        stream: [u8; 16],
+        first: u64,
+        predecessor: Option<([u8; 16], u64, u8)>,
+    ) -> Self {
+        let mut header = vec![0; 512];
+        header[..8].copy_from_slice(b"zk-spseg");
+        header[8..12].copy_from_slice(&1_u32.to_be_bytes());
+        header[16..24].copy_from_slice(&number.to_be_bytes());
+        header[24..40].copy_from_slice(&stream);
+        header[40..48].copy_from_slice(&first.to_be_bytes());
+        if let Some((stream, last, end)) = predecessor {
+            header[48..64].copy_from_slice(&stream);
+            header[64..72].copy_from_slice(&last.to_be_bytes());
+            header[72] = end;
+        }
+        let crc = crc32c(&[&header[..12], &header[16..]]);
+        header[12..16].copy_from_slice(&crc.to_be_bytes());
+        let file = header.repeat(2);
+        Self {
+            number,
+            stream,
+            file,
+        }
+    }
+
+    fn frame(&mut self, kind: u16, count: u16, first: u64, synced: u64, body: &[u8]) {
+        let mut frame = vec![0xF5, 0x5A, 0x4B, 0x1E, 0, 0, 0, 0];
+        frame.extend((body.len() as u32).to_be_bytes());
+        frame.extend(kind.to_be_bytes());
+        frame.extend(count.to_be_bytes());
+        frame.extend(first.to_be_bytes());
+        frame.extend(synced.to_be_bytes());
+        frame.extend(body);
+        let place = (self.file.len() as u64).to_be_bytes();
+        let crc = crc32c(&[
+            &self.number.to_be_bytes(),
+            &self.stream,
+            &place,
+            &frame[8..],
+        ]);
+        frame[4..8].copy_from_slice(&crc.to_be_bytes());
+        self.file.extend(frame);
+    }
+
+    fn records(&mut self, first: u64, records: &[&[u8]]) {
+        let mut body = Vec::new();
+        for record in records {
+            body.extend((record.len() as u32).to_be_bytes());
+            body.extend(*record);
+        }
+        self.frame(1, records.len() as u16, first, first - 1, &body);
+    }
+
+    fn seal(&mut self, first: u64, last: u64, end: u64, stream_end: u8) {
+        let mut body = self.stream.to_vec();
+        body.extend(first.to_be_bytes());
+        body.extend(last.to_be_bytes());
+        body.extend(end.to_be_bytes());
+        body.extend([stream_end, 0, 0, 0, 0, 0, 0, 0]);
+        self.frame(4, 0, last + 1, last, &body);
+    }
+
+    fn put(self, storage: &FaultStorage) {
+        storage.put(&format!("{:020}.seg", self.number), self.file);
+    }
+}
+
+/// A spool that nothing was appended to.
+fn empty() -> FaultStorage {
+    let storage = FaultStorage::new();
+    open(&storage, &small()).unwrap().close().unwrap();
+    assert_eq!(storage.files().len(), 2);
+    storage
+}
+
+fn opened(records: &[(u64, &[u8])], spool: &Spool, stream: [u8; 16]) {
+    let drained = drain(spool);
+    let found: Vec<_> = drained.iter().map(|r| (r.sequence(), r.bytes())).collect();
+    assert_eq!(found, records);
+    assert!(
+        drained
+            .iter()
+            .all(|record| record.stream() == StreamId(stream))
+    );
+}
+
+#[test]
+fn what_is_documented_is_read() {
+    let storage = empty();
+    let mut one = Writer::new(7, [1; 16], 5, None);
+    one.frame(2, 0, 5, 4, &[0; 8]);
+    one.records(5, &[b"five", b"six"]);
+    let end = one.file.len() as u64;
+    one.file.extend(b"a torn write, cut off by a recovery");
+    one.seal(5, 6, end, 1);
+    one.put(&storage);
+    let mut two = Writer::new(8, [2; 16], 1, Some(([1; 16], 6, 1)));
+    two.frame(2, 0, 1, 0, &[0; 8]);
+    two.records(1, &[b"one", b"", b"three"]);
+    two.frame(3, 0, 4, 3, &[]);
+    two.put(&storage);
+
+    let spool = open(&storage, &small()).unwrap();
+    assert_eq!(spool.stream(), StreamId([2; 16]));
+    let before = spool.predecessor().unwrap();
+    assert_eq!(
+        (before.stream, before.last_sequence),
+        (StreamId([1; 16]), 6)
+    );
+    assert_eq!(before.end, zk_spool::End::Cut);
+    assert_eq!(spool.verify().unwrap().damage, []);
+    let five = spool.peek(2, 100).unwrap();
+    spool.ack(five[1].position()).unwrap();
+    opened(&[(1, b"one"), (2, b""), (3, b"three")], &spool, [2; 16]);
+    assert!(spool.losses().unwrap().is_empty());
+    assert_eq!(append(&spool, 1).unwrap(), 4);
+}
+
+#[test]
+fn the_rules_of_recovery_are_as_documented() {
+    // A bad frame that a later one knows to have been durable is damage; one
+    // beyond that is cut off, with all behind it.
+    for (synced, sequences, lost) in [
+        (4, vec![1, 2, 5], Some((3, 4))),
+        (3, vec![1, 2], Some((3, 3))),
+        (2, vec![1, 2], None),
+    ] {
+        let storage = empty();
+        let mut log = Writer::new(1, [9; 16], 1, None);
+        log.frame(2, 0, 1, 0, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        log.records(1, &[b"one", b"two"]);
+        let bad = log.file.len();
+        log.records(3, &[b"three", b"four"]);
+        log.file[bad + 40] ^= 4;
+        log.frame(1, 1, 5, synced, b"\0\0\0\x04five");
+        log.put(&storage);
+        let spool = open(&storage, &small()).unwrap();
+        let losses = spool.losses().unwrap();
+        let named = losses.first().map(|loss| (loss.first, loss.last));
+        assert_eq!(named, lost);
+        assert!(losses.iter().all(|loss| loss.reason == Reason::Damaged));
+        let found: Vec<u64> = drain(&spool)
+            .iter()
+            .map(zk_spool::Record::sequence)
+            .collect();
+        assert_eq!(found, sequences);
+        let before = spool.predecessor().unwrap();
+        let last = sequences[sequences.len() - 1].max(lost.map_or(0, |(_, last)| last));
+        assert_eq!(
+            (before.stream, before.last_sequence),
+            (StreamId([9; 16]), last)
+        );
+        assert_eq!(append(&spool, 1).unwrap(), 1);
+    }
+}

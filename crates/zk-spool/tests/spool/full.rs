@@ -1,0 +1,282 @@
+//! Caps, full disks and what is said about them.
+
+use zk_spool::{Error, Full, Loss, Options, Reason, Spool, storage::FaultStorage};
+
+use crate::common::{
+    append, append_batch, append_receipt, drain, key, names, open, peek_all, small,
+};
+
+fn fill(spool: &Spool) -> u64 {
+    loop {
+        match append(spool, 500) {
+            Ok(_) => {}
+            Err(Error::Full { .. }) => return spool.stats().unwrap().next_sequence - 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_full_spool_refuses_and_counts() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    let last = fill(&spool);
+    assert!(last > 30);
+    assert!(spool.stats().unwrap().disk_bytes <= 64 << 10);
+    for _ in 0..9 {
+        assert!(matches!(append(&spool, 500), Err(Error::Full { .. })));
+    }
+    assert!(matches!(
+        append_batch(&spool, &[500; 5]),
+        Err(Error::Full { .. })
+    ));
+
+    let losses = spool.losses().unwrap();
+    assert_eq!(losses.len(), 1);
+    let Loss {
+        reason,
+        stream,
+        first,
+        last: until,
+        records,
+        ..
+    } = losses[0];
+    assert_eq!((reason, stream), (Reason::Full, spool.stream()));
+    assert_eq!((first, until, records), (last, last, 15));
+
+    // All that was taken is there, and there is room again once some is gone.
+    let records = peek_all(&spool).unwrap();
+    assert_eq!(records.len() as u64, last);
+    spool.ack(records[10].position()).unwrap();
+    assert_eq!(append(&spool, 500).unwrap(), last + 1);
+}
+
+#[test]
+fn a_full_spool_does_not_call_the_closure() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    fill(&spool);
+    while append(&spool, 1).is_ok() {}
+    let refused = spool.append_with(|_| -> Result<Vec<u8>, ()> { panic!("called") });
+    assert!(refused.is_err());
+}
+
+#[test]
+fn refusals_are_written_down_as_they_double() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    fill(&spool);
+    let mut writes = 0;
+    for refusals in 2..=1000_u64 {
+        let before = storage.operations();
+        append(&spool, 500).unwrap_err();
+        writes += u64::from(storage.operations() > before);
+        if refusals % 97 == 0 {
+            let left = storage.after_cut(zk_spool::storage::Cut::Synced);
+            let losses = open(&left, &small()).unwrap().losses().unwrap();
+            let counted = losses[0].records;
+            assert!(
+                (refusals / 2..=refusals).contains(&counted),
+                "{counted} of {refusals}"
+            );
+        }
+    }
+    assert!(writes < 12, "{writes} writes");
+    assert_eq!(spool.losses().unwrap()[0].records, 1000);
+}
+
+#[test]
+fn a_receipt_fits_into_a_full_spool() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    fill(&spool);
+    while append(&spool, 1).is_ok() {}
+    let losses = spool.losses().unwrap();
+    append_receipt(&spool, 1000).unwrap();
+    spool.confirm(losses[0].id).unwrap();
+    assert!(spool.losses().unwrap().is_empty());
+    // The reserve is bounded, too.
+    while append_receipt(&spool, 500).is_ok() {}
+    assert!(spool.stats().unwrap().disk_bytes <= 64 << 10);
+    drain(&spool);
+    append(&spool, 500).unwrap();
+}
+
+#[test]
+fn the_oldest_segments_go_and_are_named() {
+    let storage = FaultStorage::new();
+    let options = Options {
+        full: Full::DropOldest,
+        ..small()
+    };
+    let spool = open(&storage, &options).unwrap();
+    let mut named = Vec::new();
+    for sequence in 1..=1000 {
+        assert_eq!(append(&spool, 500).unwrap(), sequence);
+        assert!(spool.stats().unwrap().disk_bytes <= 64 << 10);
+        if sequence % 250 == 0 {
+            let losses = spool.losses().unwrap();
+            spool.confirm(losses.last().unwrap().id).unwrap();
+            named.extend(losses);
+        }
+    }
+    named.extend(spool.losses().unwrap());
+    let there: Vec<_> = peek_all(&spool).unwrap().iter().map(key).collect();
+    let stream = spool.stream();
+    for sequence in 1..spool.stats().unwrap().next_sequence {
+        let lost = named
+            .iter()
+            .filter(|loss| names(loss, (stream, sequence)))
+            .count();
+        let there = there.iter().filter(|key| key.1 == sequence).count();
+        assert_eq!(lost + there, 1, "{sequence}");
+    }
+    assert!(named.iter().all(|loss| loss.reason == Reason::Dropped));
+    let records: u64 = named.iter().map(|loss| loss.records).sum();
+    assert_eq!(records, there[0].1 - 1);
+}
+
+#[test]
+fn dropping_leaves_out_what_was_acknowledged() {
+    let storage = FaultStorage::new();
+    let options = Options {
+        full: Full::DropOldest,
+        ..small()
+    };
+    let spool = open(&storage, &options).unwrap();
+    append_batch(&spool, &[100; 8]).unwrap();
+    let fifth = peek_all(&spool).unwrap().remove(4);
+    spool.ack(fifth.position()).unwrap();
+    while spool.losses().unwrap().is_empty() {
+        append(&spool, 500).unwrap();
+    }
+    let loss = spool.losses().unwrap().remove(0);
+    assert_eq!((loss.first, loss.last, loss.records), (6, 8, 3));
+    // A position in what was dropped is behind us.
+    spool.ack(fifth.position()).unwrap();
+    assert_eq!(spool.peek(1, 0).unwrap()[0].sequence(), 9);
+}
+
+#[test]
+fn a_drained_segment_does_not_keep_a_spool_full() {
+    for full in [Full::Reject, Full::DropOldest] {
+        let storage = FaultStorage::new();
+        let options = Options {
+            full,
+            segment_size: Some(16 << 10),
+            ..small()
+        };
+        let spool = open(&storage, &options).unwrap();
+        for _ in 0..20 {
+            append(&spool, 50_000).unwrap();
+            assert_eq!(drain(&spool).len(), 1);
+        }
+        assert!(spool.losses().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_drains() {
+    for full in [Full::Reject, Full::DropOldest] {
+        let storage = FaultStorage::new();
+        let options = Options {
+            full,
+            cap: 1 << 20,
+            segment_size: Some(4 << 10),
+            ..Options::default()
+        };
+        let spool = open(&storage, &options).unwrap();
+        storage.set_capacity(Some(storage.used() + 20_000));
+        let mut appended = 0;
+        let error = loop {
+            match append(&spool, 700) {
+                Ok(sequence) => appended = sequence,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::DiskFull { .. }), "{error}");
+        assert!(appended > 15);
+        // Not poisoned: reading, counting and saying what is lost go on.
+        storage.set_capacity(Some(storage.used()));
+        let refused = spool.losses().unwrap().remove(0);
+        assert_eq!((refused.reason, refused.records), (Reason::Full, 1));
+        assert_eq!(peek_all(&spool).unwrap().len() as u64, appended);
+        drop(spool);
+
+        // It can be opened, and drained, and then takes more.
+        let spool = open(&storage, &options).unwrap();
+        assert!(matches!(append(&spool, 700), Err(Error::DiskFull { .. })));
+        let stream = spool.stream();
+        let records = peek_all(&spool).unwrap();
+        assert_eq!(records.len() as u64, appended);
+        spool.reject(records[0].position()).unwrap();
+        spool
+            .ack(records[appended as usize / 2].position())
+            .unwrap();
+        assert_eq!(append(&spool, 700).unwrap(), appended + 1);
+        assert_eq!(spool.stream(), stream);
+        drain(&spool);
+        let losses = spool.losses().unwrap();
+        spool.confirm(losses.last().unwrap().id).unwrap();
+        assert!(spool.losses().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn every_size_of_disk() {
+    // The end of the disk falls on every place of the log.
+    for capacity in (33_000..45_000).step_by(41) {
+        let storage = FaultStorage::new();
+        storage.set_capacity(Some(capacity));
+        let spool = open(&storage, &small()).unwrap();
+        let mut appended = Vec::new();
+        let mut refused = 0;
+        for len in [300, 100, 900, 10, 700, 300, 50, 2000, 10, 10, 400, 900, 10] {
+            match append(&spool, len) {
+                Ok(sequence) => appended.push(sequence),
+                Err(Error::DiskFull { .. }) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(appended.iter().copied().eq(1..=appended.len() as u64));
+        let records = peek_all(&spool).unwrap();
+        assert!(
+            records
+                .iter()
+                .map(zk_spool::Record::sequence)
+                .eq(1..=appended.len() as u64)
+        );
+        let losses = spool.losses().unwrap();
+        assert_eq!(losses.iter().map(|loss| loss.records).sum::<u64>(), refused);
+        drop(spool);
+        let spool = open(&storage, &small()).unwrap();
+        assert_eq!(peek_all(&spool).unwrap().len(), appended.len());
+        storage.set_capacity(None);
+        append(&spool, 100).unwrap();
+        assert_eq!(drain(&spool).len(), appended.len() + 1);
+    }
+}
+
+#[test]
+fn more_losses_than_the_table_holds_are_still_counted() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    for _ in 0..300 {
+        append_batch(&spool, &[1, 1]).unwrap();
+        let records = peek_all(&spool).unwrap();
+        spool.reject(records[0].position()).unwrap();
+        spool.ack(records[1].position()).unwrap();
+    }
+    let losses = spool.losses().unwrap();
+    assert_eq!(losses.len(), 226);
+    assert_eq!(losses.iter().map(|loss| loss.records).sum::<u64>(), 300);
+    assert!(losses.is_sorted_by_key(|loss| loss.id));
+    let several: Vec<&Loss> = losses
+        .iter()
+        .filter(|loss| loss.reason == Reason::Several)
+        .collect();
+    assert_eq!(several.len(), 1);
+    assert_eq!(several[0].records, 75);
+    spool.confirm(losses.last().unwrap().id).unwrap();
+    assert!(spool.losses().unwrap().is_empty());
+}

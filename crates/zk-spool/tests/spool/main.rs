@@ -1,0 +1,18 @@
+//! The spool, tested through its public surface.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs
+)]
+
+mod common;
+mod concurrency;
+mod contract;
+mod damage;
+mod format;
+mod full;
+mod kill;
+mod model;
+mod power;

@@ -1,0 +1,502 @@
+//! The power goes off at every operation that changes a file, and what was not
+//! synced is lost, kept, torn or kept in pieces. Whatever it is, what was
+//! promised holds.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use zk_spool::{
+    Error, Full, Loss, Options, Reason, Record, Spool, StreamId, SyncPolicy,
+    storage::{Cut, FaultStorage},
+};
+
+use crate::common::{
+    Key, Random, append, append_batch, append_receipt, content, effort, key, names, open, peek_all,
+    small,
+};
+
+/// What the spool has said so far, and must stand by.
+#[derive(Clone, Default)]
+struct History {
+    /// Streams in the order of their first use.
+    streams: Vec<StreamId>,
+    /// The length of the record that was last made for a number.
+    made: HashMap<Key, usize>,
+    /// What a number stands for since an append returned it, or it was read.
+    used: HashMap<Key, Vec<u8>>,
+    /// Durable, by what the spool promised.
+    durable: BTreeSet<Key>,
+    /// Appended in a window that is not over.
+    windowed: BTreeSet<Key>,
+    /// The last record that an acknowledgement was asked for, and the last one
+    /// for which that returned.
+    ack_asked: Option<Key>,
+    acked: Option<Key>,
+    /// Losses that were confirmed, or asked to be.
+    losses: Vec<Loss>,
+    /// The ids of those that were offered, and nobody wanted to confirm.
+    offered: BTreeSet<u64>,
+}
+
+impl History {
+    fn place(&self, (stream, sequence): Key) -> (usize, u64) {
+        let index = self.streams.iter().position(|known| *known == stream);
+        (index.expect("a stream nobody appended to"), sequence)
+    }
+
+    fn is_up_to(&self, key: Key, limit: Option<Key>) -> bool {
+        limit.is_some_and(|limit| self.place(key) <= self.place(limit))
+    }
+
+    fn use_up(&mut self, key: Key, bytes: &[u8]) {
+        let before = self.used.insert(key, bytes.to_vec());
+        assert!(
+            before.is_none_or(|before| before == bytes),
+            "{key:?} was used twice"
+        );
+    }
+
+    fn attempt(&mut self, stream: StreamId, sequence: u64, len: usize) {
+        if !self.streams.contains(&stream) {
+            self.streams.push(stream);
+        }
+        self.made.insert((stream, sequence), len);
+    }
+
+    fn appended(&mut self, stream: StreamId, sequence: u64, windowed: bool) {
+        let key = (stream, sequence);
+        let len = self.made[&key];
+        self.use_up(key, &content(stream, sequence, len));
+        if windowed {
+            self.windowed.insert(key);
+        } else {
+            self.durable.insert(key);
+        }
+    }
+
+    fn synced(&mut self) {
+        let mut windowed = std::mem::take(&mut self.windowed);
+        self.durable.append(&mut windowed);
+    }
+
+    fn offered(&mut self, losses: &[Loss]) {
+        let ids: BTreeSet<u64> = losses.iter().map(|loss| loss.id).collect();
+        assert!(self.offered.is_subset(&ids), "a loss was forgotten");
+        self.offered = ids;
+    }
+
+    fn read(&mut self, records: &[Record]) {
+        for record in records {
+            let key = key(record);
+            let len = *self.made.get(&key).expect("a record that nobody made");
+            assert_eq!(record.bytes(), content(key.0, key.1, len), "{key:?}");
+            self.use_up(key, record.bytes());
+            // What was read may have been published.
+            self.windowed.remove(&key);
+            self.durable.insert(key);
+        }
+        assert!(
+            records.is_sorted_by_key(|record| self.place(key(record))),
+            "out of order"
+        );
+        if let Some(first) = records.first() {
+            assert!(
+                !self.is_up_to(key(first), self.acked),
+                "{:?} was acknowledged",
+                key(first)
+            );
+        }
+    }
+}
+
+/// One open spool and the story so far.
+struct Session<'a> {
+    spool: Spool,
+    history: &'a mut History,
+    windowed: bool,
+}
+
+impl Session<'_> {
+    fn append(&mut self, len: usize, receipt: bool) -> Result<(), Error> {
+        let stream = self.spool.stream();
+        self.history
+            .attempt(stream, self.spool.stats()?.next_sequence, len);
+        let sequence = if receipt {
+            append_receipt(&self.spool, len)?
+        } else {
+            append(&self.spool, len)?
+        };
+        self.history.appended(stream, sequence, self.windowed);
+        Ok(())
+    }
+
+    fn append_batch(&mut self, lens: &[usize]) -> Result<(), Error> {
+        let stream = self.spool.stream();
+        let next = self.spool.stats()?.next_sequence;
+        for (sequence, len) in (next..).zip(lens) {
+            self.history.attempt(stream, sequence, *len);
+        }
+        for sequence in append_batch(&self.spool, lens)? {
+            self.history.appended(stream, sequence, self.windowed);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), Error> {
+        self.spool.sync()?;
+        self.history.synced();
+        Ok(())
+    }
+
+    fn ack(&mut self, records: usize) -> Result<(), Error> {
+        let records = self.spool.peek(records, usize::MAX)?;
+        self.history.read(&records);
+        if let Some(last) = records.last() {
+            self.history.ack_asked = Some(key(last));
+            self.spool.ack(last.position())?;
+            self.history.acked = Some(key(last));
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self) -> Result<(), Error> {
+        let records = self.spool.peek(1, 0)?;
+        self.history.read(&records);
+        if let Some(record) = records.first() {
+            self.history.ack_asked = Some(key(record));
+            self.spool.reject(record.position())?;
+            self.history.acked = Some(key(record));
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self) -> Result<(), Error> {
+        let losses = self.spool.losses()?;
+        self.history.offered(&losses);
+        if let Some(last) = losses.last() {
+            self.append(80, true)?;
+            self.sync()?;
+            let through = last.id;
+            self.history.losses.extend(losses);
+            self.history.offered.clear();
+            self.spool.confirm(through)?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, random: &mut Random) -> Result<(), Error> {
+        let len = 40 + random.below(500) as usize;
+        let result = match random.below(16) {
+            0..6 => self.append(len, false),
+            6..9 => {
+                let lens: Vec<usize> = (0..random.below(5)).map(|n| len / 2 + n as usize).collect();
+                self.append_batch(&lens)
+            }
+            9..12 => self.ack(1 + random.below(6) as usize),
+            12 => self.reject(),
+            13 => self.confirm(),
+            14 => self.sync(),
+            _ => self.append(4 * len, false),
+        };
+        match result {
+            // Both are answers, not the end.
+            Err(Error::Full { .. } | Error::DiskFull { .. }) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+/// Opens, takes some steps and closes, again and again, until something fails.
+fn work(
+    storage: &FaultStorage,
+    options: &Options,
+    history: &mut History,
+    mut random: Random,
+    sessions: u32,
+) -> Result<(), Error> {
+    for _ in 0..sessions {
+        let mut session = Session {
+            spool: open(storage, options)?,
+            history: &mut *history,
+            windowed: options.sync != SyncPolicy::Each,
+        };
+        for _ in 0..10 + random.below(20) {
+            session.step(&mut random)?;
+        }
+        if random.below(4) > 0 {
+            let Session { spool, .. } = session;
+            match spool.close() {
+                Ok(()) => history.synced(),
+                // No room for the mark that it was closed: as if it was not.
+                Err(Error::DiskFull { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens what a power cut has left, and holds it against what was promised.
+fn check(history: &mut History, image: &FaultStorage, options: &Options) {
+    let spool = open(image, options).expect("opens after a power cut");
+    let losses = spool.losses().unwrap();
+    let records = peek_all(&spool).unwrap();
+    let before = spool.predecessor();
+    assert_eq!(spool.stats().unwrap().unsynced, 0);
+
+    for loss in &losses {
+        assert_ne!(
+            loss.reason,
+            Reason::Damaged,
+            "nothing was damaged: {loss:?}"
+        );
+    }
+    history.offered(&losses);
+    // What was going on when the power went may have been done.
+    history.windowed.clear();
+    history.read(&records);
+    let there: BTreeSet<Key> = records.iter().map(key).collect();
+    for loss in losses.iter().chain(&history.losses) {
+        assert!(
+            !there.iter().any(|key| names(loss, *key)),
+            "both lost and there: {loss:?}"
+        );
+    }
+    for key in &history.durable {
+        assert!(
+            there.contains(key)
+                || history.is_up_to(*key, history.ack_asked)
+                || losses
+                    .iter()
+                    .chain(&history.losses)
+                    .any(|loss| names(loss, *key)),
+            "{key:?} was durable and is gone"
+        );
+    }
+    if let Some(before) = before {
+        let of_it = history
+            .durable
+            .iter()
+            .chain(&there)
+            .filter(|key| key.0 == before.stream);
+        assert!(of_it.map(|key| key.1).max() <= Some(before.last_sequence));
+    }
+
+    // A second recovery finds the same.
+    drop(spool);
+    let spool = open(image, options).expect("opens a second time");
+    let again = peek_all(&spool).unwrap();
+    assert!(again.iter().map(key).eq(records.iter().map(key)));
+    assert_eq!(spool.losses().unwrap(), losses);
+    assert_eq!(spool.predecessor(), before);
+}
+
+/// After all the checks: it goes on.
+fn check_going_on(mut history: History, image: &FaultStorage, options: &Options) {
+    let mut session = Session {
+        spool: open(image, options).unwrap(),
+        history: &mut history,
+        windowed: options.sync != SyncPolicy::Each,
+    };
+    session.ack(usize::MAX).unwrap();
+    session.append(100, false).unwrap();
+    session.append(100, false).unwrap();
+    session.sync().unwrap();
+    session.ack(1).unwrap();
+    let stats = session.spool.stats().unwrap();
+    assert_eq!(stats.records, 1);
+    // Nothing but the segment in use stays of what is drained.
+    assert_eq!(stats.segments, 1, "{:?}", image.files().keys());
+    drop(session);
+    let spool = open(image, options).unwrap();
+    assert_eq!(peek_all(&spool).unwrap().len(), 1);
+}
+
+fn cuts(seed: u64) -> [Cut; 6] {
+    [
+        Cut::Synced,
+        Cut::All,
+        Cut::Torn(seed),
+        Cut::Torn(seed + 1),
+        Cut::Random(seed),
+        Cut::Random(seed + 1),
+    ]
+}
+
+fn options(policy: u64) -> Options {
+    let (sync, full) = match policy % 4 {
+        0 => (SyncPolicy::Each, Full::Reject),
+        1 => (SyncPolicy::Each, Full::DropOldest),
+        2 => (HOURS, Full::Reject),
+        _ => (HOURS, Full::DropOldest),
+    };
+    Options {
+        sync,
+        full,
+        // Full after some thirty records.
+        cap: 16 << 10,
+        ..small()
+    }
+}
+
+/// The window never ends by itself: syncs are where the test puts them.
+const HOURS: SyncPolicy = SyncPolicy::Every(Duration::from_secs(1 << 20));
+
+/// One workload, cut at each of its operations.
+fn exhaustive(policy: u64, seed: u64) -> u64 {
+    let options = options(policy);
+    let random = Random(seed);
+    let storage = FaultStorage::new();
+    let mut history = History::default();
+    work(&storage, &options, &mut history, random.clone(), 3).unwrap();
+    let full = history
+        .losses
+        .iter()
+        .any(|loss| matches!(loss.reason, Reason::Dropped | Reason::Full));
+    assert!(full, "the workload meets the cap");
+    let operations = storage.operations();
+    let mut points = 0;
+    for operation in 1..=operations {
+        let storage = FaultStorage::new();
+        storage.cut_at(operation);
+        let mut history = History::default();
+        work(&storage, &options, &mut history, random.clone(), 3).expect_err("the power goes off");
+        for cut in cuts(seed ^ operation) {
+            let image = storage.after_cut(cut);
+            let mut history = history.clone();
+            check(&mut history, &image, &options);
+            check_going_on(history, &image, &options);
+            points += 1;
+        }
+    }
+    points
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_at_any_operation() {
+    let mut points = 0;
+    for seed in 0..effort() {
+        for policy in 0..4 {
+            points += exhaustive(policy, seed);
+        }
+    }
+    println!("{points} cut points");
+}
+
+/// Cut after cut on the same spool: in work, in recovery, in what follows.
+#[test]
+fn cut_upon_cut() {
+    for seed in 0..400 * effort() {
+        let options = options(seed);
+        let mut random = Random(seed);
+        let mut storage = FaultStorage::new();
+        let mut history = History::default();
+        for _ in 0..8 {
+            storage.cut_at(1 + random.below(120));
+            let work_random = Random(random.next());
+            let end = work(&storage, &options, &mut history, work_random, 4);
+            let cut = cuts(random.next())[random.below(6) as usize];
+            // If it ran through, the process is killed after closing.
+            let cut = if end.is_ok() { Cut::All } else { cut };
+            storage = storage.after_cut(cut);
+            check(&mut history, &storage, &options);
+        }
+        check_going_on(history, &storage, &options);
+    }
+}
+
+/// The disk fills to the last byte while the power goes off at every operation.
+#[test]
+fn on_a_full_disk() {
+    for policy in 0..4 {
+        let options = options(policy);
+        let full = || {
+            let storage = FaultStorage::new();
+            storage.set_capacity(Some(32 * 1024 + 16 + 9_000));
+            storage
+        };
+        let storage = full();
+        work(
+            &storage,
+            &options,
+            &mut History::default(),
+            Random(policy),
+            3,
+        )
+        .unwrap();
+        for operation in 1..=storage.operations() {
+            let storage = full();
+            storage.cut_at(operation);
+            let mut history = History::default();
+            work(&storage, &options, &mut history, Random(policy), 3)
+                .expect_err("the power goes off");
+            for cut in cuts(operation) {
+                let image = storage.after_cut(cut);
+                // A spool that exists needs no room to be opened and drained.
+                if !history.durable.is_empty() {
+                    image.set_capacity(Some(image.used()));
+                }
+                check(&mut history.clone(), &image, &options);
+            }
+        }
+    }
+}
+
+/// A sync that fails leaves pages that the system takes for written. Reopening
+/// must not believe it.
+#[test]
+fn a_failed_sync_is_not_believed_afterwards() {
+    for policy in 0..4 {
+        let options = options(policy);
+        let storage = FaultStorage::new();
+        work(&storage, &options, &mut History::default(), Random(7), 3).unwrap();
+        for operation in 1..=storage.operations() {
+            let storage = FaultStorage::new();
+            storage.fail_at(operation);
+            let mut history = History::default();
+            let failed = work(&storage, &options, &mut history, Random(7), 3);
+            // Some operations may fail without harm.
+            if failed.is_err() {
+                history.windowed.clear();
+            }
+            // The process lives on and opens the spool again, without a cut.
+            check(&mut history, &storage, &options);
+            let more = work(&storage, &options, &mut history, Random(8), 1);
+            more.expect("only one operation fails");
+            history.windowed.clear();
+            // What is durable by now must survive losing what is not.
+            check(&mut history, &storage.after_cut(Cut::Synced), &options);
+        }
+    }
+}
+
+/// After an error every call says so, until the spool is opened again.
+#[test]
+fn an_error_poisons() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    append(&spool, 100).unwrap();
+    let record = peek_all(&spool).unwrap().remove(0);
+    storage.fail_at(storage.operations() + 2);
+    assert!(matches!(append(&spool, 100), Err(Error::Io { .. })));
+
+    let poisoned = |error: Error| matches!(error, Error::Poisoned { .. });
+    assert!(poisoned(append(&spool, 100).unwrap_err()));
+    assert!(poisoned(append_batch(&spool, &[1]).unwrap_err()));
+    assert!(poisoned(append_receipt(&spool, 1).unwrap_err()));
+    assert!(poisoned(peek_all(&spool).unwrap_err()));
+    assert!(poisoned(spool.ack(record.position()).unwrap_err()));
+    assert!(poisoned(spool.reject(record.position()).unwrap_err()));
+    assert!(poisoned(spool.sync().unwrap_err()));
+    assert!(poisoned(spool.stats().unwrap_err()));
+    assert!(poisoned(spool.losses().unwrap_err()));
+    assert!(poisoned(spool.confirm(1).unwrap_err()));
+    assert!(poisoned(spool.verify().unwrap_err()));
+    assert!(poisoned(spool.wait(Duration::ZERO).unwrap_err()));
+    assert!(poisoned(spool.close().unwrap_err()));
+
+    let spool = open(&storage, &small()).unwrap();
+    assert_eq!(peek_all(&spool).unwrap()[0].sequence(), 1);
+}
