@@ -1,0 +1,78 @@
+//! Where telemetry is kept: devices, readings and quarantine, in DynamoDB.
+//!
+//! A [`Store`] is three tables in DynamoDB, in anything that speaks its
+//! protocol, or in one file with an engine inside this process, over no socket.
+//! [`Store::ingest`] takes messages in; the rest is for those who set devices up
+//! and those who read.
+//!
+//! ```
+//! use zk_store::{Options, Store, StoreUri};
+//! use zk_verify::{Context, Reason, topic_of};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("zk.db");
+//! let uri: StoreUri = format!("file:{}", path.display()).parse()?;
+//! let store = Store::create(&uri, Options::default()).await?;
+//!
+//! let context = Context {
+//!     principal: "3f2a".into(),
+//!     topic: topic_of(&"pi-01".parse()?),
+//!     received_at: "2026-11-23T11:20:45.001Z".parse()?,
+//! };
+//! let result = store.ingest(br#"{"deviceId":"pi-01"}"#, &context).await?;
+//! // Nobody has registered that principal, so it is put aside.
+//! assert_eq!(result.quarantined[0].reason, Reason::UnknownDevice);
+//! assert!(store.quarantined(&result.quarantined[0].id).await?.is_some());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # When it is durable
+//!
+//! What [`Store::ingest`] has answered for is durable. In DynamoDB that is the
+//! service's promise. In a file, every commit is followed by fsync of
+//! SQLite's write-ahead log before it is answered (`journal_mode` WAL with
+//! `synchronous` FULL, which the engine leaves as SQLite is built); puts that
+//! wait at the same time share one commit. That holds as far as the medium
+//! keeps what it said it has synced.
+//!
+//! A file may be open in several processes: a reader beside a gateway. It has
+//! to be on a local file system, and who reads needs to be able to write, as
+//! SQLite keeps its locks beside the file (`-wal`, `-shm`).
+//!
+//! # What it asks of DynamoDB
+//!
+//! | who | devices | readings | quarantine |
+//! | --- | --- | --- | --- |
+//! | [`Store::ingest`] | `GetItem` | `PutItem` `GetItem` `UpdateItem` | `PutItem` `GetItem` `UpdateItem` |
+//! | readers | `Scan` | `Query` | `Scan` `GetItem` |
+//! | [`Store::replay`], besides | `GetItem` | as `ingest` | as `ingest`, `DeleteItem` |
+//! | set-up | `GetItem` `PutItem` `DeleteItem` `Scan` | | |
+//! | [`Store::create`] | `CreateTable` `DescribeTable` | the same | the same |
+//! | [`Store::delete_tables`] | `DeleteTable` `UpdateTable` `DescribeTable` | the same | the same |
+//!
+//! # What it does not do
+//!
+//! It believes nothing that it keeps, and nobody else should: whoever reads
+//! verifies again, with keys of his own. It never deletes a reading.
+
+#![forbid(unsafe_code)]
+
+mod devices;
+mod embedded;
+mod error;
+mod ingest;
+mod item;
+mod quarantine;
+mod readings;
+mod store;
+mod uri;
+
+pub use error::StoreError;
+pub use ingest::Ingested;
+pub use quarantine::{Held, Overflow, Quarantine, Quarantined};
+pub use readings::{Readings, StoredReading};
+pub use store::{Budget, Options, Store};
+pub use uri::StoreUri;

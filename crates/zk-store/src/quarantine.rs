@@ -1,0 +1,630 @@
+//! The quarantine: what was not accepted, and why, within a budget for each
+//! principal.
+//!
+//! A message is kept once, under the hash of who sent what where. To keep a new
+//! one takes three steps, of which any may be the last that happens: a
+//! reservation of its room in the principal's budget, under the message's id and
+//! with a serial number; the message itself, with that number; and the end of
+//! the reservation. Who finds a reservation for the same message takes it over.
+//! Whoever comes too late with a message of his own number gives its room back.
+//! So no message ever counts twice, however often and by however many it is
+//! tried.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
+use sha2::{Digest, Sha256};
+use zk_envelope::Timestamp;
+use zk_verify::{Context, Evidence, Reason};
+
+use crate::devices::{ATTEMPTS, CONDITION_FAILED};
+use crate::item::{Item, Reader, b, n, s};
+use crate::{Ingested, Store, StoreError};
+
+/// A message in the quarantine.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// SHA-256 over principal, topic and message, each after its length in 8
+    /// bytes; in lower-case hex.
+    pub id: String,
+    /// Why it is here.
+    pub reason: Reason,
+    /// Whether a key of the device that is not revoked signed it.
+    pub authentic: bool,
+    /// How it came in: principal, topic, and when for the first time.
+    pub context: Context,
+    /// When it came in last.
+    pub last_received_at: Timestamp,
+    /// How often it came in.
+    pub times: u64,
+    /// The message; empty in a listing.
+    pub message: Vec<u8>,
+}
+
+/// Leaves the message out.
+impl fmt::Debug for Quarantined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quarantined")
+            .field("id", &self.id)
+            .field("reason", &self.reason)
+            .field("context", &self.context)
+            .field("times", &self.times)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a message that was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its id in the quarantine.
+    pub id: String,
+    /// Why it was not accepted.
+    pub reason: Reason,
+    /// Whether the quarantine has it; if not, its principal's budget is used
+    /// up, and it was counted.
+    pub kept: bool,
+}
+
+/// Messages of one principal that were past its budget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overflow {
+    /// The principal.
+    pub principal: String,
+    /// How many there were; one that came in twice counts twice.
+    pub messages: u64,
+    /// The id that the last of them would have had.
+    pub last_id: String,
+    /// When it came in.
+    pub last_received_at: Timestamp,
+}
+
+/// A listing of the quarantine, from [`Store::quarantine`].
+#[derive(Debug)]
+pub struct Quarantine {
+    store: Store,
+    page: VecDeque<Item>,
+    /// Where the next page begins; `None` after the last.
+    next: Option<Option<Item>>,
+}
+
+impl Quarantine {
+    /// The next message, without its bytes, or `None` after the last. Fetches
+    /// page by page.
+    ///
+    /// After an error that is [`StoreError::Damaged`] the messages behind the
+    /// damaged one follow; after any other, the same page is asked for again.
+    ///
+    /// # Errors
+    /// [`StoreError::Request`], [`StoreError::NoTable`], [`StoreError::Damaged`].
+    pub async fn next(&mut self) -> Option<Result<Quarantined, StoreError>> {
+        loop {
+            if let Some(item) = self.page.pop_front() {
+                return Some(read(self.store.quarantine_table(), &item));
+            }
+            let start = self.next.clone()?;
+            if let Err(error) = self.fetch(start).await {
+                return Some(Err(error));
+            }
+        }
+    }
+
+    async fn fetch(&mut self, start: Option<Item>) -> Result<(), StoreError> {
+        let table = self.store.quarantine_table();
+        let all = [ID, REASON, AUTHENTIC, PRINCIPAL, TOPIC, FIRST, LAST, TIMES];
+        let mut request = self
+            .store
+            .client()
+            .scan()
+            .table_name(table)
+            .consistent_read(true)
+            .filter_expression("attribute_exists(#1)")
+            .projection_expression("#0,#1,#2,#3,#4,#5,#6,#7")
+            .set_exclusive_start_key(start);
+        for (place, name) in all.into_iter().enumerate() {
+            request = request.expression_attribute_names(format!("#{place}"), name);
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(StoreError::request("Scan", table))?;
+        self.page = answer.items.unwrap_or_default().into();
+        self.next = answer
+            .last_evaluated_key
+            .filter(|key| !key.is_empty())
+            .map(Some);
+        Ok(())
+    }
+}
+
+impl Store {
+    /// All that is in the quarantine, in no particular order.
+    #[must_use]
+    pub fn quarantine(&self) -> Quarantine {
+        Quarantine {
+            store: self.clone(),
+            page: VecDeque::new(),
+            next: Some(None),
+        }
+    }
+
+    /// One message of the quarantine, with its bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Request`], [`StoreError::NoTable`], [`StoreError::Damaged`].
+    pub async fn quarantined(&self, id: &str) -> Result<Option<Quarantined>, StoreError> {
+        if id.starts_with(BUDGET_PREFIX) {
+            return Ok(None);
+        }
+        let item = self.get(id).await?;
+        item.map(|item| read(self.quarantine_table(), &item))
+            .transpose()
+    }
+
+    /// The principals whose budget did not suffice, and for how many messages.
+    ///
+    /// # Errors
+    /// [`StoreError::Request`], [`StoreError::NoTable`], [`StoreError::Damaged`].
+    pub async fn overflow(&self) -> Result<Vec<Overflow>, StoreError> {
+        let table = self.quarantine_table();
+        let mut items = self
+            .client()
+            .scan()
+            .table_name(table)
+            .consistent_read(true)
+            .filter_expression("attribute_exists(#o)")
+            .expression_attribute_names("#o", OVER)
+            .into_paginator()
+            .items()
+            .send();
+        let mut all = Vec::new();
+        while let Some(item) = items.next().await {
+            let item = item.map_err(StoreError::request("Scan", table))?;
+            let key = Reader {
+                table,
+                key: "?",
+                item: &item,
+            }
+            .string(ID)?;
+            let reader = Reader {
+                table,
+                key,
+                item: &item,
+            };
+            all.push(Overflow {
+                principal: reader.string(PRINCIPAL)?.to_owned(),
+                messages: reader.number(OVER)?,
+                last_id: reader.string(OVER_ID)?.to_owned(),
+                last_received_at: reader.time(OVER_AT)?,
+            });
+        }
+        all.sort_by(|a, b| a.principal.cmp(&b.principal));
+        Ok(all)
+    }
+
+    /// Takes a message in again as it came in then: same principal, topic and
+    /// time of receipt. Once nothing of it is refused any more for what put it
+    /// here, it leaves the quarantine.
+    ///
+    /// # Errors
+    /// [`StoreError::NotQuarantined`]; as [`Store::ingest`].
+    pub async fn replay(&self, id: &str) -> Result<Ingested, StoreError> {
+        let found = self.quarantined(id).await?;
+        let found = found.ok_or_else(|| StoreError::NotQuarantined { id: id.to_owned() })?;
+        let result = self.ingest(&found.message, &found.context).await?;
+        if result.quarantined.iter().all(|held| held.id != found.id) {
+            self.discard(id).await?;
+        }
+        Ok(result)
+    }
+
+    /// Deletes a message from the quarantine and frees its room. Answers
+    /// whether it was there.
+    ///
+    /// # Errors
+    /// [`StoreError::Request`], [`StoreError::NoTable`], [`StoreError::Damaged`].
+    pub async fn discard(&self, id: &str) -> Result<bool, StoreError> {
+        if id.starts_with(BUDGET_PREFIX) {
+            return Ok(false);
+        }
+        let table = self.quarantine_table();
+        let deleted = self
+            .client()
+            .delete_item()
+            .table_name(table)
+            .key(ID, s(id))
+            .return_values(ReturnValue::AllOld)
+            .send()
+            .await
+            .map_err(StoreError::request("DeleteItem", table))?;
+        let Some(item) = deleted.attributes.filter(|item| !item.is_empty()) else {
+            return Ok(false);
+        };
+        let gone = read(table, &item)?;
+        let place = Place::of(
+            &gone.context.principal,
+            gone.authentic,
+            id,
+            gone.message.len(),
+        );
+        let serial = Reader {
+            table,
+            key: id,
+            item: &item,
+        }
+        .number(RESERVATION)?;
+        // If its reservation was never ended, that ends with it.
+        if !self.free(&place, Some(serial)).await? {
+            self.free(&place, None).await?;
+        }
+        Ok(true)
+    }
+
+    /// Puts evidence aside, once, however often it comes in.
+    pub(crate) async fn hold(
+        &self,
+        evidence: &Evidence,
+        context: &Context,
+    ) -> Result<Held, StoreError> {
+        let reason = evidence.reason;
+        let id = id_of(context, &evidence.message);
+        let place = Place::of(
+            &context.principal,
+            evidence.authentic,
+            &id,
+            evidence.message.len(),
+        );
+        for _ in 0..ATTEMPTS {
+            if self.seen_again(&id, context).await? {
+                return Ok(Held {
+                    id,
+                    reason,
+                    kept: true,
+                });
+            }
+            let Some(serial) = self.reserve(&place, context).await? else {
+                // Its twin may hold the last room for a moment.
+                if self.seen_again(&id, context).await? {
+                    return Ok(Held {
+                        id,
+                        reason,
+                        kept: true,
+                    });
+                }
+                if evidence.authentic {
+                    let principal = context.principal.clone();
+                    return Err(StoreError::EvidenceFull { principal });
+                }
+                self.count_overflow(&place, context).await?;
+                return Ok(Held {
+                    id,
+                    reason,
+                    kept: false,
+                });
+            };
+            if self.put_evidence(&id, serial, evidence, context).await? {
+                self.settle(&place, serial).await?;
+                return Ok(Held {
+                    id,
+                    reason,
+                    kept: true,
+                });
+            }
+            // The same message came in at the same time and was put first: with
+            // this reservation or with another, which leaves this one over.
+            let table = self.quarantine_table();
+            let there = self.get(&id).await?;
+            let there = there.map(|item| {
+                Reader {
+                    table,
+                    key: &id,
+                    item: &item,
+                }
+                .number(RESERVATION)
+            });
+            if there.transpose()? == Some(serial) {
+                self.settle(&place, serial).await?;
+            } else {
+                self.free(&place, Some(serial)).await?;
+            }
+        }
+        Err(StoreError::Contended {
+            what: format!("message {id} of the quarantine"),
+        })
+    }
+
+    /// Counts a message that is there. `false` if it is not.
+    async fn seen_again(&self, id: &str, context: &Context) -> Result<bool, StoreError> {
+        let table = self.quarantine_table();
+        let updated = self
+            .client()
+            .update_item()
+            .table_name(table)
+            .key(ID, s(id))
+            .update_expression("SET #l = :now ADD #t :one")
+            .condition_expression("attribute_exists(#i)")
+            .expression_attribute_names("#l", LAST)
+            .expression_attribute_names("#t", TIMES)
+            .expression_attribute_names("#i", ID)
+            .expression_attribute_values(":now", n(context.received_at.as_millis()))
+            .expression_attribute_values(":one", n(1))
+            .send()
+            .await;
+        held(updated, "UpdateItem", table)
+    }
+
+    /// Takes room out of the budget for the message with this id, or takes over
+    /// the room that is taken for it already. Answers the serial number of the
+    /// reservation, or `None` if there is no room.
+    async fn reserve(
+        &self,
+        place: &Place<'_>,
+        context: &Context,
+    ) -> Result<Option<u64>, StoreError> {
+        let options = &self.inner.options;
+        let budget = if place.authentic {
+            options.evidence
+        } else {
+            options.unproven
+        };
+        let room = budget.bytes.checked_sub(place.bytes);
+        let Some(room) = room.filter(|_| budget.items > 0) else {
+            return Ok(None);
+        };
+        let table = self.quarantine_table();
+        let updated = self
+            .client()
+            .update_item()
+            .table_name(table)
+            .key(ID, s(&place.budget))
+            .update_expression(
+                "SET #r = if_not_exists(#n, :zero), #p = :principal \
+                 ADD #n :one, #u :one, #b :bytes",
+            )
+            .condition_expression(
+                "attribute_not_exists(#r) AND \
+                 (attribute_not_exists(#u) OR (#u < :items AND #b <= :room))",
+            )
+            .expression_attribute_names("#r", place.id)
+            .expression_attribute_names("#n", SERIAL)
+            .expression_attribute_names("#p", PRINCIPAL)
+            .expression_attribute_names("#u", USED)
+            .expression_attribute_names("#b", BYTES)
+            .expression_attribute_values(":principal", s(&context.principal))
+            .expression_attribute_values(":bytes", n(place.bytes))
+            .expression_attribute_values(":zero", n(0))
+            .expression_attribute_values(":one", n(1))
+            .expression_attribute_values(":items", n(budget.items))
+            .expression_attribute_values(":room", n(room))
+            .return_values(ReturnValue::AllNew)
+            .send()
+            .await;
+        let item = match updated {
+            Ok(updated) => updated.attributes,
+            Err(error) if error.code() == Some(CONDITION_FAILED) => self.get(&place.budget).await?,
+            Err(error) => return Err(StoreError::request("UpdateItem", table)(error)),
+        };
+        let item = item.filter(|item| item.contains_key(place.id));
+        item.map(|item| {
+            Reader {
+                table,
+                key: &place.budget,
+                item: &item,
+            }
+            .number(place.id)
+        })
+        .transpose()
+    }
+
+    /// Ends a reservation whose message is there.
+    async fn settle(&self, place: &Place<'_>, serial: u64) -> Result<(), StoreError> {
+        let table = self.quarantine_table();
+        let updated = self
+            .client()
+            .update_item()
+            .table_name(table)
+            .key(ID, s(&place.budget))
+            .update_expression("REMOVE #r")
+            .condition_expression("#r = :serial")
+            .expression_attribute_names("#r", place.id)
+            .expression_attribute_values(":serial", n(serial))
+            .send()
+            .await;
+        held(updated, "UpdateItem", table)?;
+        Ok(())
+    }
+
+    /// Gives room back to the budget, and with it the reservation of that
+    /// number; then only if there is one, and `false` if not.
+    async fn free(&self, place: &Place<'_>, reserved: Option<u64>) -> Result<bool, StoreError> {
+        let table = self.quarantine_table();
+        let minus = |number: u64| AttributeValue::N(format!("-{number}"));
+        let request = self
+            .client()
+            .update_item()
+            .table_name(table)
+            .key(ID, s(&place.budget))
+            .expression_attribute_names("#u", USED)
+            .expression_attribute_names("#b", BYTES)
+            .expression_attribute_values(":one", minus(1))
+            .expression_attribute_values(":bytes", minus(place.bytes));
+        let request = match reserved {
+            None => request.update_expression("ADD #u :one, #b :bytes"),
+            Some(serial) => request
+                .update_expression("REMOVE #r ADD #u :one, #b :bytes")
+                .condition_expression("#r = :serial")
+                .expression_attribute_names("#r", place.id)
+                .expression_attribute_values(":serial", n(serial)),
+        };
+        held(request.send().await, "UpdateItem", table)
+    }
+
+    async fn count_overflow(&self, place: &Place<'_>, context: &Context) -> Result<(), StoreError> {
+        let table = self.quarantine_table();
+        self.client()
+            .update_item()
+            .table_name(table)
+            .key(ID, s(&place.budget))
+            .update_expression("SET #p = :principal, #i = :id, #t = :now ADD #o :one")
+            .expression_attribute_names("#p", PRINCIPAL)
+            .expression_attribute_names("#i", OVER_ID)
+            .expression_attribute_names("#t", OVER_AT)
+            .expression_attribute_names("#o", OVER)
+            .expression_attribute_values(":principal", s(&context.principal))
+            .expression_attribute_values(":id", s(place.id))
+            .expression_attribute_values(":now", n(context.received_at.as_millis()))
+            .expression_attribute_values(":one", n(1))
+            .send()
+            .await
+            .map_err(StoreError::request("UpdateItem", table))?;
+        Ok(())
+    }
+
+    /// `false` if it was there.
+    async fn put_evidence(
+        &self,
+        id: &str,
+        serial: u64,
+        evidence: &Evidence,
+        context: &Context,
+    ) -> Result<bool, StoreError> {
+        let table = self.quarantine_table();
+        let put = self
+            .client()
+            .put_item()
+            .table_name(table)
+            .item(ID, s(id))
+            .item(REASON, s(evidence.reason.as_str()))
+            .item(AUTHENTIC, AttributeValue::Bool(evidence.authentic))
+            .item(PRINCIPAL, s(&context.principal))
+            .item(TOPIC, s(&context.topic))
+            .item(FIRST, n(context.received_at.as_millis()))
+            .item(LAST, n(context.received_at.as_millis()))
+            .item(TIMES, n(1))
+            .item(RESERVATION, n(serial))
+            .item(MESSAGE, b(&evidence.message[..]))
+            .condition_expression("attribute_not_exists(#i)")
+            .expression_attribute_names("#i", ID)
+            .send()
+            .await;
+        held(put, "PutItem", table)
+    }
+
+    async fn get(&self, id: &str) -> Result<Option<Item>, StoreError> {
+        let table = self.quarantine_table();
+        let found = self
+            .client()
+            .get_item()
+            .table_name(table)
+            .key(ID, s(id))
+            .consistent_read(true)
+            .send()
+            .await
+            .map_err(StoreError::request("GetItem", table))?;
+        Ok(found.item)
+    }
+}
+
+/// Where a message is accounted for.
+struct Place<'a> {
+    /// The id of the budget's item.
+    budget: String,
+    authentic: bool,
+    /// The message's id.
+    id: &'a str,
+    /// The message's size.
+    bytes: u64,
+}
+
+impl<'a> Place<'a> {
+    fn of(principal: &str, authentic: bool, id: &'a str, bytes: usize) -> Self {
+        let class = if authentic { "evidence" } else { "unproven" };
+        let digest = base16ct::lower::encode_string(&Sha256::digest(principal));
+        let budget = format!("{BUDGET_PREFIX}{class}#{digest}");
+        Self {
+            budget,
+            authentic,
+            id,
+            bytes: bytes as u64,
+        }
+    }
+}
+
+/// SHA-256 over principal, topic and message, each after its length.
+fn id_of(context: &Context, message: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    for part in [
+        context.principal.as_bytes(),
+        context.topic.as_bytes(),
+        message,
+    ] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    base16ct::lower::encode_string(&hash.finalize())
+}
+
+/// Whether the condition of a write held.
+fn held<T, E, R>(
+    result: Result<T, aws_sdk_dynamodb::error::SdkError<E, R>>,
+    operation: &'static str,
+    table: &str,
+) -> Result<bool, StoreError>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    R: fmt::Debug + Send + Sync + 'static,
+{
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == Some(CONDITION_FAILED) => Ok(false),
+        Err(error) => Err(StoreError::request(operation, table)(error)),
+    }
+}
+
+fn read(table: &str, item: &Item) -> Result<Quarantined, StoreError> {
+    let key = Reader {
+        table,
+        key: "?",
+        item,
+    }
+    .string(ID)?;
+    let reader = Reader { table, key, item };
+    Ok(Quarantined {
+        id: key.to_owned(),
+        reason: reader.parsed(REASON)?,
+        authentic: reader.flag(AUTHENTIC)?,
+        context: Context {
+            principal: reader.string(PRINCIPAL)?.to_owned(),
+            topic: reader.string(TOPIC)?.to_owned(),
+            received_at: reader.time(FIRST)?,
+        },
+        last_received_at: reader.time(LAST)?,
+        times: reader.number(TIMES)?,
+        message: match item.get(MESSAGE) {
+            Some(_) => reader.binary(MESSAGE)?.to_vec(),
+            None => Vec::new(),
+        },
+    })
+}
+
+const ID: &str = "id";
+const REASON: &str = "reason";
+const AUTHENTIC: &str = "authentic";
+const PRINCIPAL: &str = "principal";
+const TOPIC: &str = "topic";
+const FIRST: &str = "firstReceivedAt";
+const LAST: &str = "lastReceivedAt";
+const TIMES: &str = "times";
+const RESERVATION: &str = "reservation";
+const MESSAGE: &str = "message";
+
+// The budget of a principal is an item of the same table. Besides these it has
+// an attribute for each reservation: the message's id, with its serial number.
+const BUDGET_PREFIX: &str = "budget#";
+const SERIAL: &str = "serial";
+const USED: &str = "items";
+const BYTES: &str = "bytes";
+const OVER: &str = "over";
+const OVER_ID: &str = "overId";
+const OVER_AT: &str = "overAt";

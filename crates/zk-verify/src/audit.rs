@@ -1,0 +1,470 @@
+//! What a device's stored records say together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use zk_envelope::{
+    BootId, ClockQuality, DeviceEvent, DeviceId, Header, Heartbeat, KeyId, LossReason, LossReceipt,
+    PreviousStream, RecipientId, Report, StreamId, Timestamp, TrustedDevice, Verified,
+};
+
+use crate::Reason;
+use crate::check::is_ahead;
+use crate::ranges::Ranges;
+
+/// Gathers what the records of one device say together: is anything missing,
+/// twice, or not as it should be?
+///
+/// Give it each stored record once, in any order: [`Audit::record`] when it
+/// verifies, [`Audit::report`] as well when its body is a report, and
+/// [`Audit::refused`] or [`Audit::damaged`] when it does not. Two records with
+/// the same stream and sequence number are a fork: whoever made them signed two
+/// different things as one.
+///
+/// It keeps ranges of numbers, so that a stream without gaps costs the same
+/// memory for ten records as for ten million.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    device: DeviceId,
+    owners: BTreeSet<RecipientId>,
+    whole: bool,
+    streams: BTreeMap<StreamId, Stream>,
+    rejected: Vec<LossReceipt>,
+    repairs: Vec<ClockRepair>,
+    alarms: BTreeMap<AlarmKind, (u64, Place)>,
+    damaged: Vec<Damaged>,
+    ahead: u64,
+    clock_unknown: u64,
+    last_heard: Option<(Timestamp, Place)>,
+    heartbeat: Option<(Timestamp, Heartbeat)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Stream {
+    seen: Ranges,
+    forks: Ranges,
+    receipts: Vec<(LossReason, Ranges)>,
+    origin: Origin,
+    again: u64,
+    first_received: Option<Timestamp>,
+}
+
+impl Audit {
+    /// `trusted` is what the owner knows of the device. `whole` says that every
+    /// stored record of the device is given, those of 1970 included: then
+    /// numbers before the first and after the last one seen can be missing too.
+    #[must_use]
+    pub fn new(device: DeviceId, trusted: &TrustedDevice, whole: bool) -> Self {
+        Self {
+            device,
+            owners: trusted.owners.clone(),
+            whole,
+            streams: BTreeMap::new(),
+            rejected: Vec::new(),
+            repairs: Vec::new(),
+            alarms: BTreeMap::new(),
+            damaged: Vec::new(),
+            ahead: 0,
+            clock_unknown: 0,
+            last_heard: None,
+            heartbeat: None,
+        }
+    }
+
+    /// Takes a record that verifies as the device's ([`recheck`](crate::recheck)),
+    /// received first at `received_at` and `again` times more.
+    pub fn record(&mut self, record: &Verified, received_at: Timestamp, again: u64) {
+        let header = record.header();
+        let stream = self.streams.entry(header.stream).or_default();
+        if stream.seen.contains(header.sequence) {
+            stream.forks.insert(header.sequence..=header.sequence);
+        }
+        stream.seen.insert(header.sequence..=header.sequence);
+        stream.again = stream.again.saturating_add(again);
+        stream.first_received = Some(
+            stream
+                .first_received
+                .map_or(received_at, |first| first.min(received_at)),
+        );
+
+        let recipients = &header.recipients;
+        let unexpected = recipients.iter().filter(|id| !self.owners.contains(id));
+        let mut kinds: Vec<_> = unexpected
+            .copied()
+            .map(AlarmKind::UnexpectedRecipient)
+            .collect();
+        let absent = self.owners.iter().filter(|id| !recipients.contains(id));
+        kinds.extend(absent.copied().map(AlarmKind::OwnerLeftOut));
+        for kind in kinds {
+            self.alarm(kind, header);
+        }
+
+        self.ahead += u64::from(is_ahead(header.time, received_at));
+        self.clock_unknown += u64::from(header.clock == ClockQuality::Unknown);
+        let place = Place::of(header);
+        let latest = (received_at, place.stream, place.sequence);
+        if self
+            .last_heard
+            .is_none_or(|(at, last)| (at, last.stream, last.sequence) < latest)
+        {
+            self.last_heard = Some((received_at, place));
+        }
+    }
+
+    /// Takes the body of a record of kind 2 to 5, in addition to the record.
+    pub fn report(&mut self, header: &Header, received_at: Timestamp, report: &Report) {
+        match report {
+            Report::LossReceipt(receipt) => self.loss_receipt(receipt),
+            Report::TimeAnchor(anchor) => self.repairs.push(ClockRepair {
+                place: Place::of(header),
+                boot: header.boot,
+                before: anchor.time_before,
+                clock_before: anchor.clock_before,
+            }),
+            Report::DeviceEvent(DeviceEvent::StreamStarted { previous }) => {
+                let origin = previous.map_or(Origin::First, Origin::After);
+                self.streams.entry(header.stream).or_default().origin = origin;
+            }
+            Report::Heartbeat(heartbeat) => {
+                let newest = self.heartbeat.take().filter(|(at, _)| *at > received_at);
+                self.heartbeat = newest.or_else(|| Some((received_at, heartbeat.clone())));
+            }
+            // Reports that this version does not know change no count.
+            _ => {}
+        }
+    }
+
+    /// Takes a stored record that does not verify as the device's: an alarm.
+    /// `claimed` is its header, of which nothing is proven.
+    pub fn refused(&mut self, claimed: &Header, reason: Reason) {
+        self.alarm(
+            AlarmKind::Refused {
+                reason,
+                signer: claimed.signer,
+            },
+            claimed,
+        );
+    }
+
+    /// Takes a stored item that is no record, or one that does not open, under
+    /// its key in the store.
+    pub fn damaged(&mut self, key: &str, detail: &str) {
+        self.damaged.push(Damaged {
+            key: key.to_owned(),
+            detail: detail.to_owned(),
+        });
+    }
+
+    /// What it all says.
+    #[must_use]
+    pub fn finish(mut self) -> Findings {
+        let mut successors: BTreeMap<StreamId, Vec<(StreamId, u64)>> = BTreeMap::new();
+        for (id, stream) in &self.streams {
+            if let Origin::After(previous) = stream.origin {
+                successors
+                    .entry(previous.stream)
+                    .or_default()
+                    .push((*id, previous.last));
+            }
+        }
+        if self.whole {
+            for id in successors.keys() {
+                self.streams.entry(*id).or_default();
+            }
+        }
+        let mut streams: Vec<_> = std::mem::take(&mut self.streams)
+            .into_iter()
+            .map(|(id, stream)| {
+                let successors = successors.remove(&id).unwrap_or_default();
+                (
+                    stream.first_received,
+                    stream.findings(id, &successors, self.whole),
+                )
+            })
+            .collect();
+        streams.sort_by_key(|(first_received, findings)| (*first_received, findings.stream));
+        self.repairs
+            .sort_by_key(|repair| (repair.place.stream, repair.place.sequence));
+        Findings {
+            device: self.device,
+            streams: streams.into_iter().map(|(_, findings)| findings).collect(),
+            rejected: self.rejected,
+            repairs: self.repairs,
+            alarms: self
+                .alarms
+                .into_iter()
+                .map(|(kind, (records, first))| Alarm {
+                    kind,
+                    records,
+                    first,
+                })
+                .collect(),
+            damaged: self.damaged,
+            ahead: self.ahead,
+            clock_unknown: self.clock_unknown,
+            last_heard: self.last_heard,
+            heartbeat: self.heartbeat,
+        }
+    }
+
+    fn loss_receipt(&mut self, receipt: &LossReceipt) {
+        let Some(range) = receipt.range else {
+            // A receipt may be sealed twice if the device stops in between.
+            if !self.rejected.contains(receipt) {
+                self.rejected.push(receipt.clone());
+            }
+            return;
+        };
+        let receipts = &mut self.streams.entry(range.stream).or_default().receipts;
+        let numbers = range.first..=range.last;
+        if let Some((_, known)) = receipts
+            .iter_mut()
+            .find(|(reason, _)| *reason == receipt.reason)
+        {
+            known.insert(numbers);
+        } else {
+            let mut known = Ranges::default();
+            known.insert(numbers);
+            receipts.push((receipt.reason, known));
+        }
+    }
+
+    fn alarm(&mut self, kind: AlarmKind, header: &Header) {
+        let place = Place::of(header);
+        let (records, first) = self.alarms.entry(kind).or_insert((0, place));
+        *records += 1;
+        if (place.time, place.sequence) < (first.time, first.sequence) {
+            *first = place;
+        }
+    }
+}
+
+impl Stream {
+    fn findings(
+        self,
+        stream: StreamId,
+        successors: &[(StreamId, u64)],
+        whole: bool,
+    ) -> StreamFindings {
+        // What came after it says where it ended.
+        let stated_end = successors.iter().map(|(_, last)| *last).max();
+        let seen = self.seen.first().zip(self.seen.last());
+        let bounds = if whole {
+            let last = self.seen.last().unwrap_or(0).max(stated_end.unwrap_or(0));
+            (1, last)
+        } else {
+            seen.unwrap_or((1, 0))
+        };
+        let missing = self.missing(bounds.0..=bounds.1);
+        let unexplained = missing.iter().find(|gap| gap.receipt.is_none());
+        let complete_to = unexplained.map_or(bounds.1, |gap| gap.first - 1);
+        let beyond_end = stated_end
+            .and_then(|end| end.checked_add(1))
+            .map(|from| self.seen.within(from..=u64::MAX).collect())
+            .unwrap_or_default();
+        StreamFindings {
+            stream,
+            records: self.seen.count(),
+            seen: seen.map(|(first, last)| first..=last),
+            complete_to,
+            missing,
+            forks: self.forks.into_vec(),
+            again: self.again,
+            origin: self.origin,
+            successors: successors.iter().map(|(id, _)| *id).collect(),
+            beyond_end,
+        }
+    }
+
+    /// The gaps within `bounds`, cut where a receipt begins or ends.
+    fn missing(&self, bounds: RangeInclusive<u64>) -> Vec<Gap> {
+        let gap = |range: RangeInclusive<u64>, receipt| Gap {
+            first: *range.start(),
+            last: *range.end(),
+            receipt,
+        };
+        let mut open = self.seen.gaps(bounds);
+        let mut missing = Vec::new();
+        for (reason, lost) in &self.receipts {
+            let covered = open.iter().flat_map(|range| lost.within(range.clone()));
+            missing.extend(covered.map(|range| gap(range, Some(*reason))));
+            open = open
+                .into_iter()
+                .flat_map(|range| lost.gaps(range))
+                .collect();
+        }
+        missing.extend(open.into_iter().map(|range| gap(range, None)));
+        missing.sort_by_key(|gap| gap.first);
+        missing
+    }
+}
+
+/// What an [`Audit`] found.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// The device.
+    pub device: DeviceId,
+    /// Its streams, in the order in which they were first heard of.
+    pub streams: Vec<StreamFindings>,
+    /// Readings that the device refused before they had a number.
+    pub rejected: Vec<LossReceipt>,
+    /// Where the wall clock was set, in the order of the streams.
+    pub repairs: Vec<ClockRepair>,
+    /// What the owner should look into.
+    pub alarms: Vec<Alarm>,
+    /// Stored items that are no records, or do not open.
+    pub damaged: Vec<Damaged>,
+    /// Records whose time is more than an hour ahead of their receipt.
+    pub ahead: u64,
+    /// Records made while nothing was known of the clock.
+    pub clock_unknown: u64,
+    /// When the last record was received, and which one it is.
+    pub last_heard: Option<(Timestamp, Place)>,
+    /// The last heartbeat and when it was received. The next is due after its
+    /// interval.
+    pub heartbeat: Option<(Timestamp, Heartbeat)>,
+}
+
+impl Findings {
+    /// Whether every record is there or its loss stated by the device, and
+    /// nothing needs to be looked into.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.alarms.is_empty()
+            && self.damaged.is_empty()
+            && self.streams.iter().all(StreamFindings::is_clean)
+    }
+}
+
+/// What an [`Audit`] found of one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamFindings {
+    /// The stream.
+    pub stream: StreamId,
+    /// How many records there are.
+    pub records: u64,
+    /// The lowest and the highest number among them; `None` for a stream that
+    /// only others tell of.
+    pub seen: Option<RangeInclusive<u64>>,
+    /// Up to this number every record is there or its loss is stated.
+    pub complete_to: u64,
+    /// What is not there, ascending.
+    pub missing: Vec<Gap>,
+    /// Numbers that more than one record has.
+    pub forks: Vec<RangeInclusive<u64>>,
+    /// How often records came in again after they were stored.
+    pub again: u64,
+    /// What the stream's first record says of its beginning.
+    pub origin: Origin,
+    /// The streams that say that they come after this one. More than one means
+    /// that the device's storage or its key was copied.
+    pub successors: Vec<StreamId>,
+    /// Records past the number at which the device says the stream ended.
+    pub beyond_end: Vec<RangeInclusive<u64>>,
+}
+
+impl StreamFindings {
+    /// As [`Findings::is_clean`], of this stream.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.missing.iter().all(|gap| gap.receipt.is_some())
+            && self.forks.is_empty()
+            && self.beyond_end.is_empty()
+            && self.successors.len() <= 1
+    }
+}
+
+/// Consecutive numbers of which there is no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first number.
+    pub first: u64,
+    /// The last number, at least `first`.
+    pub last: u64,
+    /// Why, if the device gave a receipt for the loss.
+    pub receipt: Option<LossReason>,
+}
+
+/// What a stream's first record says of its beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// It was not among the records.
+    #[default]
+    Unknown,
+    /// It is the device's first stream.
+    First,
+    /// It takes the place of another one.
+    After(PreviousStream),
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its wall clock.
+    pub time: Timestamp,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its number there.
+    pub sequence: u64,
+}
+
+impl Place {
+    fn of(header: &Header) -> Self {
+        Self {
+            time: header.time,
+            stream: header.stream,
+            sequence: header.sequence,
+        }
+    }
+}
+
+/// The wall clock was set: the times of earlier records of this boot are off by
+/// `place.time - before`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockRepair {
+    /// The record that says so; its time is the new one.
+    pub place: Place,
+    /// The boot during which it happened.
+    pub boot: BootId,
+    /// What the clock would have said.
+    pub before: Timestamp,
+    /// What was known of the clock before.
+    pub clock_before: ClockQuality,
+}
+
+/// Something that should not be, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// What.
+    pub kind: AlarmKind,
+    /// In how many records.
+    pub records: u64,
+    /// The earliest of them, by its own word.
+    pub first: Place,
+}
+
+/// What an [`Alarm`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum AlarmKind {
+    /// Encrypted for somebody who is none of the device's owners.
+    UnexpectedRecipient(RecipientId),
+    /// Not encrypted for one of the owners.
+    OwnerLeftOut(RecipientId),
+    /// Stored, but it does not verify as the device's.
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// The key that it names.
+        signer: KeyId,
+    },
+}
+
+/// A stored item that is no record, or does not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its key in the store.
+    pub key: String,
+    /// What is wrong with it.
+    pub detail: String,
+}
