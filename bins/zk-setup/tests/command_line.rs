@@ -1,0 +1,578 @@
+//! The program as a process: what it prints where, what it leaves, how it ends.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use zk_envelope::{DeviceId, KeyState, OwnerKey, TrustFile};
+use zk_hsm::{Hsm, Options, create_soft_key};
+
+const PASSPHRASE: &str = "correct horse battery";
+
+#[test]
+fn from_nothing_to_a_revoked_device() {
+    let place = Place::new();
+    let ca = place.ok(&["ca", "init"]);
+    assert_eq!(ca.out.lines().count(), 4);
+    assert!(
+        ca.out
+            .lines()
+            .all(|line| line.starts_with("created  zk/ca/")),
+        "{}",
+        ca.out
+    );
+    assert!(ca.err.contains("Back up zk/ca"), "{}", ca.err);
+
+    let gateway = place.ok(&[
+        "gateway",
+        "init",
+        "--name",
+        "gateway.example",
+        "--ip",
+        "127.0.0.1",
+    ]);
+    assert!(
+        gateway
+            .out
+            .contains("gateway gateway.example, 127.0.0.1, certificate until"),
+        "{}",
+        gateway.out
+    );
+    assert!(
+        gateway
+            .err
+            .contains("zk-gateway --config zk/gateway/gateway.toml"),
+        "{}",
+        gateway.err
+    );
+
+    let owner = place.owner("owner.pub.pem");
+    let csr = place.csr("pi-01");
+    let add = [
+        "device",
+        "add",
+        "pi-01",
+        "--csr",
+        &csr,
+        "--owner",
+        "owner.pub.pem",
+    ];
+    let added = place.ok(&add);
+    assert!(
+        added.out.contains("device pi-01 may publish"),
+        "{}",
+        added.out
+    );
+    assert!(
+        added.err.contains("Copy zk/devices/pi-01 to the device"),
+        "{}",
+        added.err
+    );
+    let trust = TrustFile::read(&place.path("zk/trust.toml")).unwrap();
+    let pi_01 = DeviceId::try_from("pi-01").unwrap();
+    assert_eq!(trust.devices[&pi_01].owners, [owner].into());
+
+    // again: the same certificate, and it says so
+    let certificate = place.read("zk/devices/pi-01/device.crt.pem");
+    let again = place.ok(&add);
+    assert!(
+        again
+            .out
+            .lines()
+            .take(6)
+            .all(|line| line.starts_with("kept ")),
+        "{}",
+        again.out
+    );
+    assert_eq!(place.read("zk/devices/pi-01/device.crt.pem"), certificate);
+
+    let list = place.ok(&["device", "list"]);
+    let rows: Vec<_> = list
+        .out
+        .lines()
+        .map(|row| row.split_whitespace().collect::<Vec<_>>())
+        .collect();
+    assert_eq!(
+        rows[0],
+        ["DEVICE", "STATE", "KEY", "CERTIFICATE", "REGISTERED"]
+    );
+    assert_eq!(rows[1][..2], ["pi-01", "active"]);
+    assert_eq!(rows.len(), 2);
+
+    let revoked = place.ok(&["device", "revoke", "pi-01"]);
+    assert!(
+        revoked.out.contains("device pi-01 is revoked"),
+        "{}",
+        revoked.out
+    );
+    let trust = TrustFile::read(&place.path("zk/trust.toml")).unwrap();
+    assert!(matches!(
+        trust.devices[&pi_01].keys[0].state,
+        KeyState::Revoked { .. }
+    ));
+    let list = place.ok(&["device", "list"]);
+    assert!(
+        list.out
+            .lines()
+            .nth(1)
+            .unwrap()
+            .starts_with("pi-01   revoked "),
+        "{}",
+        list.out
+    );
+    let refused = place.fails(1, &add);
+    assert!(refused.err.contains("was revoked"), "{}", refused.err);
+}
+
+#[test]
+fn scripts_read_json() {
+    let place = Place::new();
+    let steps = place.json(&["ca", "init"]);
+    assert_eq!(steps["steps"][0]["action"], "created");
+    assert_eq!(steps["steps"][0]["item"], "zk/ca/device-ca.key.pem");
+    let gateway = place.json(&["gateway", "init", "--name", "localhost"]);
+    assert_eq!(gateway["names"], serde_json::json!(["localhost"]));
+    place.owner("owner.pub.pem");
+    let csr = place.csr("pi-01");
+    let added = place.json(&[
+        "device",
+        "add",
+        "pi-01",
+        "--csr",
+        &csr,
+        "--owner",
+        "owner.pub.pem",
+    ]);
+    assert_eq!(added["device"], "pi-01");
+    assert_eq!(added["dir"], "zk/devices/pi-01");
+
+    let list = place.json(&["device", "list"]);
+    let [device] = &list["devices"].as_array().unwrap()[..] else {
+        panic!("{list}")
+    };
+    assert_eq!(device["device"], "pi-01");
+    assert_eq!(device["state"], "active");
+    assert_eq!(device["keys"][0]["id"], added["key"]);
+    assert_eq!(device["keys"][0]["state"], "active");
+    assert_eq!(device["certificates"][0]["principal"], added["principal"]);
+
+    place.json(&["device", "revoke", "pi-01"]);
+    let list = place.json(&["device", "list"]);
+    let device = &list["devices"][0];
+    assert_eq!(device["state"], "revoked");
+    assert_eq!(
+        device["keys"][0]["revokedAt"],
+        device["certificates"][0]["revokedAt"]
+    );
+    assert!(
+        device["keys"][0]["revokedAt"]
+            .as_str()
+            .unwrap()
+            .ends_with('Z')
+    );
+}
+
+/// What it writes is what the gateway and the agent read.
+#[test]
+fn gateway_and_agent_read_their_configuration() {
+    let place = Place::new();
+    place.ok(&["ca", "init"]);
+    place.ok(&[
+        "gateway",
+        "init",
+        "--name",
+        "localhost",
+        "--listen",
+        "127.0.0.1:9443",
+    ]);
+    place.owner("owner.pub.pem");
+    let key = format!("soft:{}", place.path("key.pem").display());
+    place.ok(&[
+        "device",
+        "add",
+        "pi-01",
+        "--hsm",
+        &key,
+        "--owner",
+        "owner.pub.pem",
+    ]);
+
+    let path = place.path("zk/gateway/gateway.toml");
+    let gateway = zk_gateway::Config::load(&path, zk_gateway::Overrides::default()).unwrap();
+    assert_eq!(gateway.listen, "127.0.0.1:9443".parse().unwrap());
+    assert_eq!(
+        gateway.store,
+        zk_store::StoreUri::File(place.path("zk/gateway/store.db"))
+    );
+    zk_gateway::Tls::load(&gateway.tls).unwrap();
+
+    let agent = zk_agent::Config::read(&place.path("zk/devices/pi-01/agent.toml")).unwrap();
+    assert_eq!(agent.device.id.as_str(), "pi-01");
+    assert_eq!(agent.device.hsm, key);
+    assert_eq!(agent.target.endpoint, "localhost:9443");
+    for file in [
+        &agent.device.certificate,
+        &agent.target.roots,
+        &agent.owners.files[0],
+    ] {
+        assert!(file.exists(), "{}", file.display());
+    }
+    assert_eq!(agent.spool.dir, Path::new("/var/lib/zk-agent/spool"));
+}
+
+#[test]
+fn a_key_in_this_machine_makes_its_request_here() {
+    let place = Place::new();
+    place.ok(&["ca", "init"]);
+    place.ok(&["gateway", "init", "--name", "localhost"]);
+    place.owner("owner.pub.pem");
+    // a development key is made if it isn't there, and used the next time
+    let key = format!("soft:{}", place.path("key.pem").display());
+    let add = [
+        "device",
+        "add",
+        "pi-01",
+        "--hsm",
+        &key,
+        "--owner",
+        "owner.pub.pem",
+    ];
+    let first = place.json(&add);
+    let second = place.json(&add);
+    assert_eq!(first["key"], second["key"]);
+    assert_eq!(first["principal"], second["principal"]);
+    let refused = place.fails(2, &["device", "add", "pi-01", "--hsm", "soft:key.pem"]);
+    assert!(refused.err.contains("absolute path"), "{}", refused.err);
+}
+
+#[test]
+fn the_passphrase_comes_from_a_private_file_or_the_environment() {
+    let place = Place::new();
+    let in_clear = place.secret("shared", "correct horse battery", 0o640);
+    let refused = place.without_passphrase(&["ca", "init", "--passphrase-file", &in_clear]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("chmod 600"), "{}", refused.err);
+    for (content, reason) in [
+        ("correct\nhorse battery\n", "one line"),
+        (&"x".repeat(1024), "one line"),
+        ("short\n", "at least 8 characters"),
+        ("", "at least 8 characters"),
+    ] {
+        let file = place.secret("bad", content, 0o600);
+        let refused = place.without_passphrase(&["ca", "init", "--passphrase-file", &file]);
+        assert_eq!(refused.code, 1);
+        assert!(refused.err.contains(reason), "{content:?}: {}", refused.err);
+        assert!(
+            content.is_empty() || !refused.err.contains(content),
+            "{}",
+            refused.err
+        );
+    }
+    assert!(!place.path("zk").exists());
+
+    place.ok(&["ca", "init"]);
+    // the line's end is no part of it, in whatever way it was written
+    let file = place.secret("crlf", "correct horse battery\r\n", 0o600);
+    let same = place.without_passphrase(&["ca", "init", "--passphrase-file", &file]);
+    assert_eq!(same.code, 0, "{}", same.err);
+
+    let environment = |text: &str| {
+        let mut command = place.command(&["ca", "init"]);
+        Place::run(command.env("ZK_SETUP_PASSPHRASE", text))
+    };
+    let same = environment(PASSPHRASE);
+    assert_eq!(same.code, 0, "{}", same.err);
+    assert!(
+        same.err.contains("--passphrase-file keeps it better"),
+        "{}",
+        same.err
+    );
+    let wrong = environment("incorrect horse");
+    assert_eq!(wrong.code, 1);
+    assert!(
+        wrong.err.contains("device-ca.key.pem: wrong passphrase"),
+        "{}",
+        wrong.err
+    );
+    assert!(!wrong.err.contains("incorrect"), "{}", wrong.err);
+}
+
+#[test]
+fn a_person_is_asked_for_the_passphrase_and_twice_for_a_new_one() {
+    let place = Place::new();
+    let init = ["ca", "init"];
+    let (code, said) = place.at_terminal(
+        &init,
+        &[("authorities: ", PASSPHRASE), ("again: ", "other words")],
+    );
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("the two passphrases differ"), "{said}");
+    assert!(!place.path("zk").exists());
+    let (code, said) = place.at_terminal(
+        &init,
+        &[("authorities: ", PASSPHRASE), ("again: ", PASSPHRASE)],
+    );
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = place.at_terminal(&init, &[("authorities: ", PASSPHRASE)]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = place.at_terminal(&init, &[("authorities: ", "other words")]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("wrong passphrase"), "{said}");
+
+    // where nobody can be asked, it says what to do instead
+    let mut detached = Command::new("setsid");
+    detached
+        .arg("--wait")
+        .arg(env!("CARGO_BIN_EXE_zk-setup"))
+        .args(init);
+    let alone = Place::run(detached.current_dir(place.0.path()).stdin(Stdio::null()));
+    assert_eq!(alone.code, 1);
+    assert!(alone.err.contains("--passphrase-file"), "{}", alone.err);
+}
+
+#[test]
+fn mistakes_say_what_to_do_next() {
+    let place = Place::new();
+    let early = place.fails(1, &["gateway", "init", "--name", "localhost"]);
+    assert!(
+        early.err.contains("run `zk-setup ca init` first"),
+        "{}",
+        early.err
+    );
+    place.ok(&["ca", "init"]);
+    let early = place.fails(1, &["device", "list"]);
+    assert!(
+        early.err.contains("run `zk-setup gateway init` first"),
+        "{}",
+        early.err
+    );
+    place.ok(&["gateway", "init", "--name", "localhost"]);
+
+    let csr = place.csr("pi-01");
+    let nobody = place.fails(1, &["device", "add", "pi-01", "--csr", &csr]);
+    assert!(nobody.err.contains("zk-reader keygen"), "{}", nobody.err);
+    place.owner("owner.pub.pem");
+    let other = place.fails(
+        1,
+        &[
+            "device",
+            "add",
+            "pi-02",
+            "--csr",
+            &csr,
+            "--owner",
+            "owner.pub.pem",
+        ],
+    );
+    assert!(other.err.contains("CN=pi-02"), "{}", other.err);
+    let missing = place.fails(1, &["device", "add", "pi-01", "--csr", "nowhere"]);
+    assert!(missing.err.contains("nowhere"), "{}", missing.err);
+    let not_a_key = place.fails(
+        1,
+        &["device", "add", "pi-01", "--csr", &csr, "--owner", &csr],
+    );
+    assert!(
+        not_a_key.err.contains("owner's key pi-01.csr.pem"),
+        "{}",
+        not_a_key.err
+    );
+    let unknown = place.fails(1, &["device", "revoke", "pi-09"]);
+    assert!(
+        unknown.err.contains("zk-setup device list"),
+        "{}",
+        unknown.err
+    );
+    // nothing of this has added anybody
+    assert_eq!(
+        place.json(&["device", "list"])["devices"],
+        serde_json::json!([])
+    );
+}
+
+#[test]
+fn wrong_arguments_end_with_2() {
+    let place = Place::new();
+    for arguments in [
+        &["device", "add", "no/slash", "--hsm", "zymkey:slot=0"][..],
+        &["device", "add", "pi-01"],
+        &["device", "revoke", ""],
+        &["gateway", "init", "--name", "no host"],
+        &[
+            "gateway",
+            "init",
+            "--name",
+            "localhost",
+            "--store",
+            "elsewhere",
+        ],
+        &["ca"],
+        &["no-such-command"],
+    ] {
+        let refused = place.fails(2, arguments);
+        assert!(refused.out.is_empty());
+    }
+    assert!(!place.path("zk").exists());
+}
+
+#[test]
+fn help_shows_examples_and_exit_codes() {
+    let help = Place::new().ok(&["--help"]);
+    assert!(
+        help.out.contains("zk-setup device add pi-01 --csr"),
+        "{}",
+        help.out
+    );
+    assert!(help.out.contains("Exit codes:"), "{}", help.out);
+}
+
+/// A directory to work in.
+struct Place(TempDir);
+
+struct Ended {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        place.secret("passphrase", &format!("{PASSPHRASE}\n"), 0o600);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn secret(&self, name: &str, text: &str, mode: u32) -> String {
+        let mut file = OpenOptions::new();
+        file.create(true).write(true).truncate(true).mode(mode);
+        file.open(self.path(name))
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        name.to_owned()
+    }
+
+    fn owner(&self, name: &str) -> zk_envelope::RecipientId {
+        let owner = OwnerKey::generate().unwrap();
+        fs::write(self.path(name), owner.public_key().to_pem()).unwrap();
+        owner.id()
+    }
+
+    /// A request by a new key of the device.
+    fn csr(&self, device: &str) -> String {
+        let key = create_soft_key(self.path(&format!("{device}.key.pem"))).unwrap();
+        let csr = Hsm::open(&key, Options::default())
+            .unwrap()
+            .csr(device)
+            .unwrap();
+        let name = format!("{device}.csr.pem");
+        fs::write(self.path(&name), csr).unwrap();
+        name
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zk-setup"));
+        for name in [
+            "ZK_SETUP_DIR",
+            "ZK_SETUP_PASSPHRASE",
+            "ZK_SETUP_PASSPHRASE_FILE",
+        ] {
+            command.env_remove(name);
+        }
+        command
+            .args(arguments)
+            .current_dir(self.0.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(command: &mut Command) -> Ended {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ended {
+            code: status.code().unwrap(),
+            out: text(stdout),
+            err: text(stderr),
+        }
+    }
+
+    fn without_passphrase(&self, arguments: &[&str]) -> Ended {
+        Self::run(&mut self.command(arguments))
+    }
+
+    fn with_passphrase(&self, arguments: &[&str]) -> Ended {
+        Self::run(
+            self.command(arguments)
+                .env("ZK_SETUP_PASSPHRASE_FILE", "passphrase"),
+        )
+    }
+
+    /// Runs the program at a terminal of its own, where each prompt gets its
+    /// answer.
+    fn at_terminal(&self, arguments: &[&str], answers: &[(&str, &str)]) -> (i32, String) {
+        let line = format!("{} {}", env!("CARGO_BIN_EXE_zk-setup"), arguments.join(" "));
+        let spawned = Command::new("script")
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env_remove("ZK_SETUP_PASSPHRASE")
+            .env_remove("ZK_SETUP_PASSPHRASE_FILE")
+            .current_dir(self.0.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let Ok(mut child) = spawned else {
+            panic!("the script program is missing; install it with: apt-get install bsdutils");
+        };
+        let (mut typed, mut shown) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut said = String::new();
+        for (prompt, answer) in answers {
+            while !said.ends_with(prompt) {
+                let mut byte = [0];
+                shown
+                    .read_exact(&mut byte)
+                    .unwrap_or_else(|_| panic!("no {prompt:?} in {said:?}"));
+                said.push(char::from(byte[0]));
+            }
+            typed.write_all(format!("{answer}\n").as_bytes()).unwrap();
+        }
+        shown.read_to_string(&mut said).unwrap();
+        (child.wait().unwrap().code().unwrap(), said)
+    }
+
+    fn ok(&self, arguments: &[&str]) -> Ended {
+        let ended = self.with_passphrase(arguments);
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
+        ended
+    }
+
+    fn fails(&self, code: i32, arguments: &[&str]) -> Ended {
+        let ended = self.with_passphrase(arguments);
+        assert_eq!(
+            ended.code, code,
+            "{arguments:?}: {}{}",
+            ended.out, ended.err
+        );
+        assert!(ended.out.is_empty(), "{}", ended.out);
+        ended
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let ended = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&ended.out).unwrap()
+    }
+}

@@ -1,0 +1,175 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use x509_cert::builder;
+use zk_envelope::{DeviceId, KeyId};
+
+use crate::RequestError;
+
+/// What can stop a setup.
+///
+/// Every operation can be run again after any of these: what is there already
+/// is kept, what is missing is made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An authority's certificate is past its end, so nothing it signs would
+    /// be accepted.
+    #[error(
+        "the certificate authority {subject} has expired: start a new setup in an empty directory"
+    )]
+    AuthorityExpired {
+        /// The authority's name.
+        subject: String,
+    },
+
+    /// Another process is changing the same directory.
+    #[error("{} is being changed by another process: try again when it has ended", dir.display())]
+    Busy {
+        /// The operator's directory.
+        dir: PathBuf,
+    },
+
+    /// A certificate could not be encoded or signed.
+    #[error("a certificate could not be made: {0}")]
+    CertificateEncoding(#[from] builder::Error),
+
+    /// A name or a file of owners and devices is not what it should be.
+    #[error(transparent)]
+    Envelope(#[from] zk_envelope::Error),
+
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// The device has another key than the one in the request.
+    #[error(
+        "device {device} is registered with key {registered}, the request has {requested}: \
+         use the registered key, or revoke the device first if its key is lost"
+    )]
+    KeyChanged {
+        /// The device.
+        device: DeviceId,
+        /// The key it is registered with.
+        registered: KeyId,
+        /// The key in the request.
+        requested: KeyId,
+    },
+
+    /// A private key could not be encoded or encrypted.
+    #[error("a private key could not be encoded: {0}")]
+    KeyEncoding(#[source] pkcs8::Error),
+
+    /// One key, two devices: their records could not be told apart.
+    #[error("key {key} belongs to device {owner} already: {device} needs a key of its own")]
+    KeyInUse {
+        /// The device to be added.
+        device: DeviceId,
+        /// The device that has the key.
+        owner: DeviceId,
+        /// The key.
+        key: KeyId,
+    },
+
+    /// The key was revoked; it is never accepted again.
+    #[error(
+        "key {key} of device {device} was revoked: make a new key on the device, and a request with it"
+    )]
+    KeyRevoked {
+        /// The device.
+        device: DeviceId,
+        /// The revoked key.
+        key: KeyId,
+    },
+
+    /// A file of the directory is not what was written there.
+    #[error("{}: {detail}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// The directory has no certificate authorities.
+    #[error("{} holds no setup: run `zk-setup ca init` first, or name another directory with --dir", dir.display())]
+    NoAuthorities {
+        /// The operator's directory.
+        dir: PathBuf,
+    },
+
+    /// There is no gateway yet for devices to publish to.
+    #[error("{} has no gateway yet: run `zk-setup gateway init` first", dir.display())]
+    NoGateway {
+        /// The operator's directory.
+        dir: PathBuf,
+    },
+
+    /// A gateway that can't be reached.
+    #[error("a gateway needs at least one name or address that devices reach it at")]
+    NoNames,
+
+    /// Nobody to encrypt for.
+    #[error(
+        "no owner: name at least one public key with --owner; \
+         `zk-reader keygen` makes a key pair on the owner's machine"
+    )]
+    NoOwners,
+
+    /// The passphrase is too short to protect a key.
+    #[error("the passphrase needs at least {least} characters")]
+    PassphraseTooShort {
+        /// The least number of characters.
+        least: usize,
+    },
+
+    /// The system's random source failed; nothing was made.
+    #[error("the system's random source failed: {0}")]
+    Random(#[from] getrandom::Error),
+
+    /// The certificate request was refused.
+    #[error("certificate request: {0}")]
+    Request(#[from] RequestError),
+
+    /// The store didn't answer, or refused.
+    #[error(transparent)]
+    Store(#[from] zk_store::StoreError),
+
+    /// More owners than a record has room for.
+    #[error("{count} owners: a record can be encrypted for at most {limit}")]
+    TooManyOwners {
+        /// How many there are.
+        count: usize,
+        /// The most there can be.
+        limit: usize,
+    },
+
+    /// No device of this name was ever added.
+    #[error("no device {device}: `zk-setup device list` shows those there are")]
+    UnknownDevice {
+        /// The name.
+        device: DeviceId,
+    },
+
+    /// The passphrase doesn't open the key, or the file is damaged: the two look
+    /// the same.
+    #[error("{}: wrong passphrase (or the file is damaged)", path.display())]
+    WrongPassphrase {
+        /// The key file.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    pub(crate) fn malformed(path: &Path, detail: impl fmt::Display) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            detail: detail.to_string(),
+        }
+    }
+}
