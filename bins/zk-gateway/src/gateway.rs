@@ -1,0 +1,147 @@
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::{Notify, Semaphore};
+use zk_store::Store;
+
+use crate::config::Limits;
+use crate::counters::{Counters, Meters};
+use crate::tls::Tls;
+
+/// All of the gateway but its sockets: the store, TLS, the limits and the
+/// counts. Clones are handles to the same.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    tls: RwLock<Tls>,
+    limits: Limits,
+    meters: Meters,
+    places: Semaphore,
+    devices: Mutex<HashMap<String, VecDeque<Arc<Notify>>>>,
+}
+
+impl Gateway {
+    /// A gateway that stores in `store`, whose tables exist.
+    pub fn new(store: Store, tls: Tls, limits: Limits) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            tls: RwLock::new(tls),
+            meters: Meters::default(),
+            places: Semaphore::new(limits.requests),
+            devices: Mutex::default(),
+            limits,
+        }))
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        self.0.meters.read()
+    }
+
+    /// The TLS side in use.
+    pub fn tls(&self) -> Tls {
+        self.0
+            .tls
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Takes other certificates for connections that begin from now on. Those
+    /// that are open go on until they reach their age.
+    pub fn set_tls(&self, tls: Tls) {
+        *self.0.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.0.meters
+    }
+
+    /// Room for messages in memory.
+    pub(crate) fn places(&self) -> &Semaphore {
+        &self.0.places
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Enters a connection of the device with this principal. When that makes
+    /// too many, the oldest is told to close.
+    pub(crate) fn enter(&self, principal: &str) -> Entry {
+        let close = Arc::new(Notify::new());
+        let mut devices = self.devices();
+        let connections = devices.entry(principal.to_owned()).or_default();
+        connections.push_back(Arc::clone(&close));
+        let displaced = match connections.len() > self.0.limits.connections_per_device {
+            true => connections.pop_front(),
+            false => None,
+        };
+        drop(devices);
+        if let Some(displaced) = &displaced {
+            displaced.notify_one();
+        }
+        self.meters().count(|counters| {
+            counters.connections += 1;
+            counters.connections_open += 1;
+            counters.displaced += u64::from(displaced.is_some());
+        });
+        Entry {
+            gateway: self.clone(),
+            principal: principal.to_owned(),
+            close,
+        }
+    }
+
+    fn devices(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Arc<Notify>>>> {
+        self.0
+            .devices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway")
+            .field("limits", self.limits())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection in the list of its device, until dropped.
+pub(crate) struct Entry {
+    gateway: Gateway,
+    principal: String,
+    close: Arc<Notify>,
+}
+
+impl Entry {
+    /// Returns when a newer connection takes this one's place.
+    pub(crate) async fn displaced(&self) {
+        self.close.notified().await;
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut devices = self.gateway.devices();
+        if let Some(connections) = devices.get_mut(&self.principal) {
+            connections.retain(|other| !Arc::ptr_eq(other, &self.close));
+            if connections.is_empty() {
+                devices.remove(&self.principal);
+            }
+        }
+        drop(devices);
+        self.gateway
+            .meters()
+            .count(|counters| counters.connections_open -= 1);
+    }
+}

@@ -1,0 +1,247 @@
+//! `zk-gateway`: arguments, logging, signals, exit code.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::{Parser, ValueEnum};
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+use zk_gateway::{Config, Error, Gateway, Overrides, Tls, TlsFiles, loopback, run, run_metrics};
+use zk_store::{Options, Store, StoreUri};
+
+/// Takes telemetry over mutual TLS the way AWS IoT does, verifies it, and
+/// stores it.
+#[derive(Parser)]
+#[command(version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// The configuration file
+    #[arg(
+        long,
+        env = "ZK_GATEWAY_CONFIG",
+        default_value = "/etc/zk-gateway/gateway.toml"
+    )]
+    config: PathBuf,
+
+    /// Where devices connect to, in place of what the file says
+    #[arg(long, env = "ZK_GATEWAY_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// Where metrics and health are served, in place of what the file says
+    #[arg(long, env = "ZK_GATEWAY_METRICS", value_name = "ADDRESS:PORT", value_parser = loopback)]
+    metrics: Option<SocketAddr>,
+
+    /// Where records go, in place of what the file says
+    #[arg(
+        long,
+        env = "ZK_GATEWAY_STORE",
+        value_name = "file:PATH|dynamodb:REGION"
+    )]
+    store: Option<StoreUri>,
+
+    /// What to log: a level, or a filter such as info,zk_gateway=debug
+    #[arg(long, env = "ZK_GATEWAY_LOG", default_value = "info", value_parser = log_filter)]
+    log: String,
+
+    /// How to log, always to standard error
+    #[arg(long, env = "ZK_GATEWAY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+
+    /// Says whether configuration, certificates, key and store are right, and ends
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  zk-gateway --config /etc/zk-gateway/gateway.toml
+  zk-gateway --config gateway.toml --check
+  zk-gateway --config gateway.toml --listen 127.0.0.1:0 --log debug
+  curl --cacert gateway-ca.crt.pem --cert pi-01.crt.pem --key pi-01.key.pem \\
+       --data @message.json 'https://localhost:8443/topics/Zymkey%2Fpi-01?qos=1'
+
+Settings of the command line go before the environment, that before the file.
+
+Signals: TERM and INT stop it once the requests under way are answered; HUP
+reads certificates and key anew.
+
+Exit codes: 0 stopped as told, 2 arguments, 3 configuration, 4 certificates or
+key, 5 address, 6 store, 1 anything else. The middle ones don't mend themselves
+by a restart.";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr(&arguments);
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(serve(arguments)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!("{failure:#}");
+            ExitCode::from(failure.downcast_ref().map_or(1, Error::exit_code))
+        }
+    }
+}
+
+/// The story: read, open, listen, serve, stop.
+async fn serve(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments {
+        listen,
+        metrics,
+        store,
+        ..
+    } = arguments;
+    let config = Config::load(
+        &arguments.config,
+        Overrides {
+            listen,
+            metrics,
+            store,
+        },
+    )?;
+    let tls = load_tls(&config.tls)?;
+    let store = open(config.store).await?;
+    if arguments.check {
+        info!("everything is right");
+        return Ok(());
+    }
+    let listener = bind(config.listen).await?;
+    let metrics = match config.metrics {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+
+    let gateway = Gateway::new(store, tls, config.limits);
+    let reload = tokio::spawn(reload_on_hup(
+        gateway.clone(),
+        config.tls,
+        signal(SignalKind::hangup())?,
+    ));
+    let (stop_metrics, metrics_stopped) = oneshot::channel::<()>();
+    let metrics = metrics.map(|listener| {
+        let stopped = async { metrics_stopped.await.unwrap_or_default() };
+        tokio::spawn(run_metrics(listener, gateway.clone(), stopped))
+    });
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tell_systemd(&[NotifyState::Stopping]);
+    };
+
+    let address = listener.local_addr()?;
+    info!(%address, "listening");
+    tell_systemd(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("listening on {address}")),
+    ]);
+    run(listener, gateway.clone(), shutdown).await;
+
+    drop(stop_metrics);
+    reload.abort();
+    if let Some(metrics) = metrics {
+        metrics.await?;
+    }
+    let counters = gateway.counters();
+    info!(
+        stored = counters.stored,
+        duplicates = counters.duplicates,
+        "stopped"
+    );
+    Ok(())
+}
+
+async fn open(uri: StoreUri) -> Result<Store, Error> {
+    let opened = async {
+        let store = Store::open(&uri, Options::default()).await?;
+        // shows now, rather than to the first device, whether the tables are there
+        store.device("0").await?;
+        Ok(store)
+    };
+    opened.await.map_err(|source| Error::Store {
+        uri: uri.clone(),
+        source,
+    })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, source })
+}
+
+fn load_tls(files: &TlsFiles) -> Result<Tls, Error> {
+    let tls = Tls::load(files)?;
+    let left = tls
+        .expires()
+        .duration_since(SystemTime::now())
+        .unwrap_or_default();
+    if left < SOON {
+        let days = left.as_secs() / (24 * 3600);
+        let path = files.certificate.display();
+        warn!(%path, days, "the gateway's certificate has expired or soon will; renew it, then send HUP");
+    }
+    Ok(tls)
+}
+
+async fn reload_on_hup(gateway: Gateway, files: TlsFiles, mut hangup: tokio::signal::unix::Signal) {
+    while hangup.recv().await.is_some() {
+        match load_tls(&files) {
+            Ok(tls) => {
+                gateway.set_tls(tls);
+                info!("new connections use the certificates and key as they are now");
+            }
+            Err(error) => {
+                error!(
+                    "going on with the old certificates: {:#}",
+                    anyhow::Error::from(error)
+                );
+            }
+        }
+    }
+}
+
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "systemd cannot be told");
+    }
+}
+
+fn log_to_stderr(arguments: &Arguments) {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(&arguments.log))
+        .with_writer(io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log
+            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+            .init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+/// When an expiring certificate is worth a warning.
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);

@@ -1,0 +1,316 @@
+//! Sockets: accepting, proving, serving, and closing them.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::HandshakeKind;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tracing::{debug, error, info, warn};
+use zk_verify::principal_of;
+
+use crate::gateway::Gateway;
+use crate::request::Peer;
+
+/// Serves devices on `listener` until `shutdown` completes. Then it takes no
+/// more connections, answers the requests under way, and closes; what has no
+/// answer when [`Limits::stop`](crate::Limits::stop) is over is cut off.
+pub async fn run(listener: TcpListener, gateway: Gateway, shutdown: impl Future<Output = ()>) {
+    let handshakes = Arc::new(Semaphore::new(gateway.limits().handshakes));
+    let connections = Arc::new(Semaphore::new(gateway.limits().connections));
+    let (stopping, stop) = watch::channel(());
+    let mut tasks = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let (stream, peer, handshake) = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(ended) = tasks.join_next() => {
+                reap(ended);
+                continue;
+            }
+            accepted = accept(&listener, &handshakes) => accepted,
+        };
+        let connections = Arc::clone(&connections);
+        tasks.spawn(connection(
+            gateway.clone(),
+            stream,
+            peer,
+            handshake,
+            connections,
+            stop.clone(),
+        ));
+    }
+    drop(listener);
+    drop(stopping);
+    info!(
+        connections = tasks.len(),
+        "stopping: answering what is under way"
+    );
+    let ended = timeout(gateway.limits().stop, async {
+        while let Some(ended) = tasks.join_next().await {
+            reap(ended);
+        }
+    });
+    if ended.await.is_err() {
+        warn!(
+            connections = tasks.len(),
+            "cut off; their devices send again what had no answer"
+        );
+        tasks.shutdown().await;
+    }
+}
+
+/// Serves metrics at `/metrics`, in Prometheus' text format, and health at
+/// `/healthz`, until `shutdown` completes.
+///
+/// Health is 200 while the store does what it is asked to and 503 when it
+/// failed the last time. There is no TLS and nobody is asked who they are:
+/// `listener` is for a loopback address.
+pub async fn run_metrics(
+    listener: TcpListener,
+    gateway: Gateway,
+    shutdown: impl Future<Output = ()>,
+) {
+    let places = Arc::new(Semaphore::new(MAX_SCRAPERS));
+    let mut tasks = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let (stream, _, place) = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(ended) = tasks.join_next() => {
+                reap(ended);
+                continue;
+            }
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let gateway = gateway.clone();
+        tasks.spawn(async move {
+            let service = service_fn(|request| {
+                let response = metrics(&gateway, &request);
+                async { Ok::<_, Infallible>(response) }
+            });
+            let serving = http(SCRAPE).serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = serving.await {
+                debug!(%error, "a metrics connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// One connection, from the handshake to its end.
+async fn connection(
+    gateway: Gateway,
+    stream: TcpStream,
+    peer: SocketAddr,
+    handshake: OwnedSemaphorePermit,
+    connections: Arc<Semaphore>,
+    mut stop: watch::Receiver<()>,
+) {
+    let proven = tokio::select! {
+        proven = timeout(gateway.limits().handshake, prove(&gateway, stream)) => proven,
+        _ = stop.changed() => return,
+    };
+    let (stream, principal) = match proven {
+        Ok(Ok(proven)) => proven,
+        Ok(Err(Unproven { cause, error })) => {
+            match cause {
+                "certificate" => info!(%peer, %error, "refused a connection"),
+                _ => debug!(%peer, %error, "a handshake failed"),
+            }
+            return failed(&gateway, cause);
+        }
+        Err(_) => return failed(&gateway, "timeout"),
+    };
+    let place = tokio::select! {
+        place = timeout(gateway.limits().handshake, connections.acquire_owned()) => place,
+        _ = stop.changed() => return,
+    };
+    let Ok(Ok(_place)) = place else {
+        warn!(%peer, %principal, "no connection is free; raise limits.connections");
+        return failed(&gateway, "full");
+    };
+    drop(handshake);
+
+    let entry = gateway.enter(&principal);
+    let peer = Peer {
+        principal,
+        address: peer,
+        refused: AtomicBool::new(false),
+    };
+    debug!(principal = %peer.principal, peer = %peer.address, "connected");
+    let (gateway, peer) = (&gateway, &peer);
+    let service = service_fn(move |request| async move {
+        Ok::<_, Infallible>(gateway.answer(peer, request).await)
+    });
+    let mut serving =
+        pin!(http(gateway.limits().idle).serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = entry.displaced() => {
+            debug!(principal = %peer.principal, "closed for a newer connection");
+            return;
+        }
+        () = sleep(gateway.limits().age) => {
+            serving.as_mut().graceful_shutdown();
+            // whoever takes longer than all limits together is not reading
+            let limits = gateway.limits();
+            match timeout(limits.body * 2 + limits.store * 2, serving).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+        _ = stop.changed() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(principal = %peer.principal, %error, "a connection ended");
+    }
+}
+
+/// Why a connection came to nothing.
+struct Unproven {
+    cause: &'static str,
+    error: io::Error,
+}
+
+/// The handshake: gives the stream and the device's principal.
+async fn prove(
+    gateway: &Gateway,
+    stream: TcpStream,
+) -> Result<(TlsStream<TcpStream>, String), Unproven> {
+    let tls = gateway.tls();
+    let stream = TlsAcceptor::from(tls.config())
+        .accept(stream)
+        .await
+        .map_err(|error| {
+            let cause = match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(
+                    rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented,
+                ) => "certificate",
+                _ => "other",
+            };
+            Unproven { cause, error }
+        })?;
+    let session = stream.get_ref().1;
+    let certificate = |reason: &'static str| Unproven {
+        cause: "certificate",
+        error: io::Error::other(reason),
+    };
+    let chain = session.peer_certificates().unwrap_or_default();
+    let leaf = chain.first().ok_or_else(|| certificate("no certificate"))?;
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    if resumed && !tls.still_accepts(chain) {
+        return Err(certificate(
+            "the certificate of the resumed session is no longer accepted",
+        ));
+    }
+    gateway
+        .meters()
+        .count(|counters| counters.resumed += u64::from(resumed));
+    let principal = principal_of(leaf);
+    Ok((stream, principal))
+}
+
+/// The next connection, once there is a place for it.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        // the semaphore is never closed
+        let Ok(place) = Arc::clone(places).acquire_owned().await else {
+            return std::future::pending().await;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // an answer is one packet, which shall not wait for another
+                let _ = stream.set_nodelay(true);
+                return (stream, peer, place);
+            }
+            // mostly: no file descriptor is free
+            Err(error) => {
+                error!(%error, "cannot accept connections; trying again");
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+fn failed(gateway: &Gateway, cause: &'static str) {
+    gateway
+        .meters()
+        .count(|counters| *counters.handshakes_failed.entry(cause).or_default() += 1);
+}
+
+fn reap(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a connection's task panicked");
+    }
+}
+
+fn http(idle: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS);
+    http
+}
+
+fn metrics(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let counters = gateway.counters();
+    let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => {
+            let page = counters.prometheus(gateway.tls().expires());
+            (StatusCode::OK, "text/plain; version=0.0.4", page)
+        }
+        (&Method::GET, "/healthz") if counters.store_failing => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "text/plain",
+            "the store fails\n".to_owned(),
+        ),
+        (&Method::GET, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "GET /metrics or /healthz\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+/// A request's line and headers, in bytes and in number.
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+
+/// Connections to the metrics, and how long each may be silent.
+const MAX_SCRAPERS: usize = 16;
+const SCRAPE: Duration = Duration::from_secs(30);

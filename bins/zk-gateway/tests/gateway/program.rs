@@ -1,0 +1,419 @@
+//! The program itself: what it says, how it ends, what signals do.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+
+use crate::world::{PATIENCE, World, connect, write_secret};
+use rcgen::KeyPair;
+use rustix::process::{Pid, Signal, kill_process};
+
+#[test]
+fn help_has_examples_and_the_exit_codes() {
+    let output = gateway().arg("--help").output().unwrap();
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    for text in [
+        "Examples:",
+        "zk-gateway --config",
+        "curl ",
+        "Exit codes: 0",
+        "ZK_GATEWAY_CONFIG",
+    ] {
+        assert!(help.contains(text), "{text} is missing in {help}");
+    }
+}
+
+#[test]
+fn wrong_arguments_end_with_2() {
+    for arguments in [
+        &["--lisen", "127.0.0.1:0"][..],
+        &["--listen", "somewhere"],
+        &["--metrics", "0.0.0.0:9464"],
+        &["--store", "sqlite:x"],
+        &["--log", "loud=very"],
+        &["--log-format", "xml"],
+    ] {
+        let output = gateway().args(arguments).output().unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            told(&output)
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_configuration_is_told_with_its_line() {
+    let world = World::new().await;
+    let good = configuration();
+    let cases = [
+        (
+            good.replace("listen", "lisen"),
+            "1 |",
+            "expected one of `listen`, `metrics`, `store`",
+        ),
+        (
+            good.replace("\"127.0.0.1:0\"", "8443"),
+            "1 |",
+            "expected a string",
+        ),
+        (
+            good.replace("\"127.0.0.1:0\"", "\"localhost\""),
+            "1 |",
+            "\"localhost\"",
+        ),
+        (
+            good.replace("file:", "sqlite:"),
+            "2 |",
+            "a store is file:PATH or dynamodb:REGION",
+        ),
+        (good.replace("key =", "keys ="), "", "`key`"),
+        (
+            good.replace("listen = \"127.0.0.1:0\"\n", ""),
+            "",
+            "missing field `listen`",
+        ),
+        (
+            format!("metrics = \"0.0.0.0:9464\"\n{good}"),
+            "1 |",
+            "loopback",
+        ),
+        (
+            format!("{good}\n[limits]\nconnections = 0"),
+            "9 |",
+            "0 is not from 1 to 1000000",
+        ),
+        (
+            format!("{good}\n[limits]\nidle = 30"),
+            "9 |",
+            "expected a string",
+        ),
+        (
+            format!("{good}\n[limits]\nidle = \"30\""),
+            "9 |",
+            "give a time such as",
+        ),
+        (
+            format!("{good}\n[limits]\nidle = \"-30s\""),
+            "9 |",
+            "not from 10ms to 24h",
+        ),
+        (
+            format!("{good}\n[limits]\nspeed = \"30s\""),
+            "9 |",
+            "unknown field `speed`",
+        ),
+        (format!("{good}\nlisten"), "8 |", "TOML parse error"),
+    ];
+    for (text, line, reason) in cases {
+        let path = world.path("gateway.toml");
+        fs::write(&path, &text).unwrap();
+        let output = check(&path);
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(3), "{text}\n{told}");
+        for part in [path.to_str().unwrap(), line, reason] {
+            assert!(told.contains(part), "{part:?} is missing in {told}");
+        }
+    }
+    let output = check(&world.path("none.toml"));
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        told(&output).contains("none.toml cannot be read"),
+        "{}",
+        told(&output)
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_certificates_or_key_is_told_with_the_cure() {
+    let world = World::new().await;
+    let path = world.path("gateway.toml");
+    fs::write(&path, configuration()).unwrap();
+    assert!(check(&path).status.success(), "{}", told(&check(&path)));
+    let files = world.files();
+    let key = fs::read_to_string(&files.key).unwrap();
+
+    let complains = |parts: &[&str]| {
+        let output = check(&path);
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(4), "{told}");
+        for part in parts {
+            assert!(told.contains(part), "{part:?} is missing in {told}");
+        }
+    };
+    let name = files.key.to_str().unwrap();
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
+    complains(&[name, "mode 0644", "chmod 600"]);
+
+    write_secret(&files.key, &KeyPair::generate().unwrap().serialize_pem());
+    complains(&[name, "gateway.crt.pem does not belong to the key"]);
+
+    write_secret(
+        &files.key,
+        &key.replace("BEGIN PRIVATE", "BEGIN ENCRYPTED PRIVATE")
+            .replace("END PRIVATE", "END ENCRYPTED PRIVATE"),
+    );
+    complains(&[name, "it is encrypted", "openssl pkey"]);
+
+    write_secret(&files.key, "no key");
+    complains(&[name, "is not usable"]);
+
+    fs::remove_file(&files.key).unwrap();
+    complains(&[name, "cannot be read", "check the path"]);
+    write_secret(&files.key, &key);
+
+    for file in [&files.certificate, &files.device_ca] {
+        let text = fs::read_to_string(file).unwrap();
+        fs::write(file, &key).unwrap();
+        complains(&[file.to_str().unwrap(), "holds no certificate"]);
+        fs::write(file, &text[..text.len() / 2]).unwrap();
+        complains(&[file.to_str().unwrap(), "is not usable"]);
+        fs::remove_file(file).unwrap();
+        complains(&[file.to_str().unwrap(), "cannot be read"]);
+        fs::write(file, &text).unwrap();
+    }
+    assert!(check(&path).status.success());
+}
+
+#[tokio::test]
+async fn a_key_that_another_user_owns_is_told_with_who_does() {
+    if !rustix::process::geteuid().is_root() {
+        // only root can give files away, and run as somebody else
+        return;
+    }
+    let world = World::new().await;
+    let path = world.path("gateway.toml");
+    fs::write(&path, configuration()).unwrap();
+    fs::set_permissions(world.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = world.path("zk-gateway");
+    fs::copy(env!("CARGO_BIN_EXE_zk-gateway"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command
+        .env_clear()
+        .arg("--check")
+        .arg("--config")
+        .arg(&path);
+    std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+    let output = loop {
+        match command.output() {
+            // while another test's thread is about to become a process, that
+            // has our copy open too
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {}
+            output => break output.unwrap(),
+        }
+    };
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(4), "{told}");
+    for part in [
+        "mode 0600, owner 0",
+        "this process is user 65534",
+        "chown 65534",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing in {told}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_or_a_store_that_cannot_be_had_is_told() {
+    let world = World::new().await;
+    let path = world.path("gateway.toml");
+    fs::write(&path, configuration()).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for flag in ["--listen", "--metrics"] {
+        let output = gateway()
+            .arg("--config")
+            .arg(&path)
+            .args([flag, &address])
+            .output()
+            .unwrap();
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(5), "{told}");
+        assert!(
+            told.contains(&address) && told.contains("another process has the port"),
+            "{told}"
+        );
+    }
+    // of a block that was never given out
+    let output = gateway()
+        .arg("--config")
+        .arg(&path)
+        .args(["--listen", "240.0.0.1:0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", told(&output));
+
+    let store = format!("file:{}", world.path("none.db").display());
+    let output = gateway()
+        .arg("--config")
+        .arg(&path)
+        .args(["--store", &store])
+        .output()
+        .unwrap();
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(6), "{told}");
+    assert!(
+        told.contains(&store) && told.contains("no store here"),
+        "{told}"
+    );
+    assert!(!world.path("none.db").exists());
+}
+
+#[tokio::test]
+async fn settings_of_the_command_line_go_before_the_environment_before_the_file() {
+    let world = World::new().await;
+    let path = world.path("gateway.toml");
+    // the file's is not this machine's, so who listens there does not start
+    fs::write(&path, configuration().replace("127.0.0.1:0", "240.0.0.1:0")).unwrap();
+    let run = |environment: Option<&str>, flag: Option<&str>| {
+        let mut command = gateway();
+        command
+            .env("ZK_GATEWAY_CONFIG", &path)
+            .env("ZK_GATEWAY_STORE", "file:/nowhere/none.db");
+        command.envs(environment.map(|address| ("ZK_GATEWAY_LISTEN", address)));
+        command.args(flag.map(|address| format!("--listen={address}")));
+        let store = format!("--store=file:{}", world.path("readings.db").display());
+        told(&command.arg(store).output().unwrap())
+    };
+    assert!(run(None, None).contains("cannot listen on 240.0.0.1:0"));
+    assert!(run(Some("240.0.0.2:0"), None).contains("cannot listen on 240.0.0.2:0"));
+    assert!(run(Some("240.0.0.2:0"), Some("240.0.0.3:0")).contains("cannot listen on 240.0.0.3:0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_says_when_it_is_ready_and_obeys_signals() {
+    let world = World::new().await;
+    let path = world.path("gateway.toml");
+    fs::write(&path, configuration()).unwrap();
+    let socket = world.path("notify");
+    let systemd = UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let notified = || {
+        let mut bytes = [0; 1024];
+        let length = systemd.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    };
+    let mut service = Service(
+        gateway()
+            .env("NOTIFY_SOCKET", &socket)
+            .arg("--config")
+            .arg(&path)
+            .args(["--log-format", "json"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let ready = notified();
+    assert!(ready.starts_with("READY=1\n"), "{ready}");
+    let address: SocketAddr = ready
+        .trim_end()
+        .rsplit_once("STATUS=listening on ")
+        .unwrap()
+        .1
+        .parse()
+        .unwrap();
+
+    let mut device = world.device("pi-01").await;
+    let message = device.message([1]);
+    let tls = Arc::new(device.tls.clone());
+    let certificate = async || {
+        let mut conversation = connect(address, Arc::clone(&tls)).await.unwrap();
+        assert_eq!(conversation.ask(&device.post(&message)).await.status, 200);
+        conversation.stream.get_ref().1.peer_certificates().unwrap()[0]
+            .clone()
+            .into_owned()
+    };
+    let before = certificate().await;
+    assert_eq!(world.stored(&device).await.len(), 1);
+
+    // a certificate that is not usable changes nothing
+    let key = fs::read_to_string(world.files().key).unwrap();
+    let renewed = world.renew_certificate();
+    let new_key = fs::read_to_string(world.files().key).unwrap();
+    write_secret(&world.files().key, &key);
+    service.signal(Signal::HUP);
+    assert_eq!(certificate().await, before);
+
+    write_secret(&world.files().key, &new_key);
+    service.signal(Signal::HUP);
+    tokio::time::timeout(PATIENCE, async { while certificate().await != renewed {} })
+        .await
+        .unwrap();
+
+    service.signal(Signal::TERM);
+    assert_eq!(notified(), "STOPPING=1\n");
+    let output = service.end();
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    for line in told.lines() {
+        let _: serde_json::Value = serde_json::from_str(line).unwrap();
+    }
+    assert!(
+        told.contains("going on with the old certificates"),
+        "{told}"
+    );
+}
+
+/// Ends with the test, whatever becomes of it.
+struct Service(Child);
+
+impl Service {
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.0.id().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn end(&mut self) -> Output {
+        let status = self.0.wait().unwrap();
+        let mut stderr = Vec::new();
+        std::io::Read::read_to_end(self.0.stderr.as_mut().unwrap(), &mut stderr).unwrap();
+        Output {
+            status,
+            stdout: Vec::new(),
+            stderr,
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn gateway() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zk-gateway"));
+    command.env_clear();
+    command
+}
+
+fn check(configuration: &Path) -> Output {
+    gateway()
+        .arg("--check")
+        .arg("--config")
+        .arg(configuration)
+        .output()
+        .unwrap()
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn configuration() -> String {
+    "listen = \"127.0.0.1:0\"\n\
+     store = \"file:readings.db\"\n\
+     [tls]\n\
+     certificate = \"gateway.crt.pem\"\n\
+     key = \"gateway.key.pem\"\n\
+     device-ca = \"device-ca.crt.pem\"\n"
+        .to_owned()
+}

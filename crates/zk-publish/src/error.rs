@@ -1,0 +1,148 @@
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+/// Why a message was not delivered.
+///
+/// What to do follows from the variant: [`Refused`](Self::Refused) is about the
+/// message, [`Forbidden`](Self::Forbidden) and
+/// [`CertificateRefused`](Self::CertificateRefused) are about the device's
+/// registration, and everything else may pass if the same message is sent
+/// again later.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// 408, 429 or 5xx: the server asks for patience or has trouble of its own.
+    #[error("the server could not take the message now: {answer}; send it again later")]
+    Busy {
+        /// What it said.
+        answer: Answer,
+        /// How long it asks to be left alone (`Retry-After`).
+        retry_after: Option<Duration>,
+    },
+    /// The server ended the handshake, or the connection after it, with an
+    /// alert about the client certificate.
+    #[error(
+        "the server does not accept this device's certificate or signature; check that it is registered and active, that it has not expired, and that the server trusts its CA"
+    )]
+    CertificateRefused {
+        /// The TLS alert.
+        source: BoxError,
+    },
+    /// The connection was closed before an answer came. AWS IoT does this to a
+    /// certificate that is unknown or inactive; a link that broke looks alike.
+    #[error(
+        "the connection was closed before any response; if this persists, the device's certificate is not accepted: check that it is registered and active"
+    )]
+    Closed {
+        /// How it ended.
+        source: BoxError,
+    },
+    /// 401 or 403: the certificate may not publish to this topic.
+    #[error(
+        "publishing is forbidden: {answer}; check that the device is registered and not revoked, and that its policy allows this topic"
+    )]
+    Forbidden {
+        /// What the server said.
+        answer: Answer,
+    },
+    /// TLS failed, by the client's doing or its judgement of the server.
+    #[error(
+        "the TLS handshake failed; check the trust root for the server, the device's clock and its key"
+    )]
+    Handshake {
+        /// What rustls or the signing key reports.
+        source: BoxError,
+    },
+    /// The answer was not HTTP/1.1.
+    #[error("the server does not speak HTTP/1.1; check the endpoint's host and port")]
+    Protocol {
+        /// What hyper reports.
+        source: BoxError,
+    },
+    /// 400 or 413: the server will not take this message, now or later.
+    #[error("the server refused the message: {answer}")]
+    Refused {
+        /// What it said.
+        answer: Answer,
+    },
+    /// A step took longer than [`Timeouts`](crate::Timeouts) allow.
+    #[error("{phase} took longer than {after:?}")]
+    TimedOut {
+        /// The step.
+        phase: Phase,
+        /// Its limit.
+        after: Duration,
+    },
+    /// Any other status, which a publish endpoint does not give.
+    #[error("the server gave an unexpected answer: {answer}; check the endpoint's host and port")]
+    Unexpected {
+        /// What it said.
+        answer: Answer,
+    },
+    /// The name did not resolve or no TCP connection came about.
+    #[error("{target} cannot be reached; check the network and the endpoint")]
+    Unreachable {
+        /// The URL.
+        target: String,
+        /// What the system reports.
+        source: BoxError,
+    },
+}
+
+/// What a server said when it did not take a message.
+///
+/// The texts are the server's own, with control characters removed and at most
+/// 256 characters each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// `x-amzn-ErrorType`, such as `ForbiddenException`.
+    pub error_type: Option<String>,
+    /// The body's `message`.
+    pub message: Option<String>,
+    /// The server's id for this request, to look for in its logs.
+    pub trace_id: Option<String>,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status {}", self.status)?;
+        if let Some(error_type) = &self.error_type {
+            write!(f, " {error_type}")?;
+        }
+        if let Some(message) = &self.message {
+            write!(f, " {message:?}")?;
+        }
+        if let Some(trace_id) = &self.trace_id {
+            write!(f, " (trace id {trace_id})")?;
+        }
+        Ok(())
+    }
+}
+
+/// A step of a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Name resolution and TCP.
+    Connect,
+    /// TLS.
+    Handshake,
+    /// The request and its answer.
+    Response,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connecting",
+            Self::Handshake => "the TLS handshake",
+            Self::Response => "waiting for the answer",
+        })
+    }
+}
+
+type BoxError = Box<dyn StdError + Send + Sync>;

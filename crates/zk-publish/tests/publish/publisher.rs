@@ -1,0 +1,646 @@
+//! From a real spool to a server that misbehaves as told.
+
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::slice;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use crate::server::{Act, PATIENCE, Pki, Seen, Server, TRACE_ID};
+use rustls::{ALL_VERSIONS, ClientConfig};
+use tempfile::TempDir;
+use zk_publish::{Backoff, Options, Publisher, State, Status, Target, Timeouts};
+use zk_spool::Spool;
+use zk_spool::storage::{Cut, FaultStorage};
+
+#[test]
+fn records_are_delivered_in_order_packed_and_over_one_connection() {
+    let world = World::new();
+    world.append(1..=40);
+    let server = world.server(|_, _| Act::Reply(200));
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    let status = until(&publisher, |status| status.records == 40);
+
+    let messages = server.rest();
+    assert_eq!(records_in(&messages), (1..=40).collect::<Vec<_>>());
+    assert!(messages.iter().all(|seen| seen.body.len() <= BATCH_BYTES));
+    assert!(messages.len() < 40, "{} messages", messages.len());
+    assert_eq!(status.state, State::Online);
+    assert_eq!(status.messages, messages.len() as u64);
+    assert_eq!(
+        status.bytes,
+        messages
+            .iter()
+            .map(|seen| seen.body.len() as u64)
+            .sum::<u64>()
+    );
+    assert_eq!(
+        (status.connections, status.retries, status.rejected),
+        (1, 0, 0)
+    );
+    assert_eq!(status.last_trace_id.as_deref(), Some(TRACE_ID));
+    assert!(status.last_delivery.is_some());
+    assert_eq!(status.last_error, None);
+    assert_eq!(publisher.stop(Duration::ZERO).state, State::Stopped);
+    assert!(world.waiting().is_empty());
+}
+
+#[test]
+fn what_is_appended_later_is_delivered_too() {
+    let world = World::new();
+    let server = world.server(|_, _| Act::Reply(200));
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    assert_eq!(publisher.status().state, State::Starting);
+    for number in 1..=3 {
+        world.append(number..=number);
+        assert_eq!(records_in(&[server.next()]), [number]);
+    }
+    let status = until(&publisher, |status| status.records == 3);
+    assert_eq!(status.connections, 1);
+}
+
+#[test]
+fn trouble_of_the_server_is_waited_out() {
+    let world = World::new();
+    world.append(1..=1);
+    let acts = [
+        Act::Reply(429),
+        Act::ReplyWith(503, ("retry-after", "0"), Vec::new()),
+        Act::Reply(500),
+        Act::Reply(404),
+        Act::Close,
+        Act::ReplyThenClose(503),
+        Act::Reply(200),
+    ];
+    let count = acts.len();
+    let server = world.server(move |number, _| acts[number].clone());
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    let status = until(&publisher, |status| status.records == 1);
+
+    let messages = server.rest();
+    assert_eq!(records_in(&messages), vec![1; count]);
+    // closing a kept-alive connection is no failure yet
+    assert_eq!((status.retries, status.rejected), (count as u64 - 2, 0));
+    assert_eq!((status.messages, status.last_error), (1, None));
+}
+
+#[test]
+fn a_server_that_asks_for_time_gets_it() {
+    let world = World::new();
+    world.append(1..=1);
+    let server = world.server(|_, _| Act::ReplyWith(429, ("retry-after", "3600"), Vec::new()));
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            forbidden: AGES,
+            ..QUICK
+        },
+    );
+    until(&publisher, |status| status.retries == 1);
+    server.next();
+    // only the link's return shows what is not tried otherwise
+    publisher.link_returned();
+    server.next();
+    assert_eq!(server.rest().len(), 0);
+    let status = publisher.stop(PATIENCE);
+    assert_eq!((status.retries, world.waiting()), (2, vec![1]));
+}
+
+#[test]
+fn one_bad_record_is_put_aside_and_blocks_nothing() {
+    let world = World::new();
+    world.append(1..=12);
+    let server = world.server(
+        |_, seen| match records_in(slice::from_ref(seen)).contains(&5) {
+            true => Act::Reply(400),
+            false => Act::Reply(200),
+        },
+    );
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    let status = until(&publisher, |status| status.records == 11);
+
+    // alone as long as they were refused together, and no longer
+    let messages: Vec<_> = server
+        .rest()
+        .iter()
+        .map(|seen| records_in(slice::from_ref(seen)))
+        .collect();
+    let together = [vec![1, 2, 3, 4, 5, 6]];
+    let alone = (1..=6).map(|number| vec![number]);
+    let later = [vec![7, 8, 9, 10, 11], vec![12]];
+    assert_eq!(
+        messages,
+        together
+            .into_iter()
+            .chain(alone)
+            .chain(later)
+            .collect::<Vec<_>>()
+    );
+    assert_eq!((status.rejected, status.retries), (1, 0));
+    assert_eq!(status.state, State::Online);
+    assert!(world.waiting().is_empty());
+    // the spool keeps account of it
+    let losses = world.spool.losses().unwrap();
+    assert_eq!(losses.len(), 1);
+    assert_eq!(
+        (losses[0].first, losses[0].last, losses[0].records),
+        (5, 5, 1)
+    );
+}
+
+#[test]
+fn a_record_too_large_alone_is_put_aside() {
+    let world = World::new();
+    world.append(1..=2);
+    let server = world.server(|number, _| match number {
+        0 | 1 => Act::Reply(413),
+        _ => Act::Reply(200),
+    });
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    let status = until(&publisher, |status| status.records == 1);
+    let messages = server.rest();
+    assert_eq!(records_in(&messages), [1, 2, 1, 2]);
+    assert_eq!(status.rejected, 1);
+    assert!(world.waiting().is_empty());
+}
+
+#[test]
+fn a_record_that_cannot_be_packed_is_put_aside_unsent() {
+    let world = World::new();
+    world.append(1..=1);
+    world
+        .spool
+        .append_with(|_| Ok::<_, Infallible>(b"unpackable".to_vec()))
+        .unwrap();
+    world.append(3..=3);
+    let server = world.server(|_, _| Act::Reply(200));
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    let status = until(&publisher, |status| status.records == 2);
+    assert_eq!(records_in(&server.rest()), [1, 3]);
+    assert_eq!(status.rejected, 1);
+    assert!(world.waiting().is_empty());
+}
+
+#[test]
+fn a_packer_that_takes_nothing_does_not_go_round_for_ever() {
+    let world = World::new();
+    world.append(1..=2);
+    let server = world.server(|_, _| Act::Reply(200));
+    let target = Target::new(&server.endpoint(), TOPIC).unwrap();
+    let spool = Arc::clone(&world.spool);
+    let pack = |records: &[&[u8]], _| Ok::<_, Infallible>((Vec::new(), records.len() + 1));
+    let publisher = Publisher::spawn(spool, target, world.tls(), QUICK, pack).unwrap();
+    let status = until(&publisher, |status| status.rejected == 2);
+    assert!(status.last_error.unwrap().contains("were packed"));
+    assert_eq!(server.rest().len(), 0);
+}
+
+#[test]
+fn forbidden_raises_an_alarm_and_keeps_everything() {
+    let world = World::new();
+    world.append(1..=3);
+    let status = Arc::new(AtomicU16::new(403));
+    let answer = Arc::clone(&status);
+    let server = world.server(move |_, _| Act::Reply(answer.load(Ordering::SeqCst)));
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            forbidden: AGES,
+            ..QUICK
+        },
+    );
+    let seen = until(&publisher, |status| status.state == State::Forbidden);
+    assert!(seen.last_error.unwrap().contains("registered"));
+    assert_eq!((seen.records, seen.rejected), (0, 0));
+    assert_eq!(world.waiting(), [1, 2, 3]);
+
+    status.store(200, Ordering::SeqCst);
+    publisher.link_returned();
+    let seen = until(&publisher, |status| status.records == 3);
+    assert_eq!((seen.state, seen.last_error), (State::Online, None));
+}
+
+#[test]
+fn a_certificate_that_is_not_accepted_raises_an_alarm() {
+    let world = World::new();
+    world.append(1..=1);
+    let tls = world.pki.server(&[&rustls::version::TLS12]);
+    let server = Server::start(tls, |_, _| Act::Reply(200));
+    let target = Target::new(&server.endpoint(), TOPIC).unwrap();
+    let (spool, tls) = (Arc::clone(&world.spool), Arc::new(world.pki.nobody()));
+    let publisher = Publisher::spawn(spool, target, tls, QUICK, pack).unwrap();
+    let status = until(&publisher, |status| status.state == State::Forbidden);
+    assert!(status.last_error.unwrap().contains("certificate"));
+    publisher.stop(PATIENCE);
+    assert_eq!(world.waiting(), [1]);
+}
+
+#[test]
+fn a_server_that_refuses_everything_is_not_fed_the_whole_spool() {
+    let world = World::new();
+    world.append(1..=30);
+    let server = world.server(|_, _| Act::Reply(400));
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            forbidden: AGES,
+            ..QUICK
+        },
+    );
+    let status = until(&publisher, |status| status.state == State::Refusing);
+    assert_eq!((status.rejected, status.records), (10, 0));
+    assert_eq!(world.waiting(), (11..=30).collect::<Vec<_>>());
+    // one at a time from now on, so that it can't block for ever either
+    publisher.link_returned();
+    until(&publisher, |status| status.rejected == 11);
+    // stopping would go on with the rest, were it not in a pause
+    let status = publisher.stop(PATIENCE);
+    assert_eq!(status.rejected, 11);
+    assert_eq!(world.waiting(), (12..=30).collect::<Vec<_>>());
+}
+
+#[test]
+fn many_bad_records_between_good_ones_are_no_alarm() {
+    let world = World::new();
+    world.append(1..=24);
+    let server = world.server(|_, seen| {
+        match records_in(slice::from_ref(seen))
+            .iter()
+            .any(|number| number % 2 == 0)
+        {
+            true => Act::Reply(400),
+            false => Act::Reply(200),
+        }
+    });
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            forbidden: AGES,
+            ..QUICK
+        },
+    );
+    let status = until(&publisher, |status| status.records + status.rejected == 24);
+    assert_eq!(
+        (status.records, status.rejected, status.state),
+        (12, 12, State::Online)
+    );
+}
+
+#[test]
+fn a_delivery_whose_answer_was_lost_is_repeated() {
+    let world = World::new();
+    world.append(1..=2);
+    let server = world.server(|number, _| match number {
+        0 => Act::Close,
+        _ => Act::Reply(200),
+    });
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    let status = until(&publisher, |status| status.records == 2);
+    let messages = server.rest();
+    assert_eq!(records_in(&messages), [1, 2, 1, 2]);
+    assert_eq!(messages[0].body, messages[1].body);
+    assert_eq!((status.retries, status.connections), (1, 2));
+}
+
+#[test]
+fn what_had_no_answer_when_the_process_ended_is_sent_by_the_next() {
+    let world = World::new();
+    world.append(1..=2);
+    let server = world.server(|_, _| Act::Hang);
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    assert_eq!(records_in(&[server.next()]), [1, 2]);
+    assert_eq!(publisher.stop(Duration::ZERO).records, 0);
+    drop(publisher);
+    let world = world.reopened();
+
+    let server = world.server(|_, _| Act::Reply(200));
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    until(&publisher, |status| status.records == 2);
+    assert_eq!(records_in(&server.rest()), [1, 2]);
+}
+
+#[test]
+fn a_slow_server_is_given_up_and_tried_again() {
+    let world = World::new();
+    world.append(1..=1);
+    let server = world.server(|number, _| match number {
+        0 | 1 => Act::Hang,
+        _ => Act::Reply(200),
+    });
+    let timeouts = Timeouts {
+        response: Duration::from_millis(300),
+        ..QUICK.timeouts
+    };
+    let publisher = world.publish(&server.endpoint(), Options { timeouts, ..QUICK });
+    let status = until(&publisher, |status| status.records == 1);
+    assert!(status.retries >= 2 && status.connections >= 3, "{status:?}");
+}
+
+#[test]
+fn publishing_goes_on_when_the_link_returns() {
+    let world = World::new();
+    world.append(1..=3);
+    // takes connections and says nothing, as a dead network would
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("localhost:{}", listener.local_addr().unwrap().port());
+    let timeouts = Timeouts {
+        handshake: Duration::from_millis(50),
+        ..QUICK.timeouts
+    };
+    let options = Options {
+        timeouts,
+        failing: AGES,
+        ..QUICK
+    };
+    let publisher = world.publish(&endpoint, options);
+    let status = until(&publisher, |status| status.state == State::Offline);
+    assert!(status.last_error.unwrap().contains("handshake"));
+
+    drop(publisher);
+    let server = Server::start_on(listener, world.pki.server(ALL_VERSIONS), |_, _| {
+        Act::Reply(200)
+    });
+    let publisher = world.publish(
+        &endpoint,
+        Options {
+            failing: AGES,
+            ..QUICK
+        },
+    );
+    until(&publisher, |status| status.records == 3);
+    assert_eq!(records_in(&server.rest()), [1, 2, 3]);
+}
+
+#[test]
+fn a_port_that_opens_again_is_found_by_itself() {
+    let world = World::new();
+    world.append(1..=3);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    // of the pauses, only that for what cannot be reached lets the test end
+    let options = Options {
+        failing: AGES,
+        forbidden: AGES,
+        ..QUICK
+    };
+    let publisher = world.publish(&format!("localhost:{}", address.port()), options);
+    until(&publisher, |status| status.retries >= 3);
+    let listener = TcpListener::bind(address).unwrap();
+    let server = Server::start_on(listener, world.pki.server(ALL_VERSIONS), |_, _| {
+        Act::Reply(200)
+    });
+    until(&publisher, |status| status.records == 3);
+    assert_eq!(records_in(&server.rest()), [1, 2, 3]);
+}
+
+#[test]
+fn a_request_of_the_old_link_does_not_hold_up_the_new_one() {
+    let world = World::new();
+    world.append(1..=1);
+    let server = world.server(|number, _| match number {
+        0 => Act::Hang,
+        _ => Act::Reply(200),
+    });
+    // the answer is waited for longer than the test has patience
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    server.next();
+    publisher.link_returned();
+    let status = until(&publisher, |status| status.records == 1);
+    assert_eq!((status.retries, status.connections), (1, 2));
+}
+
+#[test]
+fn stopping_publishes_what_is_left() {
+    let world = World::new();
+    world.append(1..=50);
+    let (gate, opened) = mpsc::channel::<()>();
+    let server = world.server(move |number, _| {
+        if number == 0 {
+            opened.recv().unwrap();
+        }
+        Act::Reply(200)
+    });
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| publisher.stop(PATIENCE));
+        gate.send(()).unwrap();
+        let status = stopping.join().unwrap();
+        assert_eq!((status.state, status.records), (State::Stopped, 50));
+    });
+    assert!(world.waiting().is_empty());
+    // a second time, and dropping it, do no harm
+    assert_eq!(publisher.stop(Duration::MAX).state, State::Stopped);
+}
+
+#[test]
+fn stopping_does_not_wait_for_a_link_that_is_down() {
+    let world = World::new();
+    world.append(1..=5);
+    let server = world.server(|_, _| Act::Reply(503));
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            failing: AGES,
+            ..QUICK
+        },
+    );
+    until(&publisher, |status| status.state == State::Offline);
+    assert_eq!(publisher.stop(Duration::MAX).state, State::Stopped);
+    assert_eq!(world.waiting(), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn stopping_breaks_off_a_request_when_its_time_is_over() {
+    let world = World::new();
+    world.append(1..=1);
+    let server = world.server(|_, _| Act::Hang);
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    server.next();
+    let status: Status = publisher.stop(Duration::from_millis(20));
+    assert_eq!((status.state, status.records), (State::Stopped, 0));
+    assert_eq!(world.waiting(), [1]);
+}
+
+#[test]
+fn a_spool_that_fails_ends_it_and_nothing_is_acknowledged() {
+    let storage = FaultStorage::new();
+    let open = |storage: FaultStorage| {
+        let storage: Arc<dyn zk_spool::storage::Storage> = Arc::new(storage);
+        Arc::new(Spool::open_on(storage, zk_spool::Options::default()).unwrap())
+    };
+    let pki = Pki::new();
+    let spool = open(storage.clone());
+    spool
+        .append_with(|_| Ok::<_, Infallible>(b"record 1".to_vec()))
+        .unwrap();
+    let server = Server::start(pki.server(ALL_VERSIONS), |_, _| Act::Reply(200));
+    let target = Target::new(&server.endpoint(), TOPIC).unwrap();
+    // the next change is the acknowledgement
+    storage.fail_at(storage.operations() + 1);
+    let tls = Arc::new(pki.device("pi-01"));
+    let publisher = Publisher::spawn(Arc::clone(&spool), target, tls, QUICK, pack).unwrap();
+    let status = until(&publisher, |status| status.state == State::Failed);
+    assert!(status.last_error.is_some());
+    assert_eq!(status.records, 0);
+    // and stays so
+    assert_eq!(publisher.stop(PATIENCE).state, State::Failed);
+    drop(publisher);
+    drop(spool);
+    let spool = open(storage.after_cut(Cut::All));
+    assert_eq!(spool.peek(10, 1000).unwrap().len(), 1);
+}
+
+#[test]
+fn waiting_tells_when_it_was_in_vain() {
+    let world = World::new();
+    let server = world.server(|_, _| Act::Reply(200));
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    assert_eq!(
+        publisher.wait_for(Duration::ZERO, |status| status.records == 1),
+        None
+    );
+}
+
+const TOPIC: &str = "Zymkey/pi-01";
+
+const BATCH_BYTES: usize = 100;
+
+const NO_PAUSE: Backoff = Backoff {
+    first: Duration::ZERO,
+    most: Duration::ZERO,
+};
+
+/// A pause that a test would not live to see the end of.
+const AGES: Backoff = Backoff {
+    first: Duration::from_secs(86_400),
+    most: Duration::from_secs(86_400),
+};
+
+const QUICK: Options = Options {
+    batch_bytes: BATCH_BYTES,
+    timeouts: Timeouts {
+        connect: Duration::from_secs(3600),
+        handshake: Duration::from_secs(3600),
+        response: Duration::from_secs(3600),
+    },
+    unreachable: NO_PAUSE,
+    failing: NO_PAUSE,
+    forbidden: NO_PAUSE,
+};
+
+struct World {
+    directory: TempDir,
+    pki: Pki,
+    spool: Arc<Spool>,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let spool = Arc::new(open(&directory));
+        Self {
+            directory,
+            pki: Pki::new(),
+            spool,
+        }
+    }
+
+    /// As after a restart.
+    fn reopened(self) -> Self {
+        let Self {
+            directory,
+            pki,
+            spool,
+        } = self;
+        Arc::into_inner(spool)
+            .expect("the publisher still has the spool")
+            .close()
+            .unwrap();
+        let spool = Arc::new(open(&directory));
+        Self {
+            directory,
+            pki,
+            spool,
+        }
+    }
+
+    fn server(&self, act: impl FnMut(usize, &Seen) -> Act + Send + 'static) -> Server {
+        Server::start(self.pki.server(ALL_VERSIONS), act)
+    }
+
+    fn tls(&self) -> Arc<ClientConfig> {
+        Arc::new(self.pki.device("pi-01"))
+    }
+
+    fn publish(&self, endpoint: &str, options: Options) -> Publisher {
+        let target = Target::new(endpoint, TOPIC).unwrap();
+        Publisher::spawn(Arc::clone(&self.spool), target, self.tls(), options, pack).unwrap()
+    }
+
+    fn append(&self, numbers: impl IntoIterator<Item = u64>) {
+        for number in numbers {
+            let record = format!("record {number}").into_bytes();
+            let sequence = self
+                .spool
+                .append_with(|_| Ok::<_, Infallible>(record))
+                .unwrap();
+            assert_eq!(sequence, number);
+        }
+    }
+
+    /// Sequence numbers of what is not acknowledged.
+    fn waiting(&self) -> Vec<u64> {
+        self.spool
+            .peek(1000, 1 << 20)
+            .unwrap()
+            .iter()
+            .map(zk_spool::Record::sequence)
+            .collect()
+    }
+}
+
+/// Waits until the publisher's status is as wanted.
+fn until(publisher: &Publisher, wanted: impl FnMut(&Status) -> bool) -> Status {
+    let seen = publisher.wait_for(PATIENCE, wanted);
+    seen.unwrap_or_else(|| panic!("it stays {:?}", publisher.status()))
+}
+
+fn open(directory: &TempDir) -> Spool {
+    Spool::open(directory.path().join("spool"), zk_spool::Options::default()).unwrap()
+}
+
+/// Records joined by newlines.
+fn pack(records: &[&[u8]], limit: usize) -> Result<(Vec<u8>, usize), std::io::Error> {
+    if !records[0].starts_with(b"record ") {
+        return Err(std::io::Error::other("not a record"));
+    }
+    let mut message = records[0].to_vec();
+    let mut taken = 1;
+    for record in &records[1..] {
+        if message.len() + 1 + record.len() > limit || !record.starts_with(b"record ") {
+            break;
+        }
+        message.push(b'\n');
+        message.extend_from_slice(record);
+        taken += 1;
+    }
+    Ok((message, taken))
+}
+
+/// The numbers of the records in these messages, in order.
+fn records_in(messages: &[Seen]) -> Vec<u64> {
+    let lines = messages
+        .iter()
+        .flat_map(|seen| seen.body.split(|byte| *byte == b'\n'));
+    lines
+        .map(|line| {
+            std::str::from_utf8(line)
+                .unwrap()
+                .strip_prefix("record ")
+                .unwrap()
+        })
+        .map(|number| number.parse().unwrap())
+        .collect()
+}
