@@ -20,9 +20,9 @@ struct Arguments {
 enum Command {
     /// Sets up what the tests need below target/, then runs them.
     ///
-    /// Without an area it runs all of them, in the order in which they are
-    /// listed. `cargo test --workspace` alone runs what needs no foreign program.
-    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test peers")]
+    /// Without an area it runs all of them. `cargo test --workspace` alone needs no
+    /// foreign program but the openssl command.
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test python")]
     Test {
         /// One area only.
         area: Option<test::Area>,

@@ -11,28 +11,46 @@ use anyhow::{Context, Result, bail};
 pub(crate) enum Area {
     /// Each crate and program through its public surface, and end to end.
     Workspace,
-    /// What needs foreign programs: Python, OpenSSL.
-    Peers,
+    /// Envelopes between our code, Python and OpenSSL.
+    Python,
+    /// The demo, built and run as the README says.
+    Demo,
 }
 
 /// Runs `area`, or everything.
 pub(crate) fn run(area: Option<Area>) -> Result<()> {
     let root = workspace_root()?;
     let mut stages = Vec::new();
-    let wanted = |stage| area.is_none_or(|area| area == stage);
-    if wanted(Area::Peers) {
-        stage(&mut stages, "set-up of peers", || set_up_peers(&root))?;
+    stage(&mut stages, "set-up", || set_up(&root))?;
+    // Always the whole workspace: with one package alone cargo would choose
+    // other features of the dependencies and build them all again.
+    let tests = [
+        "test",
+        "--locked",
+        "--workspace",
+        "--features",
+        "zk-tests/peers",
+    ];
+    match area {
+        Some(Area::Workspace) => {
+            stage(&mut stages, "workspace", || {
+                cargo(&root, &["test", "--locked", "--workspace"])
+            })?;
+        }
+        Some(Area::Python) => {
+            let python = [&tests[..], &["--test", "python"]].concat();
+            stage(&mut stages, "python", || cargo(&root, &python))?;
+        }
+        Some(Area::Demo) => {}
+        None => {
+            let build = [&tests[..], &["--no-run"]].concat();
+            stage(&mut stages, "build", || cargo(&root, &build))?;
+            stage(&mut stages, "tests", || cargo(&root, &tests))?;
+        }
     }
-    if wanted(Area::Workspace) {
-        stage(&mut stages, "workspace", || {
-            cargo(&root, &["test", "--locked", "--workspace"])
-        })?;
-    }
-    if wanted(Area::Peers) {
-        stage(&mut stages, "peers", || {
-            let peers = ["test", "--locked", "--package", "zk-tests", "--features", "peers"];
-            cargo(&root, &peers)
-        })?;
+    if area.is_none_or(|area| area == Area::Demo) {
+        let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
+        stage(&mut stages, "demo", || cargo(&root, &demo))?;
     }
     println!("\nstage                 seconds");
     for (name, took) in stages {
@@ -54,7 +72,7 @@ fn stage(
 }
 
 /// Below target/ a Python environment; from the system what only it can give.
-fn set_up_peers(root: &Path) -> Result<()> {
+fn set_up(root: &Path) -> Result<()> {
     system_program("openssl", "openssl")?;
     system_program("python3", "python3 python3-venv")?;
     let environment = root.join("target/venv");
@@ -64,8 +82,18 @@ fn set_up_peers(root: &Path) -> Result<()> {
         finish(make.args(["-m", "venv"]).arg(&environment))?;
     }
     let mut install = Command::new(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    finish(install.arg("--requirement").arg(root.join("tests/requirements.txt")))
+    install.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
+    finish(
+        install
+            .arg("--requirement")
+            .arg(root.join("tests/requirements.txt")),
+    )
 }
 
 /// Finds a program on the PATH, or installs the package that has it when this
@@ -78,11 +106,18 @@ fn system_program(program: &str, packages: &str) -> Result<()> {
     if found() {
         return Ok(());
     }
-    let root_user = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    let root_user = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|id| id.stdout == b"0\n");
     if root_user && Path::new("/usr/bin/apt-get").exists() {
         finish(Command::new("apt-get").arg("update"))?;
         let mut install = Command::new("apt-get");
-        finish(install.args(["install", "--yes", "--no-install-recommends"]).args(packages.split(' ')))?;
+        finish(
+            install
+                .args(["install", "--yes", "--no-install-recommends"])
+                .args(packages.split(' ')),
+        )?;
     }
     if found() {
         return Ok(());
@@ -97,7 +132,9 @@ fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
 
 fn finish(command: &mut Command) -> Result<()> {
     let shown = format!("{command:?}");
-    let status = command.status().with_context(|| format!("cannot start {shown}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {shown}"))?;
     if !status.success() {
         bail!("{shown}: {status}");
     }

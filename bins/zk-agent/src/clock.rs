@@ -1,0 +1,85 @@
+//! What time it is, by all the clocks there are.
+
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use rustix::time::{ClockId, clock_gettime};
+use zk_envelope::{BootId, ClockQuality, Moment, Report, TimeAnchor, Timestamp};
+
+use crate::Error;
+
+/// The device's clocks.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    boot: BootId,
+    /// Wall clock minus uptime in milliseconds, and the quality, at the last
+    /// record: what a step is measured against.
+    last: Option<(i64, ClockQuality)>,
+}
+
+impl Clock {
+    /// # Errors
+    /// [`Error::File`], [`Error::Envelope`]: the kernel tells no boot id.
+    pub(crate) fn new() -> Result<Self, Error> {
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+        Ok(Self {
+            boot: BootId::from_uuid(&text)?,
+            last: None,
+        })
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        let up = clock_gettime(ClockId::Boottime);
+        let since_boot_ms =
+            up.tv_sec.unsigned_abs().saturating_mul(1000) + up.tv_nsec.unsigned_abs() / 1_000_000;
+        let time = Timestamp::from(SystemTime::now());
+        Moment {
+            boot: self.boot,
+            since_boot_ms,
+            time,
+            clock: quality(time),
+        }
+    }
+
+    /// A time anchor if the wall clock was set since the last call, or became
+    /// known to be right.
+    pub(crate) fn anchor(&mut self, now: &Moment) -> Option<Report> {
+        let since_boot = i64::try_from(now.since_boot_ms).ok()?;
+        let offset = i64::try_from(now.time.as_millis())
+            .ok()?
+            .checked_sub(since_boot)?;
+        let (before, clock_before) = self.last.replace((offset, now.clock))?;
+        let stepped = offset.abs_diff(before) >= STEP_MS;
+        let became_right =
+            now.clock == ClockQuality::Synchronised && clock_before != ClockQuality::Synchronised;
+        if !stepped && !became_right {
+            // A clock that is slewed drifts from its first offset: follow it.
+            return None;
+        }
+        let time_before = u64::try_from(before.saturating_add(since_boot)).unwrap_or(0);
+        let time_before = Timestamp::from_millis(time_before).unwrap_or(Timestamp::MAX);
+        Some(Report::TimeAnchor(TimeAnchor {
+            time_before,
+            clock_before,
+        }))
+    }
+}
+
+/// Before 2020 nothing has set the clock. systemd-timesyncd, which Raspberry Pi
+/// OS runs, touches its flag file at each synchronisation and removes it at
+/// start; without it the clock runs on its own, as far as can be told.
+fn quality(time: Timestamp) -> ClockQuality {
+    if time.as_millis() < Y2020_MS {
+        ClockQuality::Unknown
+    } else if Path::new("/run/systemd/timesync/synchronized").exists() {
+        ClockQuality::Synchronised
+    } else {
+        ClockQuality::FreeRunning
+    }
+}
+
+/// A jump of the wall clock that is worth a record.
+const STEP_MS: u64 = 1000;
+pub(crate) const Y2020_MS: u64 = 1_577_836_800_000;

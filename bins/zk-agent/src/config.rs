@@ -1,0 +1,228 @@
+//! agent.toml: what the agent is told.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use jiff::SignedDuration;
+use serde::Deserialize;
+use zk_envelope::DeviceId;
+
+use crate::Error;
+
+/// agent.toml. Relative paths in it are relative to the file's own directory.
+///
+/// ```toml
+/// [device]
+/// id = "pi-01"
+/// hsm = "zymkey:slot=0"
+/// certificate = "pi-01.crt.pem"
+///
+/// [target]
+/// endpoint = "gateway.example:8443"
+/// roots = "gateway-ca.crt.pem"
+///
+/// [owners]
+/// files = ["owner-0011223344556677.pub.pem"]
+///
+/// [sensors]
+/// interval = "10s"
+/// root = "/sys"
+///
+/// [spool]
+/// dir = "/var/lib/zk-agent/spool"
+/// cap = "256MiB"
+/// full = "drop-oldest"
+/// sync = "each"
+///
+/// [heartbeat]
+/// interval = "5m"
+/// ```
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who this is.
+    pub device: Device,
+    /// Where records go.
+    pub target: Target,
+    /// Whom records are encrypted for.
+    pub owners: Owners,
+    /// What is read, and how often.
+    #[serde(default)]
+    pub sensors: Sensors,
+    /// Where records wait.
+    pub spool: SpoolTable,
+    /// Signs of life.
+    #[serde(default)]
+    pub heartbeat: Heartbeat,
+}
+
+/// `[device]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// The common name of its certificate.
+    pub id: DeviceId,
+    /// The key: `zymkey:slot=0`, `pkcs11:token=…;object=…` or `soft:/path`.
+    pub hsm: String,
+    /// The certificate chain in PEM, the device's own first.
+    pub certificate: PathBuf,
+}
+
+/// `[target]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// Host and port of AWS IoT Core or of a gateway.
+    pub endpoint: String,
+    /// The roots that the endpoint's certificate chains to, in PEM.
+    pub roots: PathBuf,
+}
+
+/// `[owners]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owners {
+    /// Public keys in PEM, 1 to 8.
+    pub files: Vec<PathBuf>,
+}
+
+/// `[sensors]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sensors {
+    /// From one sweep over all sensors to the next.
+    pub interval: SignedDuration,
+    /// Where the kernel shows its buses: `/sys`, or a simulated tree.
+    pub root: PathBuf,
+}
+
+/// `[spool]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpoolTable {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// The most that it may hold.
+    #[serde(default = "default_cap")]
+    pub cap: ByteSize,
+    /// What happens when it holds that much.
+    #[serde(default)]
+    pub full: Full,
+    /// When a record is safe from a power cut.
+    #[serde(default)]
+    pub sync: Sync,
+}
+
+/// `spool.full`
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Full {
+    /// New readings are not taken.
+    Reject,
+    /// The oldest records make room.
+    #[default]
+    DropOldest,
+}
+
+/// `spool.sync`
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sync {
+    /// Before it counts as taken.
+    #[default]
+    Each,
+    /// Within this time; spares SD cards.
+    Every(SignedDuration),
+}
+
+/// `[heartbeat]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Heartbeat {
+    /// From one heartbeat record to the next.
+    pub interval: SignedDuration,
+}
+
+impl Default for Sensors {
+    fn default() -> Self {
+        Self {
+            interval: SignedDuration::from_secs(10),
+            root: "/sys".into(),
+        }
+    }
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self {
+            interval: SignedDuration::from_mins(5),
+        }
+    }
+}
+
+impl Config {
+    /// Reads agent.toml and makes its paths absolute.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with file, line, what is wrong and what is allowed;
+    /// [`Error::File`].
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+        let wrong = |detail: String| Error::Config {
+            path: path.into(),
+            detail,
+        };
+        let mut config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let base = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let base = std::path::absolute(&base).map_err(|e| Error::file(&base, e))?;
+        let paths = [
+            &mut config.device.certificate,
+            &mut config.target.roots,
+            &mut config.sensors.root,
+            &mut config.spool.dir,
+        ];
+        for path in paths.into_iter().chain(&mut config.owners.files) {
+            *path = base.join(&*path);
+        }
+        config.check().map_err(wrong)?;
+        Ok(config)
+    }
+
+    /// What the types do not say.
+    fn check(&self) -> Result<(), String> {
+        let least = SignedDuration::from_millis(10);
+        for (key, interval) in [
+            ("sensors.interval", self.sensors.interval),
+            ("heartbeat.interval", self.heartbeat.interval),
+        ] {
+            if interval < least {
+                return Err(format!("{key} is {interval:#}: at least 10ms is allowed"));
+            }
+        }
+        if let Sync::Every(window) = self.spool.sync
+            && window < least
+        {
+            return Err(format!(
+                "spool.sync is every {window:#}: at least 10ms is allowed, or \"each\""
+            ));
+        }
+        if !(1..=8).contains(&self.owners.files.len()) {
+            return Err(format!(
+                "owners.files names {}: 1 to 8 are allowed",
+                self.owners.files.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A checked duration without its sign.
+pub(crate) fn unsigned(duration: SignedDuration) -> Duration {
+    duration.unsigned_abs()
+}
+
+fn default_cap() -> ByteSize {
+    ByteSize::mib(256)
+}

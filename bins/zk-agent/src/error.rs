@@ -1,0 +1,68 @@
+use std::path::{Path, PathBuf};
+
+/// Why the agent does not start, or stops.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// agent.toml is wrong.
+    #[error("{}: {detail}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Line, what is wrong and what is allowed.
+        detail: String,
+    },
+    /// A record could not be sealed, and trying again does not help.
+    #[error("sealing: {0}")]
+    Envelope(#[from] zk_envelope::Error),
+    /// A file could not be used.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The device's key.
+    #[error("key {uri}: {source}")]
+    Hsm {
+        /// Its URI.
+        uri: String,
+        /// What is wrong.
+        source: Box<zk_hsm::Error>,
+    },
+    /// The key's URI.
+    #[error("device.hsm: {0}")]
+    HsmUri(#[from] zk_hsm::UriError),
+    /// A file that is not the PEM it should be.
+    #[error("{}: no {what} in PEM: {detail}", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        what: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The spool.
+    #[error("spool: {0}")]
+    Spool(#[from] zk_spool::Error),
+    /// The target.
+    #[error("target.endpoint: {0}")]
+    Target(#[from] zk_publish::TargetError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// A thread ended that never should.
+    #[error("a thread of the agent ended unexpectedly: this is a defect, please report it")]
+    ThreadEnded,
+}
+
+impl Error {
+    pub(crate) fn file(path: &Path, source: std::io::Error) -> Self {
+        Self::File {
+            path: path.into(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The service on the device: sensors to sealed records, spooled on disk and
+//! published over mutual TLS.
+//!
+//! The program `zk-agent` is a thin shell around [`Agent`]; applications that
+//! want the same pipeline in their own process use it directly.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::time::Duration;
+//! use zk_agent::{Agent, Config};
+//!
+//! # fn main() -> Result<(), zk_agent::Error> {
+//! let config = Config::read(Path::new("/etc/zk-agent/agent.toml"))?;
+//! let agent = Agent::start(&config, || eprintln!("call stop to learn why"))?;
+//! println!("{} readings sealed so far", agent.status()?.sealed);
+//! agent.stop(Duration::from_secs(10))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Records it makes
+//!
+//! Readings (kind 1), several in one record when the key is slow; a
+//! `stream-started` event (kind 4) as the first record of each stream; a
+//! heartbeat (kind 5) at a fixed interval; a time anchor (kind 3) when the wall
+//! clock was set; a loss receipt (kind 2) for whatever the spool had to give up.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod clock;
+mod config;
+mod error;
+
+pub use agent::{Agent, Status};
+pub use config::{Config, Device, Full, Heartbeat, Owners, Sensors, SpoolTable, Sync, Target};
+pub use error::Error;

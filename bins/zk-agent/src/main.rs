@@ -1,0 +1,142 @@
+//! `zk-agent`: runs until it is told to stop.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stderr)]
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use jiff::SignedDuration;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use zk_agent::{Agent, Config, Error};
+
+/// Reads sensors, seals each reading with the device's key, keeps it on disk
+/// and publishes it, oldest first.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  zk-agent --config /etc/zk-agent/agent.toml
+  zk-agent --config devices/pi-01/agent.toml --hsm soft:/home/me/dev-key.pem
+
+Flags go before environment variables, these before the configuration file.
+SIGTERM and SIGINT seal what was read, publish for at most 10 s more, and end.
+
+Exit status: 0 stopped as told, 1 failed, 2 wrong usage or configuration."
+)]
+struct Arguments {
+    /// The configuration file, as zk-setup writes it.
+    #[arg(
+        long,
+        env = "ZK_AGENT_CONFIG",
+        default_value = "/etc/zk-agent/agent.toml"
+    )]
+    config: PathBuf,
+    /// The device's key, in place of device.hsm.
+    #[arg(long, env = "ZK_AGENT_HSM")]
+    hsm: Option<String>,
+    /// Where records go, in place of target.endpoint.
+    #[arg(long, env = "ZK_AGENT_ENDPOINT", value_name = "HOST:PORT")]
+    endpoint: Option<String>,
+    /// Where the kernel shows its buses, in place of sensors.root.
+    #[arg(long, env = "ZK_AGENT_SENSORS_ROOT", value_name = "DIR")]
+    sensors_root: Option<PathBuf>,
+    /// From one sweep to the next, in place of sensors.interval.
+    #[arg(long, env = "ZK_AGENT_INTERVAL", value_name = "DURATION")]
+    interval: Option<SignedDuration>,
+    /// Where records wait, in place of spool.dir.
+    #[arg(long, env = "ZK_AGENT_SPOOL", value_name = "DIR")]
+    spool: Option<PathBuf>,
+    /// How log lines are written to stderr; RUST_LOG chooses which.
+    #[arg(long, env = "ZK_AGENT_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(arguments.log_format);
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("zk-agent: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("  because: {error}");
+                cause = error.source();
+            }
+            let usage = matches!(
+                error,
+                Error::Config { .. } | Error::HsmUri(_) | Error::Target(_) | Error::Pem { .. }
+            );
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Error> {
+    let mut config = Config::read(&arguments.config)?;
+    config.device.hsm = arguments.hsm.unwrap_or(config.device.hsm);
+    config.target.endpoint = arguments.endpoint.unwrap_or(config.target.endpoint);
+    config.sensors.root = arguments.sensors_root.unwrap_or(config.sensors.root);
+    config.sensors.interval = arguments.interval.unwrap_or(config.sensors.interval);
+    config.spool.dir = arguments.spool.unwrap_or(config.spool.dir);
+
+    // A signal, or the agent that cannot go on: whichever comes first.
+    let (end, ended) = channel::<()>();
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Thread)?;
+    let signalled = end.clone();
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            // Nobody listens once the agent is stopping.
+            let _ = signalled.send(());
+        }
+    });
+    let agent = Agent::start(&config, move || {
+        let _ = end.send(());
+    })?;
+    notify(sd_notify::NotifyState::Ready);
+    // An error would mean that no sender is left; the signals' thread keeps one.
+    let _ = ended.recv();
+    notify(sd_notify::NotifyState::Stopping);
+    let status = agent.stop(GRACE)?;
+    tracing::info!(
+        sampled = status.sampled,
+        sealed = status.sealed,
+        waiting = status.spool.records,
+        "stopped; what waits goes out after the next start"
+    );
+    Ok(())
+}
+
+/// Tells systemd; without it there is nobody to tell.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+/// How long it goes on publishing after it was told to stop.
+const GRACE: Duration = Duration::from_secs(10);
