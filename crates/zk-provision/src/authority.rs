@@ -216,6 +216,9 @@ fn serial_number() -> Result<SerialNumber, Error> {
 }
 
 fn validity(now: SystemTime, life: Duration, limit: Option<SystemTime>) -> Result<Validity, Error> {
+    if now < SystemTime::UNIX_EPOCH + CLOCK_SET {
+        return Err(Error::ClockUnset { now });
+    }
     let from = now
         .checked_sub(CLOCK_SKEW)
         .unwrap_or(SystemTime::UNIX_EPOCH);
@@ -244,6 +247,9 @@ fn general_name(name: &ServerName<'_>) -> Result<GeneralName, Error> {
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// 2020-01-01: before that, nobody has set the clock.
+const CLOCK_SET: Duration = Duration::from_secs(1_577_836_800);
 
 /// How far behind a device's clock may be and still accept a new certificate.
 const CLOCK_SKEW: Duration = HOUR;

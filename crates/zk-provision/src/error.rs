@@ -34,6 +34,18 @@ pub enum Error {
     #[error("a certificate could not be made: {0}")]
     CertificateEncoding(#[from] builder::Error),
 
+    /// The system's clock says a year before 2020: a certificate from then would
+    /// be valid at the wrong time.
+    #[error(
+        "the clock of this machine was never set (it says {}): set it, or wait for time \
+         synchronisation, and try again",
+        zk_envelope::Timestamp::from(*now)
+    )]
+    ClockUnset {
+        /// What it says.
+        now: std::time::SystemTime,
+    },
+
     /// A name or a file of owners and devices is not what it should be.
     #[error(transparent)]
     Envelope(#[from] zk_envelope::Error),

@@ -316,6 +316,20 @@ fn nothing_outlives_its_authority() {
 }
 
 #[test]
+fn a_clock_that_was_never_set_makes_no_certificate() {
+    let (_dir, setup) = authorities();
+    let authority = setup.device_authority(&passphrase()).unwrap();
+    let after_start = SystemTime::UNIX_EPOCH + Duration::from_secs(90);
+    let error = authority
+        .issue_device(&id("pi-01"), key().verifying_key(), after_start)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("1970-01-01T00:01:30.000Z"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_certificate_says_what_it_is() {
     let (dir, setup) = authorities();
     let authority = setup.device_authority(&passphrase()).unwrap();
