@@ -502,8 +502,8 @@ fn further(dir: &Path, serve: bool) {
     );
     println!("\nTo look further");
     println!("   {reader} list");
-    println!("   {reader} show {DEVICE} 2");
-    println!("   {reader} audit");
+    println!("   {reader} show {DEVICE} 3");
+    println!("   {reader} audit --device {DEVICE}");
     println!("   {reader} quarantine list");
     println!(
         "   ls {}/zk          what zk-setup makes for an operator",
