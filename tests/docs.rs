@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
 }
 
 #[test]
@@ -23,25 +26,42 @@ fn every_direct_dependency_has_its_reason() {
         .collect();
     assert!(packages.len() > 30, "{packages:?}");
     for package in &packages {
-        assert!(reasons.contains(&format!("`{package}`")), "docs/dependencies.md lacks {package}");
+        assert!(
+            reasons.contains(&format!("`{package}`")),
+            "docs/dependencies.md lacks {package}"
+        );
     }
     // And the other way round: no reason for what is gone.
     for row in reasons.lines().filter(|line| line.starts_with("| `")) {
         for package in row.split('|').nth(1).unwrap().split(',') {
             let package = package.trim().trim_matches('`');
-            assert!(packages.contains(&package), "docs/dependencies.md still has {package}");
+            assert!(
+                packages.contains(&package),
+                "docs/dependencies.md still has {package}"
+            );
         }
     }
 }
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+    let docs = fs::read_dir(root().join("docs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let top = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+    ];
     let mut links = 0;
     for file in docs.chain(top.iter().map(|name| root().join(name))) {
         let text = fs::read_to_string(&file).unwrap();
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        for link in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
             if link.starts_with("http") || link.starts_with('#') {
                 continue;
             }
@@ -60,7 +80,9 @@ fn every_crate_forbids_unsafe_code_but_the_one_for_chips() {
         for package in fs::read_dir(root().join(parent)).unwrap() {
             let package = package.unwrap().path();
             for file in ["src/lib.rs", "src/main.rs"].map(|file| package.join(file)) {
-                let Ok(text) = fs::read_to_string(&file) else { continue };
+                let Ok(text) = fs::read_to_string(&file) else {
+                    continue;
+                };
                 let forbids = text.contains("#![forbid(unsafe_code)]");
                 assert_eq!(forbids, !package.ends_with("zk-hsm"), "{}", file.display());
                 roots += 1;

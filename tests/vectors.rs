@@ -17,6 +17,7 @@ use zk_envelope::{
     Entry, Envelope, Error, Header, KeyId, KeyState, Kind, Message, OwnerKey, Timestamp,
     TrustedKey, Verified, VerifyingKey, pack,
 };
+use zk_store::{Options, Store, StoreUri};
 use zk_verify::{Context, DeviceRecord, check, principal_of, recheck, topic_of};
 
 #[derive(Deserialize)]
@@ -165,13 +166,9 @@ fn written_again_and_packed_again() {
 #[test]
 fn check_and_check_of_its_evidence() {
     for_all(|case| {
-        let topic = case.device.as_ref().map_or_else(
-            || "Zymkey/pi-01".into(),
-            |registered| topic_of(&registered.device),
-        );
         let context = Context {
             principal: principal_of(b"a certificate"),
-            topic,
+            topic: topic_of_case(case),
             received_at: received_at(),
         };
         let verdicts = check(&case.message, &context, case.device.as_ref());
@@ -199,6 +196,65 @@ fn check_and_check_of_its_evidence() {
     });
 }
 
+/// What a gateway does with a message, and what its owner then finds.
+#[test]
+fn ingested_and_read_back() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for_all(|case| runtime.block_on(ingest_and_read(case)));
+}
+
+async fn ingest_and_read(case: &Case<'_>) -> Expect {
+    let directory = tempfile::tempdir().unwrap();
+    let uri = StoreUri::File(directory.path().join("store.db"));
+    let store = Store::create(&uri, Options::default()).await.unwrap();
+    let context = Context {
+        principal: principal_of(b"a certificate"),
+        topic: topic_of_case(case),
+        received_at: received_at(),
+    };
+    if let Some(device) = &case.device {
+        store.register(&context.principal, device).await.unwrap();
+    }
+    let ingested = store.ingest(&case.message, &context).await.unwrap();
+
+    let mut stored = Vec::new();
+    if let Some(device) = &case.device {
+        let always = Timestamp::from_millis(0).unwrap()..=Timestamp::MAX;
+        let mut readings = store.readings(&device.device, always);
+        while let Some(reading) = readings.next().await {
+            stored.push(reading.unwrap());
+        }
+    }
+    assert_eq!(ingested.stored, stored.len() as u64);
+    let mut refused = ingested.quarantined.iter();
+    let mut outcomes = Vec::new();
+    for verdict in check(&case.message, &context, case.device.as_ref()) {
+        let kept = verdict.ok().and_then(|accepted| {
+            let bytes = accepted.envelope.encrypted_data();
+            stored
+                .iter()
+                .find(|reading| reading.encrypted_data == bytes)
+        });
+        outcomes.push(match (kept, &case.device) {
+            (Some(kept), Some(device)) => {
+                let envelope = kept.envelope().unwrap();
+                let again = recheck(envelope, received_at(), &device.device, &device.keys);
+                open(&again.unwrap(), case.owner)
+            }
+            _ => Outcome::Refused(refused.next().unwrap().reason.to_string()),
+        });
+    }
+    assert!(refused.next().is_none(), "{ingested:?}");
+    match &outcomes[..] {
+        [Outcome::Refused(reason)]
+            if case.device.is_none() || Message::parse(&case.message).is_err() =>
+        {
+            Expect::Message(reason.clone())
+        }
+        _ => Expect::Records(outcomes),
+    }
+}
+
 #[test]
 fn most_vectors_are_negative() {
     let vectors = vectors();
@@ -213,6 +269,14 @@ fn most_vectors_are_negative() {
     for (name, vector) in &vectors {
         assert!(!vector.about.is_empty(), "{name} says nothing of itself");
     }
+}
+
+/// The topic that the registered device publishes on.
+fn topic_of_case(case: &Case<'_>) -> String {
+    case.device.as_ref().map_or_else(
+        || "Zymkey/pi-01".into(),
+        |registered| topic_of(&registered.device),
+    )
 }
 
 impl Case<'_> {

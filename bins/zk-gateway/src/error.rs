@@ -3,7 +3,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use zk_envelope::Timestamp;
 use zk_store::{StoreError, StoreUri};
 
 /// Why the gateway does not start.
@@ -20,6 +22,15 @@ pub enum Error {
         certificate: PathBuf,
         /// The key's file.
         key: PathBuf,
+    },
+    /// The system's clock says a year before 2020: no certificate can be judged
+    /// with it, and what it would write down of receipts would be wrong.
+    #[error(
+        "the clock of this machine was never set (it says {now}); set it, or order the service after time-sync.target"
+    )]
+    ClockUnset {
+        /// What it says.
+        now: Timestamp,
     },
     /// The configuration file says something it cannot say.
     #[error("the configuration {} is not usable:\n{source}", path.display())]
@@ -91,6 +102,7 @@ impl Error {
     /// 3 configuration, 4 certificates and key, 5 address, 6 store.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::ClockUnset { .. } => 1,
             Self::Config { .. } => 3,
             Self::Unreadable {
                 what: CONFIGURATION,
@@ -106,6 +118,19 @@ impl Error {
         }
     }
 
+    /// Whether the clock can be right.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ClockUnset`].
+    pub fn check_clock(now: SystemTime) -> Result<(), Self> {
+        let now = Timestamp::from(now);
+        if now.as_millis() < Y2020_MS {
+            return Err(Self::ClockUnset { now });
+        }
+        Ok(())
+    }
+
     pub(crate) fn unreadable(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Unreadable {
             what,
@@ -114,6 +139,8 @@ impl Error {
         }
     }
 }
+
+const Y2020_MS: u64 = 1_577_836_800_000;
 
 /// What [`Error::Unreadable`] calls `gateway.toml`.
 pub(crate) const CONFIGURATION: &str = "configuration";

@@ -115,6 +115,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
             store,
         },
     )?;
+    Error::check_clock(SystemTime::now())?;
     let tls = load_tls(&config.tls)?;
     let store = open(config.store).await?;
     if arguments.check {

@@ -1,15 +1,23 @@
 //! DynamoDB inside the process: the SDK's requests go to an engine on a SQLite
 //! file, over no socket.
 //!
-//! One thread owns the engine and answers in the order of arrival. Puts that
-//! wait together are committed together, so that they share one sync of the
-//! disk; each still gets the answer that it would get alone.
+//! One thread owns the engine. Writes that wait for it at the same time are
+//! committed together, so that they share one sync of the disk; each still gets
+//! the answer that it would get alone.
+//!
+//! Whoever writes to a file holds a lock on the file beside it that ends in
+//! `-lock`, with SQLite's own locks inside of it. So writers of several processes
+//! queue up instead of trying again and again. And none of them commits while
+//! another one copies the log back into the database: SQLite before 3.51.3 can
+//! lose commits then (<https://sqlite.org/wal.html#walresetbug>). Readers take no
+//! part in either.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 
 use aws_smithy_runtime_api::client::http::{
@@ -21,9 +29,10 @@ use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use dynoxide::actions::put_item::PutItemRequest;
 use dynoxide::actions::transact_write_items::{
-    TransactPut, TransactWriteItem, TransactWriteItemsRequest,
+    TransactPut, TransactUpdate, TransactWriteItem, TransactWriteItemsRequest,
 };
-use dynoxide::{Database, DynoxideError};
+use dynoxide::actions::update_item::UpdateItemRequest;
+use dynoxide::{AttributeValue, Database, DynoxideError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -39,11 +48,11 @@ pub(crate) async fn open(path: &Path) -> Result<SharedHttpClient, StoreError> {
         .name("zk-store".into())
         .spawn({
             let path = path.clone();
-            move || match open_database(&path) {
-                Ok(db) => {
+            move || match Engine::open(&path) {
+                Ok(engine) => {
                     // If nobody waits any more, the inbox is closed as well.
                     let _ = opened.send(Ok(()));
-                    serve(&db, &inbox);
+                    engine.serve(&inbox);
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
@@ -66,11 +75,15 @@ pub(crate) fn create(path: &Path) -> Result<(), StoreError> {
     let fail = |source| StoreError::file(path, source);
     let path = std::path::absolute(path).map_err(fail)?;
     let parent = path.parent().unwrap_or(Path::new("/"));
+    let missing: Vec<_> = parent.ancestors().take_while(|dir| !dir.exists()).collect();
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(parent)
         .map_err(fail)?;
+    for made in missing {
+        sync_entry(made).map_err(fail)?;
+    }
     let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     // Only ever a new file: to open and close one that SQLite has open in this
     // process would drop SQLite's locks on it (POSIX locks belong to the process).
@@ -84,38 +97,12 @@ pub(crate) fn create(path: &Path) -> Result<(), StoreError> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(e) => return Err(fail(e)),
     }
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(fail)
+    sync_entry(&path).map_err(fail)
 }
 
-fn open_database(path: &Path) -> Result<Database, StoreError> {
-    let fail = |source| StoreError::file(path, source);
-    let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = match std::fs::metadata(path) {
-        Ok(found) => found,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(StoreError::NoStore {
-                path: path.to_owned(),
-            });
-        }
-        Err(e) => return Err(fail(e)),
-    };
-    if !found.is_file() {
-        return Err(fail(io::Error::other("not a regular file")));
-    }
-    if found.mode() & 0o002 != 0 {
-        return Err(StoreError::Writable {
-            path: path.to_owned(),
-        });
-    }
-    let name = path
-        .to_str()
-        .ok_or_else(|| fail(io::Error::other("the path is not UTF-8")))?;
-    Database::new(name).map_err(|source| StoreError::Engine {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })
+/// Makes a new directory entry durable.
+fn sync_entry(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(path))?.sync_all()
 }
 
 /// Hands requests to the engine's thread. The thread ends, and the file is
@@ -165,117 +152,177 @@ impl fmt::Debug for Connector {
     }
 }
 
-fn serve(db: &Database, inbox: &mpsc::Receiver<Job>) {
-    while let Ok(first) = inbox.recv() {
-        let mut bytes = first.body.len();
-        let mut jobs = vec![first];
-        while jobs.len() < GROUP_JOBS && bytes < GROUP_BYTES {
-            let Ok(job) = inbox.try_recv() else { break };
-            bytes += job.body.len();
-            jobs.push(job);
-        }
-        let mut puts = Vec::new();
-        for job in jobs {
-            if job.operation == "PutItem" {
-                puts.push(job);
-            } else {
-                put_group(db, std::mem::take(&mut puts));
-                answer(db, job);
-            }
-        }
-        put_group(db, puts);
-    }
+/// The engine, on its thread.
+struct Engine {
+    db: Database,
+    /// The file that ends in `-lock`.
+    writing: File,
 }
 
-/// Commits `jobs` together. Whatever keeps them from it, a failed condition
-/// for example, is answered for each of those concerned alone.
-fn put_group(db: &Database, jobs: Vec<Job>) {
-    let (mut group, alone): (Vec<_>, Vec<_>) = jobs
-        .into_iter()
-        .map(|job| (groupable(&job.body), job))
-        .partition(|(put, _)| put.is_some());
-    let mut alone: Vec<Job> = alone.into_iter().map(|(_, job)| job).collect();
-    while group.len() > 1 {
-        let transact_items = group.iter().map(|(put, _)| TransactWriteItem {
-            put: put.clone(),
-            ..Default::default()
-        });
-        let request = TransactWriteItemsRequest {
-            transact_items: transact_items.collect(),
-            ..Default::default()
+impl Engine {
+    fn open(path: &Path) -> Result<Self, StoreError> {
+        let fail = |source| StoreError::file(path, source);
+        let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match std::fs::metadata(path) {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::NoStore {
+                    path: path.to_owned(),
+                });
+            }
+            Err(e) => return Err(fail(e)),
         };
-        let reasons = match db.transact_write_items(request) {
-            Ok(_) => {
-                for (_, job) in group.drain(..) {
-                    let _ = job.reply.send((200, "{}".into()));
+        if !found.is_file() {
+            return Err(fail(io::Error::other("not a regular file")));
+        }
+        if found.mode() & 0o002 != 0 {
+            return Err(StoreError::Writable {
+                path: path.to_owned(),
+            });
+        }
+        let name = path
+            .to_str()
+            .ok_or_else(|| fail(io::Error::other("the path is not UTF-8")))?;
+
+        let beside = PathBuf::from(format!("{name}-lock"));
+        let mode = found.mode() & 0o666;
+        let writing = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(mode)
+            .open(&beside);
+        let writing = writing.map_err(|source| StoreError::file(&beside, source))?;
+        // As with SQLite's own files: who may write the one may write the other.
+        if writing
+            .metadata()
+            .is_ok_and(|found| found.mode() & 0o777 != mode)
+        {
+            let _ = writing.set_permissions(Permissions::from_mode(mode));
+        }
+        let held = Held::lock(&writing).map_err(|source| StoreError::file(&beside, source))?;
+        let opened = Database::new(name);
+        drop(held);
+        let source = match opened {
+            Ok(db) => return Ok(Self { db, writing }),
+            Err(error) => Box::new(error),
+        };
+        Err(StoreError::Engine {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn serve(self, inbox: &mpsc::Receiver<Job>) {
+        while let Ok(first) = inbox.recv() {
+            let mut bytes = first.body.len();
+            let mut jobs = vec![first];
+            while jobs.len() < GROUP_JOBS && bytes < GROUP_BYTES {
+                let Ok(job) = inbox.try_recv() else { break };
+                bytes += job.body.len();
+                jobs.push(job);
+            }
+            // Those who wait at the same time have no order among them.
+            let mut writes = Vec::new();
+            for job in jobs {
+                match Write::of(job) {
+                    Ok(write) => writes.push(write),
+                    Err(job) => self.answer(job),
                 }
+            }
+            while !writes.is_empty() {
+                let mut items = HashSet::new();
+                let (group, rest) = writes
+                    .into_iter()
+                    .partition(|write| items.insert(write.item.clone()));
+                self.commit(group);
+                writes = rest;
+            }
+        }
+        // Whoever closes the file last copies the log back.
+        let _writing = Held::lock(&self.writing);
+        drop(self.db);
+    }
+
+    /// Commits `group` together. Whatever keeps one from it, a failed condition
+    /// for example, is answered for that one alone.
+    fn commit(&self, mut group: Vec<Write>) {
+        let mut alone = Vec::new();
+        while group.len() > 1 {
+            let request = TransactWriteItemsRequest {
+                transact_items: group.iter().map(|write| write.action.clone()).collect(),
+                ..Default::default()
+            };
+            let committed = match Held::lock(&self.writing) {
+                Ok(_writing) => self.db.transact_write_items(request),
+                Err(_) => break,
+            };
+            let reasons = match committed {
+                Ok(_) => {
+                    for write in group {
+                        let _ = write.job.reply.send((200, "{}".into()));
+                    }
+                    group = Vec::new();
+                    break;
+                }
+                Err(DynoxideError::TransactionCanceledException(_, reasons)) => reasons,
+                Err(_) => Vec::new(),
+            };
+            let mut reasons = reasons.into_iter();
+            let before = group.len();
+            let able = |_: &Write| reasons.next().is_some_and(|reason| reason.code == "None");
+            let (able, unable): (Vec<_>, Vec<_>) = group.into_iter().partition(able);
+            group = able;
+            alone.extend(unable);
+            if group.len() == before {
                 break;
             }
-            Err(DynoxideError::TransactionCanceledException(_, reasons)) => reasons,
-            Err(_) => Vec::new(),
-        };
-        let mut reasons = reasons.into_iter();
-        let before = group.len();
-        let (able, unable) = group
-            .into_iter()
-            .partition(|_| reasons.next().is_some_and(|reason| reason.code == "None"));
-        group = able;
-        alone.extend(unable.into_iter().map(|(_, job): (_, Job)| job));
-        if group.len() == before {
-            break;
+        }
+        for write in group.into_iter().chain(alone) {
+            self.answer(write.job);
         }
     }
-    for job in group.into_iter().map(|(_, job)| job).chain(alone) {
-        answer(db, job);
+
+    /// Runs one request. A caller who has gone away gets no answer.
+    fn answer(&self, job: Job) {
+        let Job {
+            operation,
+            body,
+            reply,
+        } = job;
+        let result = self.run(&operation, &body);
+        let _ = reply.send(match result {
+            Ok(json) => (200, json),
+            Err(error) => (error.status_code(), error.to_json()),
+        });
+    }
+
+    fn run(&self, operation: &str, body: &[u8]) -> dynoxide::Result<String> {
+        let db = &self.db;
+        match operation {
+            "DescribeTable" => return call(body, |request| db.describe_table(request)),
+            "GetItem" => return call(body, |request| db.get_item(request)),
+            "Query" => return call(body, |request| db.query(request)),
+            "Scan" => return call(body, |request| db.scan(request)),
+            _ => {}
+        }
+        let _writing = Held::lock(&self.writing)
+            .map_err(|e| DynoxideError::InternalServerError(format!("no lock to write: {e}")))?;
+        match operation {
+            "CreateTable" => call(body, |request| db.create_table(request)),
+            "DeleteItem" => call(body, |request| db.delete_item(request)),
+            "DeleteTable" => call(body, |request| db.delete_table(request)),
+            "PutItem" => call(body, |request| db.put_item(request)),
+            "UpdateItem" => call(body, |request| db.update_item(request)),
+            "UpdateTable" => call(body, |request| db.update_table(request)),
+            _ => Err(DynoxideError::ValidationException(format!(
+                "unknown operation {operation}"
+            ))),
+        }
     }
 }
 
-/// The put as part of a transaction, if nothing is to be returned with it.
-fn groupable(body: &[u8]) -> Option<TransactPut> {
-    let put: PutItemRequest = serde_json::from_slice(body).ok()?;
-    let plain = put.return_values.is_none()
-        && put.return_consumed_capacity.is_none()
-        && put.return_item_collection_metrics.is_none()
-        && put.expected.is_none();
-    plain.then_some(TransactPut {
-        table_name: put.table_name,
-        item: put.item,
-        condition_expression: put.condition_expression,
-        expression_attribute_names: put.expression_attribute_names,
-        expression_attribute_values: put.expression_attribute_values,
-        return_values_on_condition_check_failure: None,
-    })
-}
-
-/// Runs one request. A caller who has gone away gets no answer.
-fn answer(db: &Database, job: Job) {
-    let Job {
-        operation,
-        body,
-        reply,
-    } = job;
-    let result = match operation.as_str() {
-        "CreateTable" => run(&body, |request| db.create_table(request)),
-        "DeleteItem" => run(&body, |request| db.delete_item(request)),
-        "DeleteTable" => run(&body, |request| db.delete_table(request)),
-        "DescribeTable" => run(&body, |request| db.describe_table(request)),
-        "GetItem" => run(&body, |request| db.get_item(request)),
-        "PutItem" => run(&body, |request| db.put_item(request)),
-        "Query" => run(&body, |request| db.query(request)),
-        "Scan" => run(&body, |request| db.scan(request)),
-        "UpdateItem" => run(&body, |request| db.update_item(request)),
-        "UpdateTable" => run(&body, |request| db.update_table(request)),
-        _ => Err(DynoxideError::ValidationException(format!(
-            "unknown operation {operation}"
-        ))),
-    };
-    let _ = reply.send(match result {
-        Ok(json) => (200, json),
-        Err(error) => (error.status_code(), error.to_json()),
-    });
-}
-
-fn run<Q: DeserializeOwned, A: Serialize>(
+fn call<Q: DeserializeOwned, A: Serialize>(
     body: &[u8],
     operation: impl FnOnce(Q) -> dynoxide::Result<A>,
 ) -> dynoxide::Result<String> {
@@ -284,12 +331,114 @@ fn run<Q: DeserializeOwned, A: Serialize>(
     serde_json::to_string(&operation(request)?).map_err(invalid)
 }
 
+/// The lock of those who write, until it is dropped.
+struct Held<'a>(&'a File);
+
+impl<'a> Held<'a> {
+    /// Waits for it.
+    fn lock(file: &'a File) -> io::Result<Self> {
+        file.lock()?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // It cannot fail for a lock that is held.
+        let _ = self.0.unlock();
+    }
+}
+
+/// A request that changes one item and answers nothing but that it did.
+struct Write {
+    action: TransactWriteItem,
+    /// Which item.
+    item: String,
+    job: Job,
+}
+
+impl Write {
+    fn of(job: Job) -> Result<Self, Job> {
+        let action = match job.operation.as_str() {
+            "PutItem" => put(&job.body),
+            "UpdateItem" => update(&job.body),
+            _ => None,
+        };
+        match action {
+            Some((action, item)) => Ok(Self { action, item, job }),
+            None => Err(job),
+        }
+    }
+}
+
+fn put(body: &[u8]) -> Option<(TransactWriteItem, String)> {
+    let put: PutItemRequest = serde_json::from_slice(body).ok()?;
+    if put.return_values.is_some() || put.return_consumed_capacity.is_some() {
+        return None;
+    }
+    let name = item_name(&put.table_name, &put.item);
+    let put = TransactPut {
+        table_name: put.table_name,
+        item: put.item,
+        condition_expression: put.condition_expression,
+        expression_attribute_names: put.expression_attribute_names,
+        expression_attribute_values: put.expression_attribute_values,
+        return_values_on_condition_check_failure: None,
+    };
+    Some((
+        TransactWriteItem {
+            put: Some(put),
+            ..Default::default()
+        },
+        name,
+    ))
+}
+
+fn update(body: &[u8]) -> Option<(TransactWriteItem, String)> {
+    let update: UpdateItemRequest = serde_json::from_slice(body).ok()?;
+    if update.return_values.is_some() || update.return_consumed_capacity.is_some() {
+        return None;
+    }
+    let name = item_name(&update.table_name, &update.key);
+    let update = TransactUpdate {
+        table_name: update.table_name,
+        key: update.key,
+        update_expression: update.update_expression?,
+        condition_expression: update.condition_expression,
+        expression_attribute_names: update.expression_attribute_names,
+        expression_attribute_values: update.expression_attribute_values,
+        return_values_on_condition_check_failure: None,
+    };
+    Some((
+        TransactWriteItem {
+            update: Some(update),
+            ..Default::default()
+        },
+        name,
+    ))
+}
+
+/// Tells the items of our tables apart. (A transaction that named one twice
+/// would be refused, and its writes done one by one.)
+fn item_name(table: &str, attributes: &HashMap<String, AttributeValue>) -> String {
+    let part = |name| match attributes.get(name) {
+        Some(AttributeValue::S(text)) => text.as_str(),
+        _ => "",
+    };
+    let key = match table.rsplit('-').next() {
+        Some("readings") => [part("deviceId"), part("timestamp")],
+        Some("quarantine") => [part("id"), ""],
+        _ => [part("principal"), ""],
+    };
+    format!("{table}\n{}\n{}", key[0], key[1])
+}
+
 /// Held while a file is made or opened, see [`create`].
 static OPENING: Mutex<()> = Mutex::new(());
 
 const TARGET_PREFIX: &str = "DynamoDB_20120810.";
 
-/// The most puts in one commit: DynamoDB's limit for a transaction.
+/// The most writes in one commit: DynamoDB's limit for a transaction.
 const GROUP_JOBS: usize = 100;
 /// A group takes no more requests from here on. With the largest request, an
 /// item of 400 KB in base64, it stays below the 4 MB of a transaction.

@@ -34,13 +34,14 @@
 //! What [`Store::ingest`] has answered for is durable. In DynamoDB that is the
 //! service's promise. In a file, every commit is followed by fsync of
 //! SQLite's write-ahead log before it is answered (`journal_mode` WAL with
-//! `synchronous` FULL, which the engine leaves as SQLite is built); puts that
-//! wait at the same time share one commit. That holds as far as the medium
+//! `synchronous` FULL, which the engine leaves as SQLite is built); writes
+//! that wait at the same time share one commit. That holds as far as the medium
 //! keeps what it said it has synced.
 //!
 //! A file may be open in several processes: a reader beside a gateway. It has
-//! to be on a local file system, and who reads needs to be able to write, as
-//! SQLite keeps its locks beside the file (`-wal`, `-shm`).
+//! to be on a local file system, and who reads needs to be able to write, as the
+//! locks lie beside the file (`-shm`, `-lock`; the log is `-wal`). Nothing else
+//! should write to it: processes that use this library take turns by `-lock`.
 //!
 //! # What it asks of DynamoDB
 //!

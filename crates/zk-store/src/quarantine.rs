@@ -29,9 +29,10 @@ pub struct Quarantined {
     /// SHA-256 over principal, topic and message, each after its length in 8
     /// bytes; in lower-case hex.
     pub id: String,
-    /// Why it is here.
+    /// Why it was not accepted when it came in last.
     pub reason: Reason,
-    /// Whether a key of the device that is not revoked signed it.
+    /// Whether, when it came in first, a key of the device that was not
+    /// revoked had signed it.
     pub authentic: bool,
     /// How it came in: principal, topic, and when for the first time.
     pub context: Context,
@@ -267,83 +268,64 @@ impl Store {
         evidence: &Evidence,
         context: &Context,
     ) -> Result<Held, StoreError> {
-        let reason = evidence.reason;
-        let id = id_of(context, &evidence.message);
-        let place = Place::of(
-            &context.principal,
-            evidence.authentic,
-            &id,
-            evidence.message.len(),
-        );
+        let (reason, message) = (evidence.reason, &evidence.message);
+        let id = id_of(context, message);
+        let place = Place::of(&context.principal, evidence.authentic, &id, message.len());
+        let held = |kept| Held {
+            id: id.clone(),
+            reason,
+            kept,
+        };
         for _ in 0..ATTEMPTS {
-            if self.seen_again(&id, context).await? {
-                return Ok(Held {
-                    id,
-                    reason,
-                    kept: true,
-                });
+            if self.seen_again(&id, reason, context).await? {
+                return Ok(held(true));
             }
             let Some(serial) = self.reserve(&place, context).await? else {
                 // Its twin may hold the last room for a moment.
-                if self.seen_again(&id, context).await? {
-                    return Ok(Held {
-                        id,
-                        reason,
-                        kept: true,
-                    });
+                if self.seen_again(&id, reason, context).await? {
+                    return Ok(held(true));
                 }
                 if evidence.authentic {
                     let principal = context.principal.clone();
                     return Err(StoreError::EvidenceFull { principal });
                 }
                 self.count_overflow(&place, context).await?;
-                return Ok(Held {
-                    id,
-                    reason,
-                    kept: false,
-                });
+                return Ok(held(false));
             };
             if self.put_evidence(&id, serial, evidence, context).await? {
                 self.settle(&place, serial).await?;
-                return Ok(Held {
-                    id,
-                    reason,
-                    kept: true,
-                });
+                return Ok(held(true));
             }
             // The same message came in at the same time and was put first: with
             // this reservation or with another, which leaves this one over.
-            let table = self.quarantine_table();
-            let there = self.get(&id).await?;
-            let there = there.map(|item| {
-                Reader {
-                    table,
-                    key: &id,
-                    item: &item,
-                }
-                .number(RESERVATION)
-            });
-            if there.transpose()? == Some(serial) {
+            if self.reservation_of(&id).await? == Some(serial) {
                 self.settle(&place, serial).await?;
             } else {
                 self.free(&place, Some(serial)).await?;
             }
         }
-        Err(StoreError::Contended {
-            what: format!("message {id} of the quarantine"),
-        })
+        let what = format!("message {id} of the quarantine");
+        Err(StoreError::Contended { what })
     }
 
-    /// Counts a message that is there. `false` if it is not.
-    async fn seen_again(&self, id: &str, context: &Context) -> Result<bool, StoreError> {
+    /// Counts a message that is there, and notes why it is not accepted now.
+    /// `false` if it is not there.
+    async fn seen_again(
+        &self,
+        id: &str,
+        reason: Reason,
+        context: &Context,
+    ) -> Result<bool, StoreError> {
         let table = self.quarantine_table();
         let updated = self
             .client()
             .update_item()
             .table_name(table)
             .key(ID, s(id))
-            .update_expression("SET #l = :now ADD #t :one")
+            .update_expression("SET #l = :now, #r = :reason ADD #t :one")
             .condition_expression("attribute_exists(#i)")
+            .expression_attribute_names("#r", REASON)
+            .expression_attribute_values(":reason", s(reason.as_str()))
             .expression_attribute_names("#l", LAST)
             .expression_attribute_names("#t", TIMES)
             .expression_attribute_names("#i", ID)
@@ -415,6 +397,22 @@ impl Store {
             .number(place.id)
         })
         .transpose()
+    }
+
+    /// The number of the reservation with which a message was put.
+    async fn reservation_of(&self, id: &str) -> Result<Option<u64>, StoreError> {
+        let table = self.quarantine_table();
+        let there = self.get(id).await?;
+        there
+            .map(|item| {
+                Reader {
+                    table,
+                    key: id,
+                    item: &item,
+                }
+                .number(RESERVATION)
+            })
+            .transpose()
     }
 
     /// Ends a reservation whose message is there.

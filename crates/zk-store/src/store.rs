@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::StalledStreamProtectionConfig;
+use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::delete_table::DeleteTableError;
@@ -97,24 +98,23 @@ impl Store {
                 rule,
             });
         }
-        let timeouts = TimeoutConfig::builder()
-            .operation_attempt_timeout(Duration::from_secs(10))
-            .operation_timeout(Duration::from_secs(30))
-            .build();
         let config = match uri {
             StoreUri::File(path) => aws_sdk_dynamodb::Config::builder()
                 .behavior_version(BehaviorVersion::latest())
                 .region(Region::from_static("embedded"))
                 .endpoint_url("http://embedded.invalid")
                 .allow_no_auth()
-                .timeout_config(timeouts)
+                // There is no way to get lost on: a request that was asked twice
+                // would only be done twice.
+                .retry_config(RetryConfig::disabled())
+                .timeout_config(timeouts(Duration::from_secs(60)))
                 .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
                 .http_client(embedded::open(path).await?)
                 .build(),
             StoreUri::DynamoDb { region } => {
                 let config = aws_config::defaults(BehaviorVersion::latest())
                     .region(Region::new(region.clone()))
-                    .timeout_config(timeouts)
+                    .timeout_config(timeouts(Duration::from_secs(10)))
                     .load()
                     .await;
                 let variables = ["AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL"];
@@ -307,6 +307,14 @@ impl Store {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+}
+
+/// `attempt` for each attempt, and a limit for all of them.
+fn timeouts(attempt: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .operation_attempt_timeout(attempt)
+        .operation_timeout(attempt.max(Duration::from_secs(30)))
+        .build()
 }
 
 fn is_active(table: &TableDescription) -> bool {

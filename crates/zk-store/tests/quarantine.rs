@@ -328,6 +328,30 @@ async fn what_was_refused_for_the_registry_replays_once_that_is_mended() {
 }
 
 #[tokio::test]
+async fn a_replay_that_fails_tells_the_reason_of_now() {
+    let store = TestStore::new().await;
+    let mut device = Device::new("pi-01", 1);
+    let context = device.context();
+    let message = device.message(1);
+    let id = store
+        .ingest(&message, &context)
+        .await
+        .unwrap()
+        .quarantined
+        .remove(0)
+        .id;
+    let stranger = Device::new("pi-01", 2);
+    store
+        .register(&device.principal(), &stranger.record())
+        .await
+        .unwrap();
+    let replayed = store.replay(&id).await.unwrap();
+    assert_eq!(replayed.quarantined[0].reason, Reason::SignerMismatch);
+    let there = store.quarantined(&id).await.unwrap().unwrap();
+    assert_eq!((there.reason, there.times), (Reason::SignerMismatch, 2));
+}
+
+#[tokio::test]
 async fn a_message_of_which_a_part_is_still_bad_replays_into_its_parts() {
     let store = TestStore::new().await;
     let mut device = Device::new("pi-01", 1);

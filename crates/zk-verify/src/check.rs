@@ -1,6 +1,5 @@
 //! The verdict on a message.
 
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 use zk_envelope::{
     DeviceId, Entry, Envelope, Error, KeyId, KeyState, MAX_MESSAGE, Message, Timestamp, TrustedKey,
@@ -233,31 +232,10 @@ fn reason_of(error: &Error) -> Reason {
 
 /// The message of one entry, whatever its routing copies say.
 fn single(device_id: &str, entry: &Entry) -> Vec<u8> {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Single<'a> {
-        device_id: &'a str,
-        timestamp: &'a str,
-        data: Data,
-    }
-
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Data {
-        encrypted_data: String,
-        signature: String,
-    }
-
-    let hex = base16ct::lower::encode_string;
-    let data = Data {
-        encrypted_data: hex(&entry.encrypted_data),
-        signature: hex(&entry.signature),
+    let message = Message {
+        device_id: device_id.to_owned(),
+        entries: vec![entry.clone()],
     };
-    let message = Single {
-        device_id,
-        timestamp: &entry.timestamp,
-        data,
-    };
-    // Strings in structs always serialise.
-    serde_json::to_vec(&message).unwrap_or_default()
+    // What has one entry can be written.
+    message.to_json().unwrap_or_default()
 }

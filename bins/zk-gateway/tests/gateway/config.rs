@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zk_gateway::{Config, Limits, Overrides};
+use zk_gateway::{Config, Error, Limits, Overrides};
 
 #[test]
 fn the_example_says_what_holds_without_it() {
@@ -17,4 +17,12 @@ fn the_example_says_what_holds_without_it() {
     );
     // relative to the file
     assert_eq!(config.tls.key, path.with_file_name("gateway.key.pem"));
+}
+
+#[test]
+fn a_clock_that_was_never_set_is_told() {
+    let after_start = std::time::UNIX_EPOCH + std::time::Duration::from_secs(90);
+    let told = Error::check_clock(after_start).unwrap_err().to_string();
+    assert!(told.contains("1970-01-01T00:01:30.000Z"), "{told}");
+    Error::check_clock(std::time::SystemTime::now()).unwrap();
 }

@@ -2,7 +2,9 @@
 // Each test uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
-use std::path::PathBuf;
+pub mod raw;
+
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use p256::ecdsa::SigningKey;
@@ -178,6 +180,17 @@ pub fn message(envelopes: &[Envelope]) -> Vec<u8> {
 /// Milliseconds after [`START`].
 pub fn after(ms: u64) -> Timestamp {
     Timestamp::from_millis(START + ms).unwrap()
+}
+
+/// A store in a file of a certain name.
+pub async fn create(path: &Path) -> Store {
+    Store::create(&StoreUri::File(path.into()), Options::default())
+        .await
+        .unwrap()
+}
+
+pub async fn open(path: &Path) -> Result<Store, StoreError> {
+    Store::open(&StoreUri::File(path.into()), Options::default()).await
 }
 
 pub async fn readings(store: &Store, device: &DeviceId) -> Vec<StoredReading> {
