@@ -245,8 +245,7 @@ where
         loop {
             // hex doubles the size, so more than this would not fit
             let records = self.spool.peek(MAX_RECORDS, self.options.batch_bytes / 2)?;
-            let stop = *self.stop.borrow();
-            if stop.is_some_and(|deadline| records.is_empty() || deadline <= Instant::now()) {
+            if records.is_empty() && self.stop.borrow().is_some() {
                 return Ok(());
             }
             if records.is_empty() {
@@ -259,7 +258,7 @@ where
             let Some(pause) = self.step(&records).await? else {
                 continue;
             };
-            if stop.is_some() || !self.pause(pause).await {
+            if !self.pause(pause).await {
                 return Ok(());
             }
         }

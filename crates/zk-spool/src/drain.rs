@@ -325,6 +325,10 @@ impl Inner {
         let mut losses: Vec<Loss> = drain.ledger.contents().open_losses().collect();
         losses.sort_unstable_by_key(|loss| loss.id);
         if let Some(newest) = losses.last() {
+            if !drain.ledger.settled {
+                let contents = drain.contents();
+                self.commit(&mut drain, contents, true)?;
+            }
             drain.ledger.offered = newest.id;
             drain.refused = Refused::default();
         }

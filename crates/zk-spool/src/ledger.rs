@@ -275,6 +275,9 @@ pub(crate) struct Ledger {
     /// Whether neither slot could be read: if the spool is not new, losses that
     /// nobody confirmed are forgotten.
     pub(crate) forgotten: bool,
+    /// Whether the contents are on the medium for certain: what was read at
+    /// opening may be of a write whose sync failed.
+    pub(crate) settled: bool,
 }
 
 impl Ledger {
@@ -317,6 +320,7 @@ impl Ledger {
             offered: 0,
             trusted: good == 2,
             forgotten: good == 0,
+            settled: false,
         };
         if present != slots.len() as u64 || generation == 0 {
             // Room for both slots, taken now so that none is needed later.
@@ -347,6 +351,7 @@ impl Ledger {
             .and_then(|()| sync(&*self.file))?;
         self.generation = generation;
         self.contents = contents;
+        self.settled = true;
         Ok(slot.len() as u64)
     }
 

@@ -58,6 +58,9 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
     for file in unfinished {
         storage.remove(&file).at("remove", &file)?;
     }
+    // Names that were found may not be durable yet: whoever made them may have
+    // been killed, or told of an error, before they were.
+    sync_dir(storage, "").at("sync", &storage.name())?;
     let ledger = Ledger::open(storage)
         .at("open", format::STATE_FILE)?
         .map_err(|found| Error::UnsupportedFormat {
@@ -172,7 +175,8 @@ impl Recovery<'_> {
             let segment = Segment::sealed(number, sealed, disk);
             return Ok((segment, Tail::sealed(sealed, predecessor)));
         }
-        if !found.closed {
+        let known_closed = found.closed && self.contents.synced == (number, found.last);
+        if !known_closed {
             make_durable(&*file, seed, first, &found).at("make durable", &name)?;
         }
         if found.damaged {

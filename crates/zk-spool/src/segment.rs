@@ -178,7 +178,8 @@ pub(crate) struct Scan {
 
 /// Makes sure that the frames that count are on the medium, not only in memory:
 /// after a sync that failed, the system may hold pages for written that are not.
-/// So those that are not known to be durable are written again.
+/// So the last frame, and those that are not known to be durable, are written
+/// again.
 pub(crate) fn make_durable(
     file: &dyn StorageFile,
     seed: Seed,
@@ -186,13 +187,19 @@ pub(crate) fn make_durable(
     found: &Scan,
 ) -> io::Result<()> {
     let mut walk = Walk::new(file, seed, FRAMES_AT..found.end, (first, 0), CHUNK);
-    let mut at = loop {
+    let mut at = found.end;
+    loop {
         match walk.step() {
-            Step::Frame(frame) if frame.header.next() - 1 > found.synced => break frame.offset,
-            Step::Frame(_) | Step::Gap(_) => {}
-            Step::End => break found.end,
+            Step::Frame(frame) => {
+                at = frame.offset;
+                if frame.header.next() - 1 > found.synced {
+                    break;
+                }
+            }
+            Step::Gap(_) => {}
+            Step::End => break,
         }
-    };
+    }
     let mut bytes = vec![0; CHUNK];
     while at < found.end {
         let len = CHUNK.min(usize::try_from(found.end - at).unwrap_or(CHUNK));

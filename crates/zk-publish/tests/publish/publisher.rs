@@ -66,7 +66,7 @@ fn trouble_of_the_server_is_waited_out() {
     world.append(1..=1);
     let acts = [
         Act::Reply(429),
-        Act::ReplyWith(503, ("retry-after", "0"), Vec::new()),
+        Act::ReplyWith(503, ("retry-after", "3600"), Vec::new()),
         Act::Reply(500),
         Act::Reply(404),
         Act::Close,
@@ -97,12 +97,11 @@ fn a_server_that_asks_for_time_gets_it() {
             ..QUICK
         },
     );
-    until(&publisher, |status| status.retries == 1);
     server.next();
-    // only the link's return shows what is not tried otherwise
+    server.is_left_alone();
     publisher.link_returned();
     server.next();
-    assert_eq!(server.rest().len(), 0);
+    until(&publisher, |status| status.retries == 2);
     let status = publisher.stop(PATIENCE);
     assert_eq!((status.retries, world.waiting()), (2, vec![1]));
 }
@@ -184,16 +183,18 @@ fn a_record_that_cannot_be_packed_is_put_aside_unsent() {
 
 #[test]
 fn a_packer_that_takes_nothing_does_not_go_round_for_ever() {
-    let world = World::new();
-    world.append(1..=2);
-    let server = world.server(|_, _| Act::Reply(200));
-    let target = Target::new(&server.endpoint(), TOPIC).unwrap();
-    let spool = Arc::clone(&world.spool);
-    let pack = |records: &[&[u8]], _| Ok::<_, Infallible>((Vec::new(), records.len() + 1));
-    let publisher = Publisher::spawn(spool, target, world.tls(), QUICK, pack).unwrap();
-    let status = until(&publisher, |status| status.rejected == 2);
-    assert!(status.last_error.unwrap().contains("were packed"));
-    assert_eq!(server.rest().len(), 0);
+    for wrong in [0, 3] {
+        let world = World::new();
+        world.append(1..=2);
+        let server = world.server(|_, _| Act::Reply(200));
+        let target = Target::new(&server.endpoint(), TOPIC).unwrap();
+        let spool = Arc::clone(&world.spool);
+        let pack = move |_: &[&[u8]], _| Ok::<_, Infallible>((Vec::new(), wrong));
+        let publisher = Publisher::spawn(spool, target, world.tls(), QUICK, pack).unwrap();
+        let status = until(&publisher, |status| status.rejected == 2);
+        assert!(status.last_error.unwrap().contains("were packed"));
+        assert_eq!(server.rest().len(), 0);
+    }
 }
 
 #[test]
@@ -214,6 +215,9 @@ fn forbidden_raises_an_alarm_and_keeps_everything() {
     assert!(seen.last_error.unwrap().contains("registered"));
     assert_eq!((seen.records, seen.rejected), (0, 0));
     assert_eq!(world.waiting(), [1, 2, 3]);
+
+    server.next();
+    server.is_left_alone();
 
     status.store(200, Ordering::SeqCst);
     publisher.link_returned();
@@ -424,7 +428,7 @@ fn stopping_publishes_what_is_left() {
     });
     let publisher = world.publish(&server.endpoint(), QUICK);
     std::thread::scope(|scope| {
-        let stopping = scope.spawn(|| publisher.stop(PATIENCE));
+        let stopping = scope.spawn(|| publisher.stop(Duration::MAX));
         gate.send(()).unwrap();
         let status = stopping.join().unwrap();
         assert_eq!((status.state, status.records), (State::Stopped, 50));
@@ -461,6 +465,49 @@ fn stopping_breaks_off_a_request_when_its_time_is_over() {
     let status: Status = publisher.stop(Duration::from_millis(20));
     assert_eq!((status.state, status.records), (State::Stopped, 0));
     assert_eq!(world.waiting(), [1]);
+}
+
+#[test]
+fn a_record_that_a_full_spool_dropped_meanwhile_is_let_go() {
+    for status in [200, 400] {
+        let directory = TempDir::new().unwrap();
+        let options = zk_spool::Options {
+            cap: 16 << 10,
+            segment_size: Some(2 << 10),
+            full: zk_spool::Full::DropOldest,
+            ..zk_spool::Options::default()
+        };
+        let spool = Spool::open(directory.path().join("spool"), options).unwrap();
+        let world = World {
+            directory,
+            pki: Pki::new(),
+            spool: Arc::new(spool),
+        };
+        world.append(1..=1);
+        let (gate, opened) = mpsc::channel::<()>();
+        let server = world.server(move |number, _| match number {
+            0 => {
+                opened.recv().unwrap();
+                Act::Reply(status)
+            }
+            _ => Act::Reply(200),
+        });
+        let publisher = world.publish(&server.endpoint(), QUICK);
+        assert_eq!(records_in(&[server.next()]), [1]);
+        // the answer to that is held back until the record is gone
+        let mut last = 1;
+        while world.waiting()[0] == 1 {
+            last += 1;
+            world.append(last..=last);
+        }
+        let kept = world.waiting();
+        assert_eq!(kept.last(), Some(&last));
+        gate.send(()).unwrap();
+        let status = publisher.stop(PATIENCE);
+        assert_eq!(status.state, State::Stopped, "{status:?}");
+        assert_eq!(records_in(&server.rest()), kept);
+        assert!(world.waiting().is_empty());
+    }
 }
 
 #[test]

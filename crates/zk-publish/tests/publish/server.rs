@@ -170,6 +170,13 @@ impl Server {
             .expect("the server saw no further request")
     }
 
+    /// Sees to it that no request comes. One that is on its way comes within
+    /// this time or a test passes that should not; none fails for it.
+    pub(crate) fn is_left_alone(&self) {
+        let seen = self.seen.recv_timeout(Duration::from_millis(50));
+        assert!(seen.is_err(), "{seen:?}");
+    }
+
     /// What was seen and not yet taken.
     pub(crate) fn rest(&self) -> Vec<Seen> {
         self.seen.try_iter().collect()
@@ -235,8 +242,8 @@ async fn serve(
                         body,
                     };
                     let number = requests.fetch_add(1, Ordering::SeqCst);
+                    let _ = sender.send(seen.clone());
                     let act = (act.lock().unwrap())(number, &seen);
-                    let _ = sender.send(seen);
                     let response = match act {
                         Act::Reply(status) => reply(status, ok_body(status), None),
                         Act::ReplyWith(status, (name, value), body) => {

@@ -51,6 +51,14 @@ impl FaultStorage {
         self.disk().cut_at = Some(operation);
     }
 
+    /// Turns a cut into the death of the process: all works again, nothing is
+    /// lost, and what was not synced still is not.
+    pub fn restart(&self) {
+        let mut disk = self.disk();
+        disk.off = false;
+        disk.cut_at = None;
+    }
+
     /// Lets the change of this number fail with an I/O error. If it is a sync,
     /// what was to be synced counts as clean from there on and is never written
     /// unless it is changed again, as Linux has it.

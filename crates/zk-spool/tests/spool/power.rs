@@ -8,7 +8,7 @@ use std::{
 };
 
 use zk_spool::{
-    Error, Full, Loss, Options, Reason, Record, Spool, StreamId, SyncPolicy,
+    End, Error, Full, Loss, Options, Reason, Record, Spool, StreamId, SyncPolicy,
     storage::{Cut, FaultStorage},
 };
 
@@ -276,6 +276,7 @@ fn check(history: &mut History, image: &FaultStorage, options: &Options) {
         );
     }
     if let Some(before) = before {
+        assert_ne!(before.end, End::Damaged, "nothing was damaged");
         let of_it = history
             .durable
             .iter()
@@ -344,8 +345,9 @@ fn options(policy: u64) -> Options {
 /// The window never ends by itself: syncs are where the test puts them.
 const HOURS: SyncPolicy = SyncPolicy::Every(Duration::from_secs(1 << 20));
 
-/// One workload, cut at each of its operations.
-fn exhaustive(policy: u64, seed: u64) -> u64 {
+/// One workload, cut at each of its operations. How many cuts that were, and
+/// whether the spool was full in it.
+fn exhaustive(policy: u64, seed: u64) -> (u64, bool) {
     let options = options(policy);
     let random = Random(seed);
     let storage = FaultStorage::new();
@@ -355,14 +357,14 @@ fn exhaustive(policy: u64, seed: u64) -> u64 {
         .losses
         .iter()
         .any(|loss| matches!(loss.reason, Reason::Dropped | Reason::Full));
-    assert!(full, "the workload meets the cap");
     let operations = storage.operations();
     let mut points = 0;
     for operation in 1..=operations {
         let storage = FaultStorage::new();
         storage.cut_at(operation);
         let mut history = History::default();
-        work(&storage, &options, &mut history, random.clone(), 3).expect_err("the power goes off");
+        // A session that is dropped does not tell.
+        let _ = work(&storage, &options, &mut history, random.clone(), 3);
         for cut in cuts(seed ^ operation) {
             let image = storage.after_cut(cut);
             let mut history = history.clone();
@@ -371,18 +373,22 @@ fn exhaustive(policy: u64, seed: u64) -> u64 {
             points += 1;
         }
     }
-    points
+    (points, full)
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_at_any_operation() {
     let mut points = 0;
+    let mut full = 0;
     for seed in 0..effort() {
         for policy in 0..4 {
-            points += exhaustive(policy, seed);
+            let (more, was_full) = exhaustive(policy, seed);
+            points += more;
+            full += u64::from(was_full);
         }
     }
     println!("{points} cut points");
+    assert!(full >= 2 * effort(), "{full} workloads met the cap");
 }
 
 /// Cut after cut on the same spool: in work, in recovery, in what follows.
@@ -404,6 +410,40 @@ fn cut_upon_cut() {
             check(&mut history, &storage, &options);
         }
         check_going_on(history, &storage, &options);
+    }
+}
+
+/// A process is killed at every operation, the next one opens what it left in
+/// memory, goes on, and only then the power goes off.
+#[test]
+fn killed_and_then_cut() {
+    for policy in 0..4 {
+        let options = options(policy);
+        let random = Random(3 + policy);
+        let storage = FaultStorage::new();
+        work(
+            &storage,
+            &options,
+            &mut History::default(),
+            random.clone(),
+            3,
+        )
+        .unwrap();
+        for operation in 1..=storage.operations() {
+            let storage = FaultStorage::new();
+            storage.cut_at(operation);
+            let mut history = History::default();
+            let _ = work(&storage, &options, &mut history, random.clone(), 3);
+            storage.restart();
+            check(&mut history, &storage, &options);
+            for cut in cuts(operation) {
+                check(&mut history.clone(), &storage.after_cut(cut), &options);
+            }
+            work(&storage, &options, &mut history, Random(operation), 1).unwrap();
+            for cut in cuts(operation) {
+                check(&mut history.clone(), &storage.after_cut(cut), &options);
+            }
+        }
     }
 }
 
@@ -430,8 +470,7 @@ fn on_a_full_disk() {
             let storage = full();
             storage.cut_at(operation);
             let mut history = History::default();
-            work(&storage, &options, &mut history, Random(policy), 3)
-                .expect_err("the power goes off");
+            let _ = work(&storage, &options, &mut history, Random(policy), 3);
             for cut in cuts(operation) {
                 let image = storage.after_cut(cut);
                 // A spool that exists needs no room to be opened and drained.
@@ -463,6 +502,8 @@ fn a_failed_sync_is_not_believed_afterwards() {
             }
             // The process lives on and opens the spool again, without a cut.
             check(&mut history, &storage, &options);
+            let image = storage.after_cut(Cut::Synced);
+            check(&mut history.clone(), &image, &options);
             let more = work(&storage, &options, &mut history, Random(8), 1);
             more.expect("only one operation fails");
             history.windowed.clear();
