@@ -418,7 +418,7 @@ impl Inner {
 
     /// Unlinks the segments that are drained.
     pub(crate) fn remove_drained(&self, drain: &mut Drain) -> Result<(), Error> {
-        let mut removed = false;
+        let mut removed = None;
         loop {
             let segment = {
                 let state = self.state();
@@ -432,24 +432,21 @@ impl Inner {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => self.guard(result.at("remove", &name))?,
             }
-            if drain
+            drain.open = drain
                 .open
-                .as_ref()
-                .is_some_and(|(number, _)| *number == segment.number)
-            {
-                drain.open = None;
-            }
+                .take()
+                .filter(|(open, _)| *open != segment.number);
             let mut state = self.state();
             state.segments.pop_front();
             state.disk -= segment.disk;
-            removed = true;
+            removed = Some(name);
         }
-        if removed {
-            self.guard(
-                sync_dir(&*self.storage, "").at("sync the directory of", format::STATE_FILE),
-            )?;
+        match removed {
+            None => Ok(()),
+            Some(name) => {
+                self.guard(sync_dir(&*self.storage, "").at("make its removal durable", &name))
+            }
         }
-        Ok(())
     }
 
     pub(crate) fn verify(&self) -> Result<Report, Error> {

@@ -22,6 +22,10 @@ pub(crate) const REJECTED_DIR: &str = "rejected";
 /// The largest record, in bytes.
 pub const MAX_RECORD: usize = 1 << 20;
 
+/// No spool ever gets this far with any of its numbers. A file that says so is
+/// not gone on with, or they would run out.
+pub(crate) const ABSURD: u64 = 1 << 62;
+
 /// Where the frames of a segment begin: behind two copies of the header.
 pub(crate) const FRAMES_AT: u64 = 1024;
 pub(crate) const HEADER_COPY: usize = 512;
@@ -51,7 +55,10 @@ pub(crate) fn is_unfinished(file: &str) -> bool {
 
 fn number_of(digits: &str) -> Option<u64> {
     let number = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    digits.parse().ok().filter(|value| number && *value > 0)
+    digits
+        .parse()
+        .ok()
+        .filter(|value| number && (1..ABSURD).contains(value))
 }
 
 /// What a checked file is, or why it can't be read.
@@ -146,7 +153,8 @@ impl Header {
                 end,
             }),
         };
-        if header.number != number || header.first == 0 {
+        let end = header.predecessor.map_or(0, |before| before.last_sequence);
+        if header.number != number || header.first == 0 || header.first.max(end) >= ABSURD {
             return Checked::Bad;
         }
         checked_version(copy, header)
@@ -212,7 +220,7 @@ impl FrameHeader {
         let plausible = body.contains(&(header.body as usize))
             && (header.count > 0) == (header.kind == Kind::Records)
             && header.first > header.synced
-            && header.first.checked_add(u64::from(header.count)).is_some();
+            && header.first < u64::MAX - u64::from(header.count);
         plausible.then_some(header)
     }
 
@@ -426,7 +434,7 @@ impl Sealed {
         let sealed = Self::from_body(&frame[FRAME_HEADER..])?;
         let sound = header.intact(Seed::new(number, sealed.stream), offset, frame)
             && sealed.first > 0
-            && sealed.last.checked_add(1)? >= sealed.first
+            && (sealed.first - 1..ABSURD).contains(&sealed.last)
             && (FRAMES_AT..=offset).contains(&sealed.end);
         sound.then_some(sealed)
     }

@@ -107,7 +107,8 @@ impl Contents {
         offered: u64,
     ) {
         for (first, last) in self.unnamed(stream, first, last) {
-            self.add(reason, stream, first, last, last - first + 1, offered);
+            let records = (last - first).saturating_add(1);
+            self.add(reason, stream, first, last, records, offered);
         }
     }
 
@@ -133,7 +134,7 @@ impl Contents {
             && (loss.records > 0) == (records > 0)
         {
             loss.last = last;
-            loss.records += records;
+            loss.records = loss.records.saturating_add(records);
             loss.until_ms = now;
             return;
         }
@@ -258,7 +259,32 @@ impl Contents {
             next_loss: u64_at(slot, 80),
             entries,
         };
-        format::checked_version(slot, (u64_at(slot, 16), contents))
+        let generation = u64_at(slot, 16);
+        if !contents.is_sane() || generation >= format::ABSURD {
+            return Checked::Bad;
+        }
+        format::checked_version(slot, (generation, contents))
+    }
+
+    /// Whether all numbers can have been given out.
+    fn is_sane(&self) -> bool {
+        let Self {
+            cursor,
+            synced,
+            next_loss,
+            entries,
+        } = self;
+        let numbers = [
+            cursor.segment,
+            cursor.sequence,
+            synced.0,
+            synced.1,
+            *next_loss,
+        ];
+        numbers.iter().all(|number| *number < format::ABSURD)
+            && entries.iter().all(|Entry { loss, .. }| {
+                loss.id < format::ABSURD && loss.first <= loss.last && loss.last < u64::MAX
+            })
     }
 }
 

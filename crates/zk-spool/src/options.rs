@@ -52,7 +52,8 @@ pub enum Full {
     /// It is refused with [`Error::Full`], and counted.
     Reject,
     /// The oldest segment goes, as a whole, and its waiting records are named
-    /// as a [`Loss`](crate::Loss).
+    /// as a [`Loss`](crate::Loss): also those that were peeked at and are not
+    /// acknowledged yet.
     DropOldest,
 }
 

@@ -85,6 +85,9 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
         recovery.segments.push_back(segment);
     }
     recovery.expect_newest(&mut tail);
+    if tail.last >= format::ABSURD {
+        recovery.end_stream(&mut tail);
+    }
     recovery.find_missing_segments(ledger.trusted);
     recovery.finish(ledger, tail)
 }
@@ -313,6 +316,18 @@ impl Recovery<'_> {
         if cursor.segment.max(synced.0) <= newest {
             return;
         }
+        let cursor = *cursor;
+        self.end_stream(tail);
+        if cursor.segment > newest && cursor.sequence > 0 {
+            tail.stream = cursor.stream;
+            tail.last = cursor.sequence;
+        }
+        self.doubt.push((tail.stream, tail.last + 1));
+    }
+
+    /// Ends a stream that would otherwise have gone on.
+    fn end_stream(&self, tail: &mut Tail) {
+        tail.end = Some(End::Damaged);
         if let Start::Resume = tail.start
             && let Some(segment) = self.segments.back()
         {
@@ -322,16 +337,10 @@ impl Recovery<'_> {
                     first: segment.first,
                     last: segment.last,
                     end: segment.end,
-                    stream_end: Some(End::Damaged),
+                    stream_end: tail.end,
                 }),
             };
         }
-        tail.end = Some(End::Damaged);
-        if cursor.segment > newest && cursor.sequence > 0 {
-            tail.stream = cursor.stream;
-            tail.last = cursor.sequence;
-        }
-        self.doubt.push((tail.stream, tail.last + 1));
     }
 
     /// Whole segments may be missing between those that are there.
@@ -480,7 +489,7 @@ fn list(storage: &dyn Storage) -> Result<(Vec<(u64, u64)>, Vec<String>), Error> 
 fn is_marked(storage: &dyn Storage, has_segments: bool) -> Result<bool, Error> {
     let name = format::MARKER_FILE;
     let file = storage.open(name).at("open", name)?;
-    let len = file.size().at("read the length of", name)?;
+    let len = file.size().at("read", name)?;
     let mut bytes = [0; format::MARKER_LEN];
     if len >= format::MARKER_LEN as u64 {
         read_salvaging(&*file, &mut bytes, 0);

@@ -585,7 +585,7 @@ impl State {
             };
             stats.oldest = stats.oldest.or(Some((segment.stream, first)));
             stats.newest = Some((segment.stream, last));
-            stats.records += last - first + 1;
+            stats.records = stats.records.saturating_add(last - first + 1);
             stats.unsynced += segment.last - segment.durable_last;
             stats.bytes += segment.end.saturating_sub(from);
         }

@@ -142,7 +142,9 @@ impl Inner {
         match writer.start {
             None if writer.active.is_some() => return Ok(()),
             // A full disk kept a segment from being created before.
-            None => drop(self.create_segment(writer)?),
+            None => {
+                self.create_segment(writer)?;
+            }
             Some(Start::Resume) => self.resume(writer)?,
             Some(Start::Create { seal }) => {
                 if let Some(sealed) = seal {
@@ -271,7 +273,7 @@ impl Inner {
             let _ = self.storage.remove(&unfinished);
         }
         let file = self.guard(made.at("create", &name))?;
-        self.guard(sync_dir(&*self.storage, "").at("sync the directory of", &name))?;
+        self.guard(sync_dir(&*self.storage, "").at("make its name durable", &name))?;
 
         let end = bytes.len() as u64;
         let mut segment = Segment::durable(number, self.stream, first, first - 1, end, end);
@@ -463,9 +465,12 @@ impl Inner {
                 .push_mark(active, Kind::Closed, next, next - 1, &[])
                 .and_then(|()| self.guard(sync(&*active.file).at("sync", &active.name()))),
         };
-        // Also in the state file, which takes no room, so that damage to the
-        // very end of the log is known for what it is.
-        let contents = drain.contents();
-        self.commit(&mut drain, contents, false).and(marked)
+        if matches!(marked, Ok(()) | Err(Error::DiskFull { .. })) {
+            // Also in the state file, which takes no room, so that damage to the
+            // very end of the log is known for what it is.
+            let contents = drain.contents();
+            self.commit(&mut drain, contents, false)?;
+        }
+        marked
     }
 }

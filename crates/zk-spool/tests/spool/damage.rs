@@ -469,6 +469,36 @@ fn damage_that_was_confirmed_is_not_reported_again() {
 }
 
 #[test]
+fn damage_next_to_confirmed_damage_is_reported() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    for _ in 0..3 {
+        append_batch(&spool, &[100; 2]).unwrap();
+    }
+    spool.close().unwrap();
+    let name = "00000000000000000001.seg";
+    let flip = |at: usize| {
+        let mut bytes = storage.files()[name].clone();
+        bytes[at] ^= 1;
+        storage.put(name, bytes);
+    };
+    // 1024 + 40, then frames of 32 + 2 * 104.
+    for (at, first) in [(1304, 3), (1544, 5), (1064, 1)] {
+        flip(at + 50);
+        let spool = open(&storage, &small()).unwrap();
+        spool.verify().unwrap();
+        let [loss] = spool.losses().unwrap()[..] else {
+            panic!("one new loss");
+        };
+        assert_eq!((loss.first, loss.last), (first, first + 1));
+        spool.confirm(loss.id).unwrap();
+    }
+    let spool = open(&storage, &small()).unwrap();
+    assert!(drain(&spool).is_empty());
+    assert!(spool.losses().unwrap().is_empty());
+}
+
+#[test]
 fn damaged_segments_kept_are_bounded() {
     for (evidence, kept) in [(None, 4), (Some(0), 0), (Some(3 << 10), 1)] {
         let options = Options {

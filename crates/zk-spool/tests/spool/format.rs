@@ -246,7 +246,7 @@ impl Writer {
         body.extend(last.to_be_bytes());
         body.extend(end.to_be_bytes());
         body.extend([stream_end, 0, 0, 0, 0, 0, 0, 0]);
-        self.frame(4, 0, last + 1, last, &body);
+        self.frame(4, 0, last.wrapping_add(1), last, &body);
     }
 
     fn put(self, storage: &FaultStorage) {
@@ -341,4 +341,68 @@ fn the_rules_of_recovery_are_as_documented() {
         );
         assert_eq!(append(&spool, 1).unwrap(), 1);
     }
+}
+
+/// Numbers that nobody ever gave out, under checksums that are right.
+#[test]
+fn absurd_numbers_do_no_harm() {
+    const ABSURD: [u64; 4] = [u64::MAX, u64::MAX - 1, u64::MAX - 2, 1 << 63];
+    let use_it = |storage: &FaultStorage| {
+        let spool = open(storage, &small()).unwrap();
+        spool.verify().unwrap();
+        drain(&spool);
+        spool.stats().unwrap();
+        let losses = spool.losses().unwrap();
+        if let Some(last) = losses.last() {
+            spool.confirm(last.id).unwrap();
+        }
+        if let Ok(sequence) = append(&spool, 10) {
+            let records = drain(&spool);
+            assert_eq!(records[0].sequence(), sequence);
+        }
+    };
+    for a in ABSURD {
+        for b in [1, 4, a] {
+            for newest in [true, false] {
+                let storage = empty();
+                let mut one = Writer::new(1, [1; 16], b, Some(([2; 16], a, 2)));
+                one.frame(2, 0, b, b - 1, &[0; 8]);
+                one.records(b, &[b"one", b"two"]);
+                one.frame(1, 1, a, b - 1, b"\0\0\0\x01a");
+                one.frame(1, 1, a, a - 1, b"\0\0\0\x01a");
+                let end = one.file.len() as u64;
+                if !newest {
+                    one.seal(b, a, end, 0);
+                }
+                one.put(&storage);
+                let mut two = Writer::new(2, [1; 16], a, None);
+                two.frame(2, 0, a, a - 1, &[0; 8]);
+                if !newest {
+                    two.put(&storage);
+                }
+                use_it(&storage);
+            }
+        }
+
+        // In each field of both slots of the state file.
+        for at in [16, 24, 48, 56, 64, 72, 80, 96, 128, 136, 144, 152] {
+            let storage = FaultStorage::new();
+            let spool = open(&storage, &small()).unwrap();
+            append_batch(&spool, &[300; 9]).unwrap();
+            let first = spool.peek(1, 0).unwrap().remove(0);
+            spool.reject(first.position()).unwrap();
+            spool.close().unwrap();
+            let mut state = storage.files()["state"].clone();
+            for slot in state.chunks_mut(16 << 10) {
+                slot[at..at + 8].copy_from_slice(&a.to_be_bytes());
+                let crc = crc32c(&[&slot[..12], &slot[16..96 + 72]]);
+                slot[12..16].copy_from_slice(&crc.to_be_bytes());
+            }
+            storage.put("state", state);
+            use_it(&storage);
+        }
+    }
+    let storage = empty();
+    storage.put(&format!("{}.seg", u64::MAX), vec![0; 2000]);
+    use_it(&storage);
 }

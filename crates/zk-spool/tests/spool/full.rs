@@ -223,6 +223,22 @@ fn a_full_disk_loses_nothing_and_drains() {
 }
 
 #[test]
+fn a_disk_too_full_for_a_new_spool() {
+    for capacity in (0..32_000).step_by(1_000).chain(1..40) {
+        let storage = FaultStorage::new();
+        storage.set_capacity(Some(capacity));
+        assert!(matches!(
+            open(&storage, &small()),
+            Err(Error::DiskFull { .. })
+        ));
+        storage.set_capacity(None);
+        let spool = open(&storage, &small()).unwrap();
+        assert_eq!(append(&spool, 10).unwrap(), 1);
+        assert!(spool.losses().unwrap().is_empty());
+    }
+}
+
+#[test]
 fn every_size_of_disk() {
     // The end of the disk falls on every place of the log.
     for capacity in (33_000..45_000).step_by(41) {

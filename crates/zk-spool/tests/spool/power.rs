@@ -491,9 +491,9 @@ fn a_failed_sync_is_not_believed_afterwards() {
         let options = options(policy);
         let storage = FaultStorage::new();
         work(&storage, &options, &mut History::default(), Random(7), 3).unwrap();
-        for operation in 1..=storage.operations() {
+        for operation in 2..=2 * storage.operations() {
             let storage = FaultStorage::new();
-            storage.fail_at(operation);
+            storage.fail_at(operation / 2);
             let mut history = History::default();
             let failed = work(&storage, &options, &mut history, Random(7), 3);
             // Some operations may fail without harm.
@@ -504,12 +504,45 @@ fn a_failed_sync_is_not_believed_afterwards() {
             check(&mut history, &storage, &options);
             let image = storage.after_cut(Cut::Synced);
             check(&mut history.clone(), &image, &options);
-            let more = work(&storage, &options, &mut history, Random(8), 1);
-            more.expect("only one operation fails");
-            history.windowed.clear();
+            if operation % 2 == 0 {
+                // Goes on in the same segment, and not far.
+                let mut session = Session {
+                    spool: open(&storage, &options).unwrap(),
+                    history: &mut history,
+                    windowed: options.sync != SyncPolicy::Each,
+                };
+                session.append(1, true).unwrap();
+                session.sync().unwrap();
+            } else {
+                let more = work(&storage, &options, &mut history, Random(8), 1);
+                more.expect("only one operation fails");
+                history.windowed.clear();
+            }
             // What is durable by now must survive losing what is not.
             check(&mut history, &storage.after_cut(Cut::Synced), &options);
         }
+    }
+}
+
+/// The mark of a clean end is not believed either.
+#[test]
+fn a_failed_close_is_not_believed_afterwards() {
+    for operation in 1..=4 {
+        let storage = FaultStorage::new();
+        let spool = open(&storage, &small()).unwrap();
+        let stream = spool.stream();
+        append(&spool, 100).unwrap();
+        storage.fail_at(storage.operations() + operation);
+        // The mark and the state, each written and synced.
+        assert!(matches!(spool.close(), Err(Error::Io { .. })));
+        let spool = open(&storage, &small()).unwrap();
+        append(&spool, 100).unwrap();
+        let spool = open(&storage.after_cut(Cut::Synced), &small()).unwrap();
+        let torn = operation == 1;
+        assert_eq!(spool.stream() != stream, torn, "{operation}");
+        assert_eq!(spool.predecessor().is_some(), torn, "{operation}");
+        assert!(spool.verify().unwrap().damage.is_empty());
+        assert_eq!(peek_all(&spool).unwrap().len(), 2);
     }
 }
 
