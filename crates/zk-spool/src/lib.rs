@@ -55,6 +55,12 @@
 //! that did not return may or may not be there after a crash. It needs a local
 //! POSIX file system that keeps the assumptions of `docs/spool-format.md`, where
 //! the files are laid out byte by byte.
+//!
+//! # Features
+//!
+//! `fault-injection` adds the module `storage`, for tests: a file system in
+//! memory that loses what was not synced, fills up, fails, and stops at any
+//! operation; and `Spool::open_on`, to use it.
 #![forbid(unsafe_code)]
 
 mod drain;
