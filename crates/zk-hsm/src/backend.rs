@@ -2,11 +2,10 @@ pub(crate) mod soft;
 
 use std::path::PathBuf;
 
-use p256::ecdsa::VerifyingKey;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::hsm::Info;
+use crate::hsm::{Info, VerifyingKey};
 use crate::uri::{HsmUri, Target};
 
 /// One open connection to one key. It lives and dies on the worker's thread,

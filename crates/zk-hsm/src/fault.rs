@@ -5,14 +5,15 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use p256::ecdsa::signature::hazmat::PrehashSigner;
-use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
+use ecdsa::SigningKey;
+use p256::NistP256;
 use p256::elliptic_curve::Generate;
+use signature::hazmat::PrehashSigner;
 use zeroize::Zeroizing;
 
 use crate::backend::{Backend, Opener};
 use crate::error::{Class, Error};
-use crate::hsm::{Hsm, Info, Options};
+use crate::hsm::{Hsm, Info, Options, Signature, VerifyingKey};
 use crate::uri::BackendKind;
 
 /// A chip whose next calls and openings are scripted; past the script's end
@@ -21,7 +22,7 @@ use crate::uri::BackendKind;
 pub(crate) struct Chip(Arc<Mutex<Inside>>);
 
 struct Inside {
-    key: SigningKey,
+    key: SigningKey<NistP256>,
     openings: VecDeque<Act>,
     calls: VecDeque<Act>,
     opened: usize,
@@ -156,7 +157,7 @@ impl Chip {
 struct Connection(Chip);
 
 impl Connection {
-    fn key(&self) -> SigningKey {
+    fn key(&self) -> SigningKey<NistP256> {
         self.0.0.lock().unwrap().key.clone()
     }
 }

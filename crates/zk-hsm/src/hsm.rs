@@ -2,7 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use p256::ecdsa::{DerSignature, Signature, VerifyingKey};
+use ecdsa::{SigningKey, der};
+use p256::NistP256;
 use sha2::{Digest, Sha256};
 use signature::{Keypair, Signer};
 use x509_cert::der::asn1::AnyRef;
@@ -38,8 +39,8 @@ use crate::worker::{State, Worker};
 ///    with that same error.
 ///
 /// ```
+/// use signature::Verifier;
 /// use zk_hsm::{Error, Hsm, Options, create_soft_key};
-/// use p256::ecdsa::signature::Verifier;
 ///
 /// # let dir = tempfile::tempdir()?;
 /// let uri = create_soft_key(dir.path().join("key.pem"))?;
@@ -56,6 +57,13 @@ use crate::worker::{State, Worker};
 /// ```
 #[derive(Clone)]
 pub struct Hsm(Arc<Inner>);
+
+/// ECDSA on P-256: r and s. `to_bytes` gives r ‖ s, 32 bytes each, big-endian;
+/// `to_der` gives the DER form of RFC 3279, which TLS and X.509 use.
+pub type Signature = ecdsa::Signature<NistP256>;
+
+/// The public half of the key.
+pub type VerifyingKey = ecdsa::VerifyingKey<NistP256>;
 
 struct Inner {
     uri: HsmUri,
@@ -244,7 +252,7 @@ impl SignatureAlgorithmIdentifier for Hsm {
     type Params = AnyRef<'static>;
 
     const SIGNATURE_ALGORITHM_IDENTIFIER: AlgorithmIdentifier<AnyRef<'static>> =
-        p256::ecdsa::SigningKey::SIGNATURE_ALGORITHM_IDENTIFIER;
+        SigningKey::<NistP256>::SIGNATURE_ALGORITHM_IDENTIFIER;
 }
 
 /// The error's `source` is an [`Error`] of this crate. Prefer `try_sign`: the
@@ -256,8 +264,8 @@ impl Signer<Signature> for Hsm {
 }
 
 /// What the builders of `x509-cert` want: an [`Hsm`] can sign certificates.
-impl Signer<DerSignature> for Hsm {
-    fn try_sign(&self, message: &[u8]) -> Result<DerSignature, signature::Error> {
+impl Signer<der::Signature<NistP256>> for Hsm {
+    fn try_sign(&self, message: &[u8]) -> Result<der::Signature<NistP256>, signature::Error> {
         Self::sign(self, message)
             .map(Into::into)
             .map_err(signature::Error::from_source)

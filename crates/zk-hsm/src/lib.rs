@@ -102,12 +102,11 @@ mod worker;
 #[cfg(test)]
 mod fault;
 
-pub use p256::ecdsa::{Signature, VerifyingKey};
 pub use zeroize::Zeroizing;
 
 pub use crate::backend::soft::create_soft_key;
 pub use crate::counters::{Counters, Histogram};
 pub use crate::error::{Class, Error, Operation};
-pub use crate::hsm::{Hsm, Info, MAX_LOCK, MAX_RANDOM, Options};
+pub use crate::hsm::{Hsm, Info, MAX_LOCK, MAX_RANDOM, Options, Signature, VerifyingKey};
 pub use crate::uri::{BackendKind, HsmUri, UriError};
 pub use crate::worker::State;

@@ -1,10 +1,9 @@
 use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
-use p256::ecdsa::{Signature, VerifyingKey};
 
 use crate::backend::{Backend, Opener};
 use crate::error::Error;
-use crate::hsm::{Info, key_id, spki};
+use crate::hsm::{Info, Signature, VerifyingKey, key_id, spki};
 
 /// An open backend that holds the right key, and what checks its signatures.
 pub(crate) struct Session {
@@ -89,12 +88,12 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use p256::ecdsa::SigningKey;
-    use p256::ecdsa::signature::Verifier;
-    use p256::ecdsa::signature::hazmat::PrehashSigner;
+    use ecdsa::SigningKey;
     use p256::elliptic_curve::Generate;
     use p256::pkcs8::EncodePublicKey;
     use sha2::Sha256;
+    use signature::Verifier;
+    use signature::hazmat::PrehashSigner;
 
     use super::*;
 

@@ -306,7 +306,15 @@ impl PinSource {
         match value.split_once(':') {
             Some(("credential", name)) if is_name(name) => Ok(Self::Credential(name.to_owned())),
             Some(("env", name)) if is_name(name) => Ok(Self::Env(name.to_owned())),
-            Some(("file", path)) if path.starts_with('/') => Ok(Self::File(path.into())),
+            Some(("file", path)) => {
+                // RFC 8089: file:///path is file:/path, and file://host/path is elsewhere
+                let path = path.strip_prefix("//").unwrap_or(path);
+                if path.starts_with('/') && !path.starts_with("//") {
+                    Ok(Self::File(path.into()))
+                } else {
+                    Err(refused)
+                }
+            }
             _ => Err(refused),
         }
     }

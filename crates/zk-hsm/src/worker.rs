@@ -3,12 +3,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use p256::ecdsa::VerifyingKey;
-
 use crate::backend::Opener;
 use crate::counters::Counters;
 use crate::error::{Class, Error, Operation};
-use crate::hsm::{Info, Options};
+use crate::hsm::{Info, Options, VerifyingKey};
 use crate::session::{Checker, Session};
 use crate::uri::HsmUri;
 

@@ -3,7 +3,8 @@
 
 use std::process::{Command, Output};
 
-use p256::ecdsa::{DerSignature, VerifyingKey};
+use ecdsa::der;
+use p256::NistP256;
 use p256::pkcs8::DecodePublicKey;
 use signature::Verifier;
 use tempfile::TempDir;
@@ -11,7 +12,7 @@ use x509_cert::der::asn1::Utf8StringRef;
 use x509_cert::der::oid::db::rfc4519::CN;
 use x509_cert::der::{DecodePem, Encode, Tag, Tagged};
 use x509_cert::request::CertReq;
-use zk_hsm::{Class, Error, Hsm, Options, create_soft_key};
+use zk_hsm::{Class, Error, Hsm, Options, VerifyingKey, create_soft_key};
 
 #[test]
 fn x509_cert_reads_it_back() {
@@ -25,7 +26,7 @@ fn x509_cert_reads_it_back() {
     let spki = request.info.public_key.to_der().unwrap();
     let key = VerifyingKey::from_public_key_der(&spki).unwrap();
     assert_eq!(&key, hsm.public_key());
-    let signature = DerSignature::try_from(request.signature.raw_bytes()).unwrap();
+    let signature = der::Signature::<NistP256>::try_from(request.signature.raw_bytes()).unwrap();
     key.verify(&request.info.to_der().unwrap(), &signature)
         .unwrap();
     assert_eq!(hsm.counters().signatures, 1);

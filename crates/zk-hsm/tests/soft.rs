@@ -159,7 +159,14 @@ fn what_is_no_key_is_refused_with_the_way_out() {
         );
     }
     write(&dir.path().join("bad.pem"), &[0xff; 100]);
-    for path in [dir.path().join("bad.pem"), dir.path().to_owned()] {
+    // nobody writes into it, and nobody waits for that
+    let pipe = dir.path().join("pipe");
+    let made = Command::new("mkfifo")
+        .args(["-m", "600"])
+        .arg(&pipe)
+        .status();
+    assert!(made.expect("this test needs coreutils").success());
+    for path in [dir.path().join("bad.pem"), dir.path().to_owned(), pipe] {
         let error = Hsm::open(&HsmUri::soft(&path).unwrap(), Options::default()).unwrap_err();
         assert!(matches!(error, Error::KeyFileFormat { .. }), "{error}");
     }

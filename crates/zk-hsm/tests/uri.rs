@@ -35,6 +35,10 @@ const GOOD: &[(&str, &str)] = &[
         "pkcs11:token=t;object=o?module-path=/usr/lib/p11.so&pin-source=file:/etc/zk/pin",
     ),
     (
+        "pkcs11:token=t;object=o?pin-source=file:///etc/zk/pin",
+        "pkcs11:token=t;object=o?pin-source=file:/etc/zk/pin",
+    ),
+    (
         "pkcs11:token=t;object=o?pin-source=credential:hsm-pin",
         "pkcs11:token=t;object=o?pin-source=credential:hsm-pin",
     ),
@@ -111,6 +115,8 @@ fn bad_ones_are_refused_for_the_right_reason() {
         "pkcs11:token=t;object=o?pin-source=1234" => Value { name: "pin-source", .. },
         "pkcs11:token=t;object=o?pin-source=pin.txt" => Value { name: "pin-source", .. },
         "pkcs11:token=t;object=o?pin-source=file:pin.txt" => Value { name: "pin-source", .. },
+        "pkcs11:token=t;object=o?pin-source=file://host/pin" => Value { name: "pin-source", .. },
+        "pkcs11:token=t;object=o?pin-source=file:////pin" => Value { name: "pin-source", .. },
         "pkcs11:token=t;object=o?pin-source=%7Ccat%20pin" => Value { name: "pin-source", .. },
         "pkcs11:token=t;object=o?pin-source=credential:a/b" => Value { name: "pin-source", .. },
         "pkcs11:token=t;object=o?pin-source=credential:" => Value { name: "pin-source", .. },

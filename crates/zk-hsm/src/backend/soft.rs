@@ -6,18 +6,19 @@ use std::sync::Arc;
 
 use aes_gcm::aead::{Aead, AeadInOut, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Key};
+use ecdsa::SigningKey;
 use hkdf::Hkdf;
-use p256::SecretKey;
-use p256::ecdsa::signature::hazmat::PrehashSigner;
-use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
 use p256::elliptic_curve::Generate;
 use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding};
+use p256::{NistP256, SecretKey};
+use rustix::fs::{Mode, OFlags};
 use sha2::Sha256;
+use signature::hazmat::PrehashSigner;
 use zeroize::Zeroizing;
 
 use super::Backend;
 use crate::error::{Class, Error};
-use crate::hsm::Info;
+use crate::hsm::{Info, Signature, VerifyingKey};
 use crate::uri::{BackendKind, HsmUri};
 
 /// Makes a new P-256 key in a new file: PEM PKCS#8, not encrypted, mode 0600.
@@ -65,7 +66,7 @@ pub fn create_soft_key(path: impl AsRef<Path>) -> Result<HsmUri, Error> {
 
 /// A private key in this process: for development.
 pub(crate) struct Soft {
-    secret: SigningKey,
+    secret: SigningKey<NistP256>,
     lock: Aes256Gcm,
 }
 
@@ -163,7 +164,11 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
             source: Arc::new(source),
         }
     };
-    let file = File::open(path).map_err(failed("open"))?;
+    // a named pipe would be waited for without NONBLOCK; files know no such thing
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| failed("open")(errno.into()))?;
     // of the file that is open, not of the one that has the name by then
     let metadata = file.metadata().map_err(failed("examine"))?;
     if !metadata.is_file() {

@@ -3,7 +3,8 @@
 mod support;
 
 use ::aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
-use p256::ecdsa::{RecoveryId, Signature, VerifyingKey};
+use ecdsa::{RecoveryId, SigningKey};
+use p256::NistP256;
 use p256::elliptic_curve::Generate;
 use proptest::prelude::*;
 use rustls::version::{TLS12, TLS13};
@@ -14,7 +15,7 @@ use super::*;
 use crate::backend::Backend;
 use crate::error::Class;
 use crate::fault::{self, Act, Chip};
-use crate::hsm::Info;
+use crate::hsm::{Info, Signature, VerifyingKey};
 
 #[test]
 fn choosing_a_scheme_asks_nothing_of_the_chip() {
@@ -58,7 +59,7 @@ fn a_handshake_whose_signature_fails_says_why() {
         let authority = support::Authority::new();
         let chain = vec![authority.issue(&hsm.csr("pi-01").unwrap())];
         let config = hsm.client_config(chain, authority.roots(), &[]).unwrap();
-        let key = p256::ecdsa::SigningKey::generate();
+        let key = SigningKey::<NistP256>::generate();
         let server = authority.issue_server("localhost", &key);
         let server = support::server_config(version, &[], authority.roots(), server, &key);
         chip.on_calls([Act::Corrupt(7), Act::Corrupt(8)]);

@@ -2,13 +2,13 @@ use std::error::Error as _;
 use std::sync::mpsc;
 use std::thread;
 
-use p256::ecdsa::signature::Verifier;
-use p256::ecdsa::{DerSignature, Signature};
-use signature::Signer;
+use ecdsa::der;
+use p256::NistP256;
+use signature::{Signer, Verifier};
 
 use super::*;
 use crate::fault::{Act, Chip, PATIENCE, gate, options};
-use crate::hsm::Hsm;
+use crate::hsm::{Hsm, Signature};
 
 /// What `hsm.sign` does, in two steps.
 fn submit(hsm: &Hsm) -> Result<Ticket<Signature>, Error> {
@@ -623,7 +623,7 @@ fn typed_errors_ride_in_signature_errors() {
         matches!(inside, Some(Error::Library { code: -1, .. })),
         "{inside:?}"
     );
-    let error = Signer::<DerSignature>::try_sign(&hsm, b"m").unwrap_err();
+    let error = Signer::<der::Signature<NistP256>>::try_sign(&hsm, b"m").unwrap_err();
     assert!(error.source().unwrap().is::<Error>());
 }
 
