@@ -1,24 +1,27 @@
 use std::error::Error as StdError;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
+use std::iter::successors;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, RETRY_AFTER, USER_AGENT};
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, Uri};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::{AlertDescription, ClientConfig};
 use serde::Deserialize;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower_service::Service;
 use tracing::debug;
 
@@ -41,8 +44,9 @@ use crate::target::Target;
 /// that polls it during the handshake.
 pub struct Client {
     target: Target,
-    tcp: HttpConnector,
-    tls: Arc<ClientConfig>,
+    https: HttpsConnector<Tcp>,
+    /// Changes when TCP is done and TLS begins.
+    shaking_hands: watch::Receiver<()>,
     timeouts: Timeouts,
     idle: Option<Connection>,
     connections: u64,
@@ -61,27 +65,14 @@ impl Client {
     /// another server at port 443 that insists on a protocol, name it in
     /// `tls`; a list that is not empty is left as it is.
     pub fn new(target: Target, tls: Arc<ClientConfig>, timeouts: Timeouts) -> Self {
-        let tls = if target.port() == 443 && tls.alpn_protocols.is_empty() {
-            // a clone shares the original's session cache and key
-            let mut tls = ClientConfig::clone(&tls);
-            tls.alpn_protocols = vec![ALPN_443.to_vec()];
-            Arc::new(tls)
-        } else {
-            tls
-        };
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(timeouts.connect));
-        // Keeps the way through a NAT open, and shows that an idle connection
-        // is dead before a message is spent on it.
-        tcp.set_keepalive(Some(KEEPALIVE));
-        tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-        tcp.set_keepalive_retries(Some(3));
+        let (connected, shaking_hands) = watch::channel(());
+        let tcp = Tcp::new(timeouts.connect, connected);
+        let name = FixedServerNameResolver::new(target.server_name());
+        let tls = with_alpn(tls, target.port());
         Self {
+            https: HttpsConnector::new(tcp, tls, true, Arc::new(name)),
             target,
-            tcp,
-            tls,
+            shaking_hands,
             timeouts,
             idle: None,
             connections: 0,
@@ -118,38 +109,36 @@ impl Client {
     }
 
     async fn connect(&mut self) -> Result<Connection, PublishError> {
-        let phase = Phase::Connect;
+        self.shaking_hands.mark_unchanged();
         let uri = self.target.uri().clone();
         let connecting = async {
-            poll_fn(|cx| self.tcp.poll_ready(cx)).await?;
-            self.tcp.call(uri).await
+            poll_fn(|cx| self.https.poll_ready(cx)).await?;
+            self.https.call(uri).await
         };
-        let stream = timeout(self.timeouts.connect, connecting)
-            .await
-            .map_err(|_| PublishError::TimedOut {
-                phase,
-                after: self.timeouts.connect,
-            })?
-            .map_err(|source| PublishError::Unreachable {
-                target: self.target.to_string(),
-                source: source.into(),
-            })?;
-
-        let phase = Phase::Handshake;
-        let handshake = TlsConnector::from(Arc::clone(&self.tls))
-            .connect(self.target.server_name(), stream.into_inner());
-        let stream = timeout(self.timeouts.handshake, handshake)
-            .await
-            .map_err(|_| PublishError::TimedOut {
-                phase,
+        let handshake_is_late = async {
+            match self.shaking_hands.changed().await {
+                Ok(()) => sleep(self.timeouts.handshake).await,
+                Err(_) => pending().await,
+            }
+        };
+        let stream = tokio::select! {
+            biased;
+            outcome = connecting => outcome.map_err(|error| {
+                match error.downcast::<PublishError>() {
+                    Ok(of_tcp) => *of_tcp,
+                    Err(of_tls) => sorted(of_tls, |source| PublishError::Handshake { source }),
+                }
+            })?,
+            () = handshake_is_late => return Err(PublishError::TimedOut {
+                phase: Phase::Handshake,
                 after: self.timeouts.handshake,
-            })?
-            .map_err(|error| sorted(error, |source| PublishError::Handshake { source }))?;
+            }),
+        };
         self.connections += 1;
 
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
-            .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+            .handshake::<_, Full<Bytes>>(stream)
             .await
             .map_err(|error| sorted(error, |source| PublishError::Protocol { source }))?;
         Ok(Connection {
@@ -264,6 +253,75 @@ pub struct Delivered {
     pub trace_id: Option<String>,
 }
 
+/// What [`HttpsConnector`] has its TLS on: TCP, with a time limit of its own, so
+/// that waiting for the network is told from waiting for the handshake.
+#[derive(Clone)]
+struct Tcp {
+    http: HttpConnector,
+    limit: Duration,
+    connected: watch::Sender<()>,
+}
+
+impl Tcp {
+    fn new(limit: Duration, connected: watch::Sender<()>) -> Self {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(limit));
+        // Keeps the way through a NAT open, and shows that an idle connection
+        // is dead before a message is spent on it.
+        http.set_keepalive(Some(KEEPALIVE));
+        http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        http.set_keepalive_retries(Some(3));
+        Self {
+            http,
+            limit,
+            connected,
+        }
+    }
+}
+
+impl Service<Uri> for Tcp {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.http.poll_ready(cx).map_err(Into::into)
+    }
+
+    /// Its errors are [`PublishError`]s.
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (limit, connected) = (self.limit, self.connected.clone());
+        let connecting = self.http.call(uri.clone());
+        Box::pin(async move {
+            let stream = timeout(limit, connecting)
+                .await
+                .map_err(|_| PublishError::TimedOut {
+                    phase: Phase::Connect,
+                    after: limit,
+                })?
+                .map_err(|source| PublishError::Unreachable {
+                    target: uri.to_string(),
+                    source: source.into(),
+                })?;
+            connected.send_replace(());
+            Ok(stream)
+        })
+    }
+}
+
+/// The configuration, offering AWS IoT's protocol where it has to be.
+fn with_alpn(tls: Arc<ClientConfig>, port: u16) -> Arc<ClientConfig> {
+    if port != 443 || !tls.alpn_protocols.is_empty() {
+        return tls;
+    }
+    // a clone shares the original's session cache and key
+    let mut tls = ClientConfig::clone(&tls);
+    tls.alpn_protocols = vec![ALPN_443.to_vec()];
+    Arc::new(tls)
+}
+
 /// A connection and the task that moves its bytes, which ends with it.
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
@@ -276,7 +334,7 @@ impl Drop for Connection {
     }
 }
 
-async fn drive(connection: http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>) {
+async fn drive(connection: http1::Connection<MaybeHttpsStream<TokioIo<TcpStream>>, Full<Bytes>>) {
     // what fails here fails the request too, and is reported there
     if let Err(error) = connection.await {
         debug!(%error, "the connection ended");
@@ -355,23 +413,27 @@ where
 }
 
 fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+/// The error, what it wraps, what that wraps.
+fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    successors(Some(error), |&error| {
         // io::Error::source passes over the error it wraps
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        if let Some(found) = error.downcast_ref().or_else(|| inner?.downcast_ref()) {
-            return Some(found);
+        let io = error.downcast_ref::<io::Error>();
+        match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
         }
-        next = error.source();
-    }
-    None
+    })
 }
 
 fn is_close(error: &(dyn StdError + 'static)) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    find::<io::Error>(error).is_some_and(|error| {
+    let mut causes = chain(error).filter_map(|error| error.downcast_ref::<io::Error>());
+    causes.any(|error| {
         matches!(
             error.kind(),
             BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
@@ -419,18 +481,16 @@ mod tests {
 
     #[test]
     fn port_443_alone_is_offered_awss_protocol_unless_another_is_named() {
-        let offered = |endpoint, named: &[&[u8]]| {
+        let offered = |port, named: &[&[u8]]| {
             let mut tls = ClientConfig::builder()
                 .with_root_certificates(rustls::RootCertStore::empty())
                 .with_no_client_auth();
             tls.alpn_protocols = named.iter().map(|name| name.to_vec()).collect();
-            let target = Target::new(endpoint, "t").unwrap();
-            let client = Client::new(target, Arc::new(tls), Timeouts::default());
-            client.tls.alpn_protocols.clone()
+            with_alpn(Arc::new(tls), port).alpn_protocols.clone()
         };
-        assert_eq!(offered("localhost:443", &[]), [b"x-amzn-http-ca"]);
-        assert_eq!(offered("localhost:443", &[b"http/1.1"]), [b"http/1.1"]);
-        assert!(offered("localhost:8443", &[]).is_empty());
-        assert_eq!(offered("localhost:8443", &[b"http/1.1"]), [b"http/1.1"]);
+        assert_eq!(offered(443, &[]), [b"x-amzn-http-ca"]);
+        assert_eq!(offered(443, &[b"http/1.1"]), [b"http/1.1"]);
+        assert!(offered(8443, &[]).is_empty());
+        assert_eq!(offered(8443, &[b"http/1.1"]), [b"http/1.1"]);
     }
 }
