@@ -108,6 +108,11 @@ impl Client {
         self.connections
     }
 
+    /// Closes the kept-alive connection; the next message opens another.
+    pub(crate) fn disconnect(&mut self) {
+        self.idle = None;
+    }
+
     async fn connect(&mut self) -> Result<Connection, PublishError> {
         self.shaking_hands.mark_unchanged();
         let uri = self.target.uri().clone();

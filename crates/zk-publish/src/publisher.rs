@@ -1,6 +1,9 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -8,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::watch;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 use zk_spool::{Record, Spool};
 
@@ -36,6 +39,7 @@ use crate::target::Target;
 /// | 400 or 413 for one record | it goes to the spool's `rejected/` |
 /// | 401, 403, certificate refused | **alarm**; everything is kept and tried again within [`Options::forbidden`] |
 /// | many records refused in a row | **alarm**; one at a time within [`Options::forbidden`], for it is likely that the topic is wrong |
+/// | the spool's disk is full | tried again within [`Options::failing`]; what was delivered and could not be acknowledged is delivered again |
 ///
 /// The thread has a runtime of its own, since a TLS key in a chip blocks the
 /// thread that uses it. Dropping the publisher ends it as
@@ -91,7 +95,7 @@ impl Publisher {
         };
         let thread = thread::Builder::new()
             .name("zk-publish".to_owned())
-            .spawn(move || drain.run_to_the_end(&runtime))?;
+            .spawn(move || drain.run_to_the_end(runtime))?;
         Ok(Self {
             board,
             link,
@@ -100,9 +104,10 @@ impl Publisher {
         })
     }
 
-    /// Says that the network may be back: a pause ends now, and a request that
-    /// has no answer within a second from now is given up, since its
-    /// connection may belong to the network that went away.
+    /// Says that the network may be back: a pause ends now, the next message
+    /// goes over a new connection, and a request that has no answer within a
+    /// second from now is given up and made again, since its connection may
+    /// belong to the network that went away.
     pub fn link_returned(&self) {
         self.link.send_replace(());
     }
@@ -125,7 +130,8 @@ impl Publisher {
     /// then ends the thread and waits for its end.
     ///
     /// What could not be published stays in the spool. A call into the chip is
-    /// waited for, beyond `grace` if it must be, since it cannot be broken off.
+    /// waited for, beyond `grace` if it must be, since it cannot be broken off;
+    /// a name lookup that hangs is left behind.
     pub fn stop(&self, grace: Duration) -> Status {
         let now = Instant::now();
         let deadline = now.checked_add(grace).unwrap_or(now + FOREVER);
@@ -135,11 +141,9 @@ impl Publisher {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            self.board.change(|status| {
-                status.state = State::Failed;
-                status.last_error = Some("the publishing thread panicked".to_owned());
-            });
+        if let Some(thread) = thread {
+            // a panic is on the board already
+            let _ = thread.join();
         }
         self.status()
     }
@@ -225,43 +229,68 @@ where
     P: FnMut(&[&[u8]], usize) -> Result<(Vec<u8>, usize), E>,
     E: StdError,
 {
-    fn run_to_the_end(mut self, runtime: &Runtime) {
-        let end = runtime.block_on(self.run());
-        self.board.change(|status| match &end {
-            Ok(()) => status.state = State::Stopped,
-            Err(error) => {
+    fn run_to_the_end(mut self, runtime: Runtime) {
+        let end = catch_unwind(AssertUnwindSafe(|| runtime.block_on(self.run())));
+        // dropping it would wait for a name lookup, which can take minutes
+        runtime.shutdown_background();
+        let failure = match end {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("the spool failed: {}", told(&error))),
+            Err(_) => Some("the publishing thread panicked, which is a defect".to_owned()),
+        };
+        if let Some(why) = &failure {
+            error!(error = %why, "publishing has ended");
+        }
+        self.board.change(|status| {
+            if failure.is_some() {
                 status.state = State::Failed;
-                status.last_error = Some(told(error));
+                status.last_error = failure;
+            } else {
+                status.state = State::Stopped;
             }
         });
-        if let Err(error) = end {
-            error!(error = %told(&error), "publishing has ended: the spool failed");
-        }
     }
 
-    /// The spool's calls block, which disturbs nobody: this thread has nothing
-    /// else to do.
     async fn run(&mut self) -> Result<(), zk_spool::Error> {
         loop {
-            // hex doubles the size, so more than this would not fit
-            let records = self.spool.peek(MAX_RECORDS, self.options.batch_bytes / 2)?;
-            if records.is_empty() && self.stop.borrow().is_some() {
-                return Ok(());
-            }
-            if records.is_empty() {
-                self.spool.wait(IDLE)?;
-                // lets the connection see that the server has closed it
-                tokio::task::yield_now().await;
-                continue;
-            }
-            self.link.mark_unchanged();
-            let Some(pause) = self.step(&records).await? else {
-                continue;
+            let pause = match self.turn().await {
+                Ok(ControlFlow::Continue(None)) => continue,
+                Ok(ControlFlow::Continue(Some(pause))) => pause,
+                Ok(ControlFlow::Break(())) => return Ok(()),
+                // nothing that is stored was touched, and delivering makes room
+                Err(error @ zk_spool::Error::DiskFull { .. }) => {
+                    self.hold(Pace::Failing, State::Offline, &told(&error))
+                }
+                Err(error) => return Err(error),
             };
             if !self.pause(pause).await {
                 return Ok(());
             }
         }
+    }
+
+    /// What there is to do now, and how long to pause after it; `Break` when it
+    /// is time to stop.
+    ///
+    /// The spool's calls block, which disturbs nobody: this thread has nothing
+    /// else to do.
+    async fn turn(&mut self) -> Result<ControlFlow<(), Option<Duration>>, zk_spool::Error> {
+        // hex doubles the size, so more than this would not fit
+        let records = self.spool.peek(MAX_RECORDS, self.options.batch_bytes / 2)?;
+        if records.is_empty() && self.stop.borrow().is_some() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if records.is_empty() {
+            self.spool.wait(IDLE)?;
+            // lets the connection see that the server has closed it
+            tokio::task::yield_now().await;
+            return Ok(ControlFlow::Continue(None));
+        }
+        if self.link.has_changed().unwrap_or(false) {
+            self.link.mark_unchanged();
+            self.client.disconnect();
+        }
+        self.step(&records).await.map(ControlFlow::Continue)
     }
 
     /// One message: packed, published, and dealt with. Returns how long to
@@ -310,9 +339,9 @@ where
 
     /// `None`: broken off, since the link returned or it is time to stop.
     async fn publish(&mut self, message: Vec<u8>) -> Option<Result<Delivered, PublishError>> {
-        let mut publishing = std::pin::pin!(self.client.publish(message));
+        let mut publishing = pin!(self.client.publish(message));
         let mut stop = self.stop.clone();
-        let stopped = async {
+        let mut stopped = pin!(async {
             let deadline = stop
                 .wait_for(Option::is_some)
                 .await
@@ -320,12 +349,26 @@ where
             if let Ok(Some(deadline)) = deadline {
                 sleep_until(deadline.into()).await;
             }
-        };
+        });
         tokio::select! {
             biased;
-            outcome = &mut publishing => Some(outcome),
+            outcome = &mut publishing => return Some(outcome),
+            () = &mut stopped => return None,
+            _ = self.link.changed() => {}
+        }
+        tokio::select! {
+            biased;
+            outcome = publishing => match outcome {
+                // of the network that went away, so it says nothing of this one
+                Err(
+                    PublishError::Closed { .. }
+                    | PublishError::TimedOut { .. }
+                    | PublishError::Unreachable { .. },
+                ) => None,
+                outcome => Some(outcome),
+            },
             () = stopped => None,
-            _ = self.link.changed() => timeout(AFTER_LINK, publishing).await.ok(),
+            () = sleep(AFTER_LINK) => None,
         }
     }
 
@@ -334,8 +377,11 @@ where
         tokio::select! {
             biased;
             _ = self.stop.wait_for(Option::is_some) => false,
-            _ = self.link.changed() => true,
-            () = tokio::time::sleep(pause) => true,
+            _ = self.link.changed() => {
+                self.client.disconnect();
+                true
+            }
+            () = sleep(pause) => true,
         }
     }
 
@@ -405,11 +451,22 @@ where
             }
             _ => (Pace::Failing, State::Offline),
         };
-        let why = told(error);
+        let pause = self.hold(pace, state, &told(error));
+        match error {
+            PublishError::Busy {
+                retry_after: Some(asked),
+                ..
+            } => pause.max(*asked).min(self.options.forbidden.most),
+            _ => pause,
+        }
+    }
+
+    /// Keeps everything for now. Returns how long to pause.
+    fn hold(&mut self, pace: Pace, state: State, why: &str) -> Duration {
         let before = self.board.change(|status| {
             status.state = state;
             status.retries += 1;
-            status.last_error = Some(why.clone());
+            status.last_error = Some(why.to_owned());
         });
         // once per outage, or a day without a link fills the log
         match state {
@@ -419,14 +476,7 @@ where
             }
             _ => warn!(error = %why, "publishing failed; keeping everything and trying again"),
         }
-        let pause = self.next_pause(pace);
-        match error {
-            PublishError::Busy {
-                retry_after: Some(asked),
-                ..
-            } => pause.max(*asked).min(self.options.forbidden.most),
-            _ => pause,
-        }
+        self.next_pause(pace)
     }
 
     fn next_pause(&mut self, pace: Pace) -> Duration {

@@ -37,8 +37,8 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// The spool failed, and the publisher has ended. The spool has to be
-    /// opened again.
+    /// **Alarm.** The publisher has ended, because the spool failed, which has
+    /// to be opened again, or by a defect.
     Failed,
     /// **Alarm.** The server does not let this device publish. Everything is
     /// kept and tried again, slowly.

@@ -1,9 +1,10 @@
 //! From a real spool to a server that misbehaves as told.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::TcpListener;
 use std::slice;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use rustls::{ALL_VERSIONS, ClientConfig};
 use tempfile::TempDir;
 use zk_publish::{Backoff, Options, Publisher, State, Status, Target, Timeouts};
 use zk_spool::Spool;
-use zk_spool::storage::{Cut, FaultStorage};
+use zk_spool::storage::{Cut, FaultStorage, Lock, Storage, StorageFile};
 
 #[test]
 fn records_are_delivered_in_order_packed_and_over_one_connection() {
@@ -416,6 +417,45 @@ fn a_request_of_the_old_link_does_not_hold_up_the_new_one() {
 }
 
 #[test]
+fn a_failure_of_the_old_link_is_not_held_against_the_new_one() {
+    let world = World::new();
+    world.append(1..=1);
+    let (gate, opened) = mpsc::channel::<()>();
+    let server = world.server(move |number, _| match number {
+        0 => {
+            opened.recv().unwrap();
+            Act::Close
+        }
+        _ => Act::Reply(200),
+    });
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            failing: AGES,
+            ..QUICK
+        },
+    );
+    server.next();
+    publisher.link_returned();
+    gate.send(()).unwrap();
+    let status = until(&publisher, |status| status.records == 1);
+    assert_eq!((status.retries, status.connections), (1, 2));
+}
+
+#[test]
+fn no_message_is_spent_on_a_connection_of_the_old_link() {
+    let world = World::new();
+    let server = world.server(|_, _| Act::Reply(200));
+    let publisher = world.publish(&server.endpoint(), QUICK);
+    for number in 1..=3 {
+        world.append(number..=number);
+        until(&publisher, |status| status.records == number);
+        assert_eq!(server.next().connection as u64, number);
+        publisher.link_returned();
+    }
+}
+
+#[test]
 fn stopping_publishes_what_is_left() {
     let world = World::new();
     world.append(1..=50);
@@ -468,6 +508,79 @@ fn stopping_breaks_off_a_request_when_its_time_is_over() {
 }
 
 #[test]
+fn a_name_lookup_that_hangs_holds_up_no_end() {
+    let world = World::new();
+    world.append(1..=1);
+    let server = world.server(|_, _| Act::Hang);
+    let target = Target::new(&server.endpoint(), TOPIC).unwrap();
+    let (release, hanging) = mpsc::channel::<()>();
+    let mut hanging = Some(hanging);
+    let pack_hanging = move |records: &[&[u8]], limit| {
+        // on the runtime's pool of threads, where names are looked up, too
+        if let Some(hanging) = hanging.take() {
+            tokio::task::spawn_blocking(move || hanging.recv());
+        }
+        pack(records, limit)
+    };
+    let (spool, tls) = (Arc::clone(&world.spool), world.tls());
+    let publisher = Publisher::spawn(spool, target, tls, QUICK, pack_hanging).unwrap();
+    server.next();
+    let (ended, end) = mpsc::channel();
+    let stopping = std::thread::spawn(move || ended.send(publisher.stop(Duration::ZERO).state));
+    let state = end.recv_timeout(PATIENCE);
+    drop(release);
+    stopping.join().unwrap().unwrap();
+    assert_eq!(state.expect("it ends"), State::Stopped);
+}
+
+#[test]
+fn a_defect_is_seen_while_it_is_still_running() {
+    let world = World::new();
+    world.append(1..=1);
+    let server = world.server(|_, _| Act::Reply(200));
+    let target = Target::new(&server.endpoint(), TOPIC).unwrap();
+    let (spool, tls) = (Arc::clone(&world.spool), world.tls());
+    let broken = |_: &[&[u8]], _| -> Result<_, Infallible> { panic!("as the test wants it") };
+    let publisher = Publisher::spawn(spool, target, tls, QUICK, broken).unwrap();
+    let status = until(&publisher, |status| status.state == State::Failed);
+    assert!(status.last_error.unwrap().contains("panicked"));
+    assert_eq!(publisher.stop(PATIENCE).state, State::Failed);
+    assert_eq!(world.waiting(), [1]);
+}
+
+#[test]
+fn a_full_disk_is_waited_out() {
+    let storage = Crowded::default();
+    let spool = Spool::open_on(Arc::new(storage.clone()), zk_spool::Options::default());
+    let world = World {
+        spool: Arc::new(spool.unwrap()),
+        ..World::new()
+    };
+    world.append(1..=3);
+    let server = world.server(|_, _| Act::Reply(200));
+    storage.full.store(true, Ordering::SeqCst);
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            failing: AGES,
+            ..QUICK
+        },
+    );
+    // delivered, but that can't be written down
+    let status = until(&publisher, |status| status.state == State::Offline);
+    assert!(status.last_error.unwrap().contains("the disk is full"));
+    assert_eq!((status.records, status.retries), (0, 1));
+    assert_eq!(records_in(&server.rest()), [1, 2, 3]);
+
+    storage.full.store(false, Ordering::SeqCst);
+    publisher.link_returned();
+    let status = until(&publisher, |status| status.records == 3);
+    assert_eq!(status.state, State::Online);
+    assert_eq!(records_in(&server.rest()), [1, 2, 3]);
+    assert!(world.waiting().is_empty());
+}
+
+#[test]
 fn a_record_that_a_full_spool_dropped_meanwhile_is_let_go() {
     for status in [200, 400] {
         let directory = TempDir::new().unwrap();
@@ -514,7 +627,7 @@ fn a_record_that_a_full_spool_dropped_meanwhile_is_let_go() {
 fn a_spool_that_fails_ends_it_and_nothing_is_acknowledged() {
     let storage = FaultStorage::new();
     let open = |storage: FaultStorage| {
-        let storage: Arc<dyn zk_spool::storage::Storage> = Arc::new(storage);
+        let storage: Arc<dyn Storage> = Arc::new(storage);
         Arc::new(Spool::open_on(storage, zk_spool::Options::default()).unwrap())
     };
     let pki = Pki::new();
@@ -648,6 +761,94 @@ impl World {
     }
 }
 
+/// Files in memory on a disk without room even to overwrite, as file systems
+/// that copy on write have it.
+#[derive(Clone, Debug, Default)]
+struct Crowded {
+    storage: FaultStorage,
+    full: Arc<AtomicBool>,
+}
+
+impl Crowded {
+    fn file(&self, file: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
+        let full = Arc::clone(&self.full);
+        Arc::new(CrowdedFile { file, full })
+    }
+}
+
+impl Storage for Crowded {
+    fn name(&self) -> String {
+        self.storage.name()
+    }
+
+    fn lock(&self, file: &str) -> io::Result<Option<Lock>> {
+        self.storage.lock(file)
+    }
+
+    fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
+        self.storage.list(subdirectory)
+    }
+
+    fn open(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(self.file(self.storage.open(file)?))
+    }
+
+    fn create(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(self.file(self.storage.create(file)?))
+    }
+
+    fn create_dir(&self, subdirectory: &str) -> io::Result<()> {
+        self.storage.create_dir(subdirectory)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.storage.rename(from, to)
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.storage.link(from, to)
+    }
+
+    fn remove(&self, file: &str) -> io::Result<()> {
+        self.storage.remove(file)
+    }
+
+    fn sync_dir(&self, subdirectory: &str) -> io::Result<()> {
+        self.storage.sync_dir(subdirectory)
+    }
+}
+
+#[derive(Debug)]
+struct CrowdedFile {
+    file: Arc<dyn StorageFile>,
+    full: Arc<AtomicBool>,
+}
+
+impl StorageFile for CrowdedFile {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.file.write_at(bytes, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
 /// Waits until the publisher's status is as wanted.
 fn until(publisher: &Publisher, wanted: impl FnMut(&Status) -> bool) -> Status {
     let seen = publisher.wait_for(PATIENCE, wanted);
@@ -659,9 +860,9 @@ fn open(directory: &TempDir) -> Spool {
 }
 
 /// Records joined by newlines.
-fn pack(records: &[&[u8]], limit: usize) -> Result<(Vec<u8>, usize), std::io::Error> {
+fn pack(records: &[&[u8]], limit: usize) -> Result<(Vec<u8>, usize), io::Error> {
     if !records[0].starts_with(b"record ") {
-        return Err(std::io::Error::other("not a record"));
+        return Err(io::Error::other("not a record"));
     }
     let mut message = records[0].to_vec();
     let mut taken = 1;
