@@ -159,7 +159,8 @@ impl Client {
         mut connection: Connection,
         message: Bytes,
     ) -> Result<Delivered, PublishError> {
-        let deadline = Instant::now() + self.timeouts.response;
+        let limit = self.timeouts.response_to(message.len());
+        let deadline = Instant::now() + limit;
         let request = self.request(message)?;
         let sent = async {
             connection.sender.ready().await?;
@@ -169,7 +170,7 @@ impl Client {
             .await
             .map_err(|_| PublishError::TimedOut {
                 phase: Phase::Response,
-                after: self.timeouts.response,
+                after: limit,
             })?
             .map_err(|error| {
                 let protocol = error.is_parse();
@@ -232,8 +233,17 @@ pub struct Timeouts {
     pub connect: Duration,
     /// TLS, including the time the chip takes to sign. Default 15 s.
     pub handshake: Duration,
-    /// From the request's first byte to the answer's last. Default 10 s.
+    /// From the request's first byte to the answer's last. Default 10 s. A
+    /// second is added for each 4 KiB of the message, or one large record
+    /// would never get through a slow link, nor would any behind it.
     pub response: Duration,
+}
+
+impl Timeouts {
+    fn response_to(&self, bytes: usize) -> Duration {
+        let sending = Duration::from_secs((bytes / SLOWEST) as u64);
+        self.response.saturating_add(sending).min(LONGEST)
+    }
 }
 
 impl Default for Timeouts {
@@ -467,6 +477,12 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 
 const ALPN_443: &[u8] = b"x-amzn-http-ca";
 
+/// Bytes per second that a link carries at the least.
+const SLOWEST: usize = 4096;
+
+/// So that a limit can always be added to a moment.
+pub(crate) const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// TCP's own signs of life on a connection that is silent.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -483,6 +499,14 @@ const MAX_TEXT: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_message_has_more_time() {
+        let timeouts = Timeouts::default();
+        let seconds = |bytes| timeouts.response_to(bytes).as_secs();
+        assert_eq!([0, 4095, 4096, 5120].map(seconds), [10, 10, 11, 11]);
+        assert_eq!(seconds(128 * 1024), 42);
+    }
 
     #[test]
     fn port_443_alone_is_offered_awss_protocol_unless_another_is_named() {

@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use zk_spool::{Record, Spool};
 
 use crate::backoff::Backoff;
-use crate::client::{Client, Delivered, Timeouts};
+use crate::client::{Client, Delivered, LONGEST, Timeouts};
 use crate::error::{Phase, PublishError};
 use crate::status::{Board, State, Status};
 use crate::target::Target;
@@ -134,7 +134,7 @@ impl Publisher {
     /// a name lookup that hangs is left behind.
     pub fn stop(&self, grace: Duration) -> Status {
         let now = Instant::now();
-        let deadline = now.checked_add(grace).unwrap_or(now + FOREVER);
+        let deadline = now.checked_add(grace).unwrap_or(now + LONGEST);
         self.stop.send_replace(Some(deadline));
         let thread = self
             .thread
@@ -529,9 +529,6 @@ const IDLE: Duration = Duration::from_millis(200);
 
 /// What a request still has when the link has returned.
 const AFTER_LINK: Duration = Duration::from_secs(1);
-
-/// A grace that is longer than time can tell.
-const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Refusals in a row that make the target suspicious rather than the records.
 const MANY: u32 = 10;

@@ -266,6 +266,19 @@ async fn a_server_that_never_answers_is_given_up() {
 }
 
 #[tokio::test]
+async fn limits_longer_than_time_itself_are_none() {
+    let pki = Pki::new();
+    let server = Server::start(pki.server(ALL_VERSIONS), |_, _| Act::Reply(200));
+    let timeouts = Timeouts {
+        connect: Duration::MAX,
+        handshake: Duration::MAX,
+        response: Duration::MAX,
+    };
+    let mut client = client_with(&server.endpoint(), pki.device("pi-01"), timeouts);
+    client.publish("{}").await.unwrap();
+}
+
+#[tokio::test]
 async fn an_answer_whose_body_never_ends_is_an_answer() {
     let pki = Pki::new();
     let server = Server::start(pki.server(ALL_VERSIONS), |number, _| match number {
