@@ -154,3 +154,21 @@ pub(crate) fn wrap_info(
     info.extend_from_slice(&Sha256::digest(spki_der(owner)));
     info
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// HMAC and HKDF keep their key as the state of a hash, so the hash is what
+    /// has to wipe it. A feature of each of the crates decides.
+    #[test]
+    fn what_holds_a_key_is_wiped_when_it_is_dropped() {
+        fn is_wiped<T: zeroize::ZeroizeOnDrop>() {}
+        is_wiped::<DataKey>();
+        is_wiped::<Sha256>();
+        is_wiped::<Aes256>();
+        is_wiped::<cbc::Encryptor<Aes256>>();
+        is_wiped::<cbc::Decryptor<Aes256>>();
+        is_wiped::<p256::SecretKey>();
+    }
+}

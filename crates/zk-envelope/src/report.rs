@@ -1,7 +1,7 @@
 //! The bodies of kinds 2 to 5: what a device says of itself.
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -32,6 +32,7 @@ pub enum Report {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LossReceipt {
     /// Why.
+    #[serde(deserialize_with = "name")]
     pub reason: LossReason,
     /// How many; 0 if that is not known, which can happen to `damaged` alone.
     pub records: u64,
@@ -85,6 +86,7 @@ pub struct TimeAnchor {
     /// What the wall clock would say now, had it not been set.
     pub time_before: Timestamp,
     /// What was known of it then.
+    #[serde(deserialize_with = "name")]
     pub clock_before: ClockQuality,
 }
 
@@ -225,10 +227,97 @@ pub(crate) fn from_object<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T
     Ok(serde_json::from_slice::<Object<T>>(json)?.0)
 }
 
+/// A name, and nothing but a string: serde_json alone would take
+/// `{"dropped":null}` for `"dropped"`.
+fn name<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
 fn nullable_object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// A sealer makes no such bodies; whoever has the device's key can.
+    #[test]
+    fn only_the_form_of_the_format_page_is_a_report() {
+        const ANCHOR: &str = r#"{"timeBefore":"1970-01-01T00:01:02.345Z","clockBefore":"unknown"}"#;
+        const RECEIPT: &str = r#"{"reason":"rejected","records":3,"range":null,"noticedAt":"2026-11-23T11:20:44.123Z"}"#;
+        const EVENT: &str = r#"{"event":"stream-started","previous":null}"#;
+        let cases = [
+            (
+                Kind::TimeAnchor,
+                ANCHOR,
+                r#""unknown""#,
+                r#"{"unknown":null}"#,
+            ),
+            (Kind::TimeAnchor, ANCHOR, r#""unknown""#, "0"),
+            (
+                Kind::TimeAnchor,
+                ANCHOR,
+                "}",
+                r#","clockBefore":"unknown"}"#,
+            ),
+            (
+                Kind::TimeAnchor,
+                ANCHOR,
+                "}",
+                r#","clock\u0042efore":"unknown"}"#,
+            ),
+            (Kind::TimeAnchor, ANCHOR, "345Z", "3450Z"),
+            (
+                Kind::LossReceipt,
+                RECEIPT,
+                r#""rejected""#,
+                r#"{"rejected":null}"#,
+            ),
+            (Kind::LossReceipt, RECEIPT, ":3,", ":3.0,"),
+            (Kind::LossReceipt, RECEIPT, ":3,", ":3e0,"),
+            (Kind::LossReceipt, RECEIPT, ":3,", ":-3,"),
+            (Kind::LossReceipt, RECEIPT, ":3,", ":18446744073709551616,"),
+            (Kind::LossReceipt, RECEIPT, r#""range":null,"#, ""),
+            (
+                Kind::DeviceEvent,
+                EVENT,
+                r#""stream-started""#,
+                r#"{"stream-started":null}"#,
+            ),
+            (Kind::DeviceEvent, EVENT, r#""stream-started""#, "0"),
+            (Kind::DeviceEvent, EVENT, r#","previous":null"#, ""),
+            (
+                Kind::DeviceEvent,
+                EVENT,
+                "null",
+                r#"["09090909090909090909090909090909",1]"#,
+            ),
+            (Kind::DeviceEvent, EVENT, "null", r#"null,"previous":null"#),
+            (
+                Kind::DeviceEvent,
+                EVENT,
+                "null",
+                r#"null,"event":"stream-started""#,
+            ),
+            (Kind::DeviceEvent, EVENT, "null", r#"null,"more":1"#),
+        ];
+        for (kind, good, from, to) in cases {
+            Report::parse(kind, good.as_bytes()).unwrap();
+            assert!(good.contains(from), "{from} in {good}");
+            let body = good.replacen(from, to, 1);
+            let parsed = Report::parse(kind, body.as_bytes());
+            assert!(parsed.is_err(), "{body}: {parsed:?}");
+        }
+    }
 }

@@ -136,10 +136,15 @@ impl TrustFile {
             .filter(|parent| !parent.as_os_str().is_empty());
         let temporary = path.with_extension("tmp");
         let replace = || -> io::Result<()> {
+            // What a crash, or somebody else, left there is not written through:
+            // it may have another mode, or be a link.
+            match fs::remove_file(&temporary) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
             let mut file = OpenOptions::new()
                 .write(true)
-                .create(true)
-                .truncate(true)
+                .create_new(true)
                 .mode(0o600)
                 .open(&temporary)?;
             file.write_all(HEAD.as_bytes())?;
@@ -218,6 +223,10 @@ impl FileText {
         for (device, DeviceText { owners, keys }) in self.devices {
             if !owners.iter().all(|owner| trust.owners.contains_key(owner)) {
                 return rule("a device's owners stand under [[owners]]");
+            }
+            let mut ids = BTreeSet::new();
+            if !keys.iter().all(|key| ids.insert(key.id)) {
+                return rule("each key of a device once");
             }
             let keys = keys
                 .into_iter()

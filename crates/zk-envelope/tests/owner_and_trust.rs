@@ -7,7 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use p256::ecdsa::SigningKey;
 use p256::elliptic_curve::Generate;
-use pkcs8::EncodePublicKey;
+use pkcs8::der::asn1::OctetString;
+use pkcs8::pkcs5::pbes2::{self, Salt, ScryptParams};
+use pkcs8::{EncodePublicKey, EncryptedPrivateKeyInfo, SecretDocument};
 use sha2::{Digest, Sha256};
 use zk_envelope::{
     DeviceId, Error, KeyId, KeyState, OwnerKey, OwnerPublicKey, RecipientId, StreamId, Timestamp,
@@ -60,6 +62,65 @@ fn an_owner_key_file_opens_with_its_passphrase_only() {
         OwnerKey::read(&path, "x"),
         Err(Error::TooLarge { .. })
     ));
+}
+
+/// The parameters stand in the file, and so are anybody's who can write it.
+#[test]
+fn a_key_file_of_absurd_cost_is_refused_before_it_is_paid() {
+    let scrypt = |cost_parameter, block_size, parallelization| {
+        pbes2::Kdf::Scrypt(ScryptParams {
+            salt: Salt::new([7; 16]).unwrap(),
+            cost_parameter,
+            block_size,
+            parallelization,
+            key_length: None,
+        })
+    };
+    let pbkdf2 = |rounds| {
+        pbes2::Pbkdf2Params::hmac_sha256(rounds, &[7; 16])
+            .unwrap()
+            .into()
+    };
+    let key = |kdf| {
+        let encryption = pbes2::EncryptionScheme::Aes256Cbc { iv: [7; 16] };
+        let encrypted = EncryptedPrivateKeyInfo {
+            encryption_algorithm: pbes2::Parameters { kdf, encryption }.into(),
+            encrypted_data: OctetString::new(vec![7; 48]).unwrap(),
+        };
+        let der = SecretDocument::try_from(&encrypted).unwrap();
+        let pem = der.to_pem("ENCRYPTED PRIVATE KEY", pkcs8::LineEnding::LF);
+        OwnerKey::from_encrypted_pem(&pem.unwrap(), "x")
+            .unwrap_err()
+            .to_string()
+    };
+    for absurd in [
+        scrypt(0, 8, 1),
+        scrypt(3, 8, 1),
+        scrypt(1 << 21, 8, 1),
+        scrypt(1 << 63, 8, 1),
+        scrypt(1 << 40, u16::MAX, u16::MAX),
+        scrypt(1 << 14, 8, u16::MAX),
+        pbkdf2(10_000_001),
+        pbkdf2(100_000_000),
+    ] {
+        let said = format!("{absurd:?}");
+        let refused = key(absurd);
+        assert!(refused.contains("openssl pkcs8"), "{said}: {refused}");
+    }
+    // What cannot be computed at all, and what can and is the wrong key.
+    for plain in [
+        scrypt(2, 0, 1),
+        scrypt(2, 1, 0),
+        scrypt(16, 1, 1),
+        pbkdf2(2048),
+    ] {
+        let said = format!("{plain:?}");
+        let refused = key(plain);
+        assert!(
+            refused.contains("is the passphrase right"),
+            "{said}: {refused}"
+        );
+    }
 }
 
 #[test]
@@ -186,6 +247,25 @@ fn a_trust_file_comes_back_as_it_was_written() {
 }
 
 #[test]
+fn a_trust_file_takes_nothing_from_what_was_left_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trust.toml");
+    let (trust, _) = trust();
+    let left = dir.path().join("trust.tmp");
+    fs::write(&left, "half a file").unwrap();
+    fs::set_permissions(&left, fs::Permissions::from_mode(0o666)).unwrap();
+    trust.write(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+
+    let elsewhere = dir.path().join("elsewhere");
+    fs::write(&elsewhere, "precious").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &left).unwrap();
+    trust.write(&path).unwrap();
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "precious");
+    assert_eq!(TrustFile::read(&path).unwrap(), trust);
+}
+
+#[test]
 fn a_trust_file_that_breaks_a_rule_is_refused_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("trust.toml");
@@ -193,6 +273,9 @@ fn a_trust_file_that_breaks_a_rule_is_refused_with_its_place() {
     trust.write(&path).unwrap();
     let good = fs::read_to_string(&path).unwrap();
     let owner: RecipientId = *trust.owners.keys().next().unwrap();
+    let last_key = &good[good.rfind("[[devices").unwrap()..];
+    let revoked = "\"revoked\"\nrevoked_at = \"2026-11-23T11:20:44.123Z\"";
+    let twice = format!("{last_key}\n{}", last_key.replace("\"active\"", revoked));
     let cases = [
         ("version = 1", "version = 2", "newer"),
         ("version = 1", "version = 1\nextra = 1", "line 5"),
@@ -212,6 +295,8 @@ fn a_trust_file_that_breaks_a_rule_is_refused_with_its_place() {
         ),
         ("devices.pi-01", "devices.\"pi/01\"", "device id"),
         ("BEGIN PUBLIC KEY", "BEGIN PUBLIC LOCK", "PEM"),
+        // The same key active and revoked.
+        (last_key, &twice, "once"),
     ];
     for (from, to, says) in cases {
         assert!(good.contains(from), "{from} in {good}");
