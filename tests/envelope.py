@@ -133,6 +133,8 @@ def _members(value, *names):
 def _text(value):
     if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
         raise Refused("malformed", "deviceId and timestamp are Unicode text")
+    if len(value.encode()) > 64:
+        raise Refused("malformed", "deviceId and timestamp have at most 64 bytes")
     return value
 
 

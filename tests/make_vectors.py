@@ -359,6 +359,13 @@ def message_vectors():
     bad("message-not-utf-8", "A byte that is never part of UTF-8.", plain.replace("pi-01", "\xff").encode("latin-1"))
     half = plain.replace("pi-01", "\\ud800")
     bad("device-id-with-half-a-character", "An escape of half a surrogate pair is no Unicode text.", half)
+    longer = "\u00e9" * 32 + "x"
+    about = "65 bytes of UTF-8: one more than any signed device id has."
+    bad("copied-device-of-65-bytes", about, {**value, "deviceId": longer})
+    about = "A timestamp of 65 bytes."
+    bad("copied-time-of-65-bytes", about, {**value, "timestamp": TIME.ljust(65)})
+    second = {**record, "timestamp": TIME.ljust(65)}
+    bad("copied-time-of-65-bytes-in-batch", "The second timestamp has 65 bytes.", in_batch(second))
     raw = plain.replace("pi-01", "pi-01\n")
     bad("device-id-with-raw-line-feed", "Control characters in JSON strings are escaped.", raw)
 
@@ -528,6 +535,7 @@ def copy_vectors():
         ("with-space", "deviceId has a space too many.", "pi-01 "),
         ("empty", "deviceId is empty.", ""),
         ("not-ascii", "deviceId is no device id at all.", "pi-01\u00e9"),
+        ("of-64-bytes", "As long as the parser takes, in UTF-8.", "\u00e9" * 32),
     ):
         message = outer(ONE.encrypted_data, ONE.signature, device=device)
         vector(f"copied-device-{name}", about, message, refused(COPIES))
@@ -543,6 +551,7 @@ def copy_vectors():
         ("with-space", "The same instant, with a space in place of T.", "2026-11-23 11:20:44.123Z", ONE),
         ("in-milliseconds", "The same instant, as a number in a string.", "1795432844123", ONE),
         ("empty", "No time at all.", "", ONE),
+        ("of-64-bytes", "As long as the parser takes.", TIME.ljust(64), ONE),
     ):
         message = outer(record.encrypted_data, record.signature, timestamp=timestamp)
         vector(f"copied-time-{name}", about, message, refused(COPIES))

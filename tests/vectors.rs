@@ -255,6 +255,31 @@ async fn ingest_and_read(case: &Case<'_>) -> Expect {
     }
 }
 
+/// Section 9 of the format page: the reading of the examples, for one owner.
+#[test]
+fn a_reading_has_403_bytes() {
+    let vectors = vectors();
+    let vector = &vectors["one-record"];
+    let message = vector.message.as_deref().unwrap();
+    let message = Message::parse(message.as_bytes()).unwrap();
+    assert_eq!(message.device_id, "pi-01");
+    assert_eq!(message.entries[0].encrypted_data.len(), 403);
+    let Expect::Records(records) = &vector.expect else {
+        panic!("it opens")
+    };
+    let [
+        Outcome::Opened {
+            content_type,
+            body: Body::Utf8(body),
+            ..
+        },
+    ] = &records[..]
+    else {
+        panic!("it is one record of text")
+    };
+    assert_eq!(1 + content_type.len() + body.len(), 124);
+}
+
 #[test]
 fn most_vectors_are_negative() {
     let vectors = vectors();

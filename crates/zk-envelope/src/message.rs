@@ -34,8 +34,8 @@ impl Message {
     /// `{"deviceId":…,"batch":[{"timestamp":…,"data":{…}},…]}`.
     ///
     /// The order of members and white space are free. Unknown, repeated,
-    /// missing and `null` members, upper-case hex, an empty batch and anything
-    /// after the object are refused.
+    /// missing and `null` members, upper-case hex, an empty batch, routing
+    /// copies of more than 64 bytes and anything after the object are refused.
     ///
     /// # Errors
     /// [`Error::TooLarge`] above [`MAX_MESSAGE`] bytes; [`Error::Json`];
@@ -62,6 +62,16 @@ impl Message {
                 ));
             }
         };
+        let copies = entries.iter().map(|entry| &entry.timestamp);
+        if copies
+            .chain([&wire.device_id])
+            .any(|copy| copy.len() > MAX_COPY)
+        {
+            return Err(Error::malformed(
+                "deviceId or timestamp",
+                "at most 64 bytes of UTF-8",
+            ));
+        }
         Ok(Self {
             device_id: wire.device_id,
             entries,
@@ -247,6 +257,11 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 
 /// The largest message, in bytes: what AWS IoT Core takes.
 pub const MAX_MESSAGE: usize = 128 * 1024;
+
+/// No signed value has a longer text. Without this a batch whose device id
+/// fills half the message would be many times its size as evidence, which has
+/// the device id once for each record.
+const MAX_COPY: usize = 64;
 
 const BATCH_OVERHEAD: usize = r#"{"deviceId":"","batch":[]}"#.len();
 const ENTRY_OVERHEAD: usize =

@@ -131,6 +131,8 @@ fn every_other_form_is_refused() {
     let data = entry.split_once(r#""data":"#).unwrap().1;
     let in_batch = format!(r#"{{"deviceId":"pi-01","batch":[{{{entry}}}]}}"#);
     Message::parse(in_batch.as_bytes()).unwrap();
+    let longest = good.replace(r#""pi-01""#, &format!(r#""{}""#, "p".repeat(64)));
+    Message::parse(longest.as_bytes()).unwrap();
     let hex_digits = data.split('"').nth(3).unwrap();
     let bad = [
         String::new(),
@@ -162,6 +164,10 @@ fn every_other_form_is_refused() {
             "0".repeat(128)
         ),
         format!(r#"{{"deviceId":"pi-01","batch":[["x",{data}]]}}"#),
+        // one byte more than any signed device id, and any time, has
+        good.replace(r#""pi-01""#, &format!(r#""{}""#, "p".repeat(65))),
+        good.replace(r#"44.123Z""#, &format!(r#"44.123Z{}""#, " ".repeat(41))),
+        in_batch.replace(r#"44.123Z""#, &format!(r#"44.123Z{}""#, " ".repeat(41))),
         r#"{"deviceId":"pi-01","batch":[]}"#.into(),
         r#"{"deviceId":"pi-01","batch":null}"#.into(),
         r#"{"deviceId":"pi-01","batch":{}}"#.into(),

@@ -423,6 +423,44 @@ fn keys_count_by_the_time_of_receipt() {
 }
 
 #[test]
+fn a_key_that_stands_there_twice_is_as_bad_as_the_worst_that_is_said_of_it() {
+    let device = Device::new("pi-01", 1);
+    let revoked = KeyState::Revoked { at: at(RECEIVED) };
+    for states in [[KeyState::Active, revoked], [revoked, KeyState::Active]] {
+        let keys = states.map(|state| device.trusted(state));
+        let again = recheck(device.seal(1, MADE), at(RECEIVED), &device.id, &keys);
+        assert_eq!(again.err(), Some(Reason::RevokedDevice), "{states:?}");
+    }
+}
+
+/// The evidence of each record has the routing copy of the device id.
+#[test]
+fn evidence_is_no_multiple_of_the_message() {
+    let device = Device::new("pi-01", 1);
+    let record = format!(
+        r#"{{"timestamp":"","data":{{"encryptedData":"","signature":"{}"}}}}"#,
+        "0".repeat(128)
+    );
+    let batch = |name: &str| {
+        let records = vec![&*record; (60_000 - name.len()) / record.len()].join(",");
+        format!(r#"{{"deviceId":"{name}","batch":[{records}]}}"#)
+    };
+    for length in [5, 64, 65, 30_000] {
+        let message = batch(&"x".repeat(length));
+        let kept: usize = device
+            .check(message.as_bytes())
+            .iter()
+            .map(|verdict| verdict.as_ref().unwrap_err().message.len())
+            .sum();
+        assert!(
+            kept < 2 * message.len(),
+            "{kept} bytes of {}",
+            message.len()
+        );
+    }
+}
+
+#[test]
 fn after_a_rotation_both_keys_count() {
     let (old, new) = (Device::new("pi-01", 1), Device::new("pi-01", 2));
     let mut record = new.record();
