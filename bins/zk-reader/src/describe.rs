@@ -61,6 +61,12 @@ pub fn describe(findings: &Findings, now: Timestamp) -> String {
             &format!("a heartbeat every {every}, the last one {ago}"),
         );
     }
+    list(&mut out, indent, &findings.unlinked, |stream| {
+        format!(
+            "UNLINKED: the record that tells what stream {stream} came after is not there, so \
+             where the streams before it ended is not known"
+        )
+    });
     list(&mut out, indent, &findings.alarms, |found| {
         format!(
             "ALARM: {}; {}, the first is number {} of stream {} at {}",
@@ -122,8 +128,21 @@ fn problems(findings: &Findings) -> String {
     let forks: u128 = streams().flat_map(|s| &s.forks).map(range_len).sum();
     let beyond: u128 = streams().flat_map(|s| &s.beyond_end).map(range_len).sum();
     let split = streams().filter(|s| s.successors.len() > 1).count() as u128;
+    let doubtful = streams().filter(|s| s.doubt_from.is_some()).count() as u128;
+    let unlinked = findings.unlinked.len() as u128;
     let found = [
         (missing, format!("{missing} missing")),
+        (
+            doubtful,
+            format!(
+                "{} with a loss of unknown extent",
+                counted(doubtful, "stream")
+            ),
+        ),
+        (
+            unlinked,
+            format!("{} of unknown beginning", counted(unlinked, "stream")),
+        ),
         (
             forks,
             format!("{} of different records", counted(forks, "number")),
@@ -180,6 +199,16 @@ fn describe_stream(out: &mut String, stream: &StreamFindings) {
             Some(reason) => format!("stated as lost: {range}, {}", loss(reason)),
         }
     });
+    if let Some(from) = stream.doubt_from {
+        line(
+            out,
+            indent,
+            &format!(
+                "LOST: from {from} on the device's storage could not be read; how much was there \
+                 is not known"
+            ),
+        );
+    }
     list(out, indent, &stream.forks, |range| {
         format!(
             "FORK: different records have the same number: {}",

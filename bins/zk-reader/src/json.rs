@@ -178,6 +178,7 @@ struct FindingsView {
     clean: bool,
     last_heard: Option<HeardView>,
     streams: Vec<StreamView>,
+    unlinked: Vec<String>,
     rejected: Vec<RejectedView>,
     clock_repairs: Vec<RepairView>,
     clock_unknown: u64,
@@ -215,6 +216,7 @@ struct StreamView {
     missing: Vec<GapView>,
     forks: Vec<RangeView>,
     beyond_end: Vec<RangeView>,
+    doubt_from: Option<u64>,
     again: u64,
     is_first: bool,
     previous: Option<PreviousView>,
@@ -297,6 +299,7 @@ impl FindingsView {
                     place: PlaceView::of(place),
                 }),
             streams: findings.streams.iter().map(StreamView::of).collect(),
+            unlinked: findings.unlinked.iter().map(ToString::to_string).collect(),
             rejected: findings
                 .rejected
                 .iter()
@@ -381,6 +384,7 @@ impl StreamView {
                 .collect(),
             forks: stream.forks.iter().map(range).collect(),
             beyond_end: stream.beyond_end.iter().map(range).collect(),
+            doubt_from: stream.doubt_from,
             again: stream.again,
             is_first: stream.origin == Origin::First,
             previous: match stream.origin {

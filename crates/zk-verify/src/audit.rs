@@ -36,7 +36,7 @@ pub struct Audit {
     ahead: u64,
     clock_unknown: u64,
     last_heard: Option<(Timestamp, Place)>,
-    heartbeat: Option<(Timestamp, Heartbeat)>,
+    heartbeat: Option<(Timestamp, Place, Heartbeat)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,11 @@ struct Stream {
     seen: Ranges,
     forks: Ranges,
     receipts: Vec<(LossReason, Ranges)>,
-    origin: Origin,
+    /// The first number of a loss of unknown extent.
+    doubt_from: Option<u64>,
+    /// What its records say of its beginning, by their numbers: the first
+    /// stream, or the one before it and that one's last number.
+    origins: BTreeSet<(u64, Option<(StreamId, u64)>)>,
     again: u64,
     first_received: Option<Timestamp>,
 }
@@ -102,10 +106,9 @@ impl Audit {
         self.ahead += u64::from(is_ahead(header.time, received_at));
         self.clock_unknown += u64::from(header.clock == ClockQuality::Unknown);
         let place = Place::of(header);
-        let latest = (received_at, place.stream, place.sequence);
         if self
             .last_heard
-            .is_none_or(|(at, last)| (at, last.stream, last.sequence) < latest)
+            .is_none_or(|(at, last)| last.order(at) < place.order(received_at))
         {
             self.last_heard = Some((received_at, place));
         }
@@ -122,12 +125,19 @@ impl Audit {
                 clock_before: anchor.clock_before,
             }),
             Report::DeviceEvent(DeviceEvent::StreamStarted { previous }) => {
-                let origin = previous.map_or(Origin::First, Origin::After);
-                self.streams.entry(header.stream).or_default().origin = origin;
+                let stream = self.streams.entry(header.stream).or_default();
+                let before = previous.map(|before| (before.stream, before.last));
+                stream.origins.insert((header.sequence, before));
             }
             Report::Heartbeat(heartbeat) => {
-                let newest = self.heartbeat.take().filter(|(at, _)| *at > received_at);
-                self.heartbeat = newest.or_else(|| Some((received_at, heartbeat.clone())));
+                let place = Place::of(header);
+                if self
+                    .heartbeat
+                    .as_ref()
+                    .is_none_or(|(at, last, _)| last.order(*at) < place.order(received_at))
+                {
+                    self.heartbeat = Some((received_at, place, heartbeat.clone()));
+                }
             }
             // Reports that this version does not know change no count.
             _ => {}
@@ -160,11 +170,10 @@ impl Audit {
     pub fn finish(mut self) -> Findings {
         let mut successors: BTreeMap<StreamId, Vec<(StreamId, u64)>> = BTreeMap::new();
         for (id, stream) in &self.streams {
-            if let Origin::After(previous) = stream.origin {
-                successors
-                    .entry(previous.stream)
-                    .or_default()
-                    .push((*id, previous.last));
+            for (_, before) in &stream.origins {
+                if let Some((before, last)) = before {
+                    successors.entry(*before).or_default().push((*id, *last));
+                }
             }
         }
         if self.whole {
@@ -183,11 +192,18 @@ impl Audit {
             })
             .collect();
         streams.sort_by_key(|(first_received, findings)| (*first_received, findings.stream));
+        let streams: Vec<_> = streams.into_iter().map(|(_, findings)| findings).collect();
+        let unlinked = if self.whole {
+            unlinked(&streams)
+        } else {
+            Vec::new()
+        };
         self.repairs
             .sort_by_key(|repair| (repair.place.stream, repair.place.sequence));
         Findings {
             device: self.device,
-            streams: streams.into_iter().map(|(_, findings)| findings).collect(),
+            streams,
+            unlinked,
             rejected: self.rejected,
             repairs: self.repairs,
             alarms: self
@@ -203,7 +219,7 @@ impl Audit {
             ahead: self.ahead,
             clock_unknown: self.clock_unknown,
             last_heard: self.last_heard,
-            heartbeat: self.heartbeat,
+            heartbeat: self.heartbeat.map(|(at, _, heartbeat)| (at, heartbeat)),
         }
     }
 
@@ -215,7 +231,12 @@ impl Audit {
             }
             return;
         };
-        let receipts = &mut self.streams.entry(range.stream).or_default().receipts;
+        let stream = self.streams.entry(range.stream).or_default();
+        if receipt.records == 0 {
+            let from = stream.doubt_from.unwrap_or(range.first);
+            stream.doubt_from = Some(from.min(range.first));
+        }
+        let receipts = &mut stream.receipts;
         let numbers = range.first..=range.last;
         if let Some((_, known)) = receipts
             .iter_mut()
@@ -250,8 +271,10 @@ impl Stream {
         let stated_end = successors.iter().map(|(_, last)| *last).max();
         let seen = self.seen.first().zip(self.seen.last());
         let bounds = if whole {
-            let last = self.seen.last().unwrap_or(0).max(stated_end.unwrap_or(0));
-            (1, last)
+            // So does a receipt: what it says is lost was there.
+            let lost = self.receipts.iter().filter_map(|(_, lost)| lost.last());
+            let ends = lost.chain(self.seen.last()).chain(stated_end);
+            (1, ends.max().unwrap_or(0))
         } else {
             seen.unwrap_or((1, 0))
         };
@@ -262,6 +285,8 @@ impl Stream {
             .and_then(|end| end.checked_add(1))
             .map(|from| self.seen.within(from..=u64::MAX).collect())
             .unwrap_or_default();
+        let mut successor_ids: Vec<_> = successors.iter().map(|(id, _)| *id).collect();
+        successor_ids.dedup();
         StreamFindings {
             stream,
             records: self.seen.count(),
@@ -269,9 +294,14 @@ impl Stream {
             complete_to,
             missing,
             forks: self.forks.into_vec(),
+            doubt_from: self.doubt_from,
             again: self.again,
-            origin: self.origin,
-            successors: successors.iter().map(|(id, _)| *id).collect(),
+            origin: self.origins.first().map_or(Origin::Unknown, |(_, before)| {
+                before.map_or(Origin::First, |(stream, last)| {
+                    Origin::After(PreviousStream { stream, last })
+                })
+            }),
+            successors: successor_ids,
             beyond_end,
         }
     }
@@ -299,6 +329,19 @@ impl Stream {
     }
 }
 
+/// The streams of unknown beginning, if any of them may come after one of
+/// several that nothing is known to come after.
+fn unlinked(streams: &[StreamFindings]) -> Vec<StreamId> {
+    let open = streams
+        .iter()
+        .filter(|stream| stream.successors.is_empty())
+        .count();
+    let unknown = streams
+        .iter()
+        .filter(|stream| open > 1 && stream.records > 0 && stream.origin == Origin::Unknown);
+    unknown.map(|stream| stream.stream).collect()
+}
+
 /// What an [`Audit`] found.
 #[derive(Clone, Debug)]
 pub struct Findings {
@@ -306,6 +349,10 @@ pub struct Findings {
     pub device: DeviceId,
     /// Its streams, in the order in which they were first heard of.
     pub streams: Vec<StreamFindings>,
+    /// Streams of which the record that tells their beginning is not there, while
+    /// there is more than one that no other is known to follow: any of those may
+    /// have gone on past its last record, and one of these have taken its place.
+    pub unlinked: Vec<StreamId>,
     /// Readings that the device refused before they had a number.
     pub rejected: Vec<LossReceipt>,
     /// Where the wall clock was set, in the order of the streams.
@@ -332,6 +379,7 @@ impl Findings {
     pub fn is_clean(&self) -> bool {
         self.alarms.is_empty()
             && self.damaged.is_empty()
+            && self.unlinked.is_empty()
             && self.streams.iter().all(StreamFindings::is_clean)
     }
 }
@@ -352,6 +400,9 @@ pub struct StreamFindings {
     pub missing: Vec<Gap>,
     /// Numbers that more than one record has.
     pub forks: Vec<RangeInclusive<u64>>,
+    /// From this number on the device's storage could not be read: how many
+    /// records were lost there is not known.
+    pub doubt_from: Option<u64>,
     /// How often records came in again after they were stored.
     pub again: u64,
     /// What the stream's first record says of its beginning.
@@ -369,6 +420,7 @@ impl StreamFindings {
     pub fn is_clean(&self) -> bool {
         self.missing.iter().all(|gap| gap.receipt.is_some())
             && self.forks.is_empty()
+            && self.doubt_from.is_none()
             && self.beyond_end.is_empty()
             && self.successors.len() <= 1
     }
@@ -415,6 +467,11 @@ impl Place {
             stream: header.stream,
             sequence: header.sequence,
         }
+    }
+
+    /// Which of two records is the later one.
+    fn order(&self, received_at: Timestamp) -> (Timestamp, StreamId, u64) {
+        (received_at, self.stream, self.sequence)
     }
 }
 

@@ -437,6 +437,156 @@ fn the_last_heartbeat_counts_whatever_the_order() {
     }
 }
 
+/// Several heartbeats may come in one message, and so at one time.
+#[test]
+fn of_heartbeats_received_together_the_one_with_the_highest_number_is_the_last() {
+    let mut sealer = sealer(A, &[&OWNER]);
+    let beats: Vec<_> = (1..=3)
+        .map(|n| {
+            let beat = Report::Heartbeat(Heartbeat {
+                interval_ms: 300_000,
+                waiting: n,
+                waiting_bytes: 0,
+                sensors: 3,
+            });
+            let sealed = sealer.seal(&*KEY, &moment(n), n, Content::Report(&beat));
+            (sealed.unwrap(), beat)
+        })
+        .collect();
+    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+        let mut audit = whole();
+        for n in order {
+            let (envelope, beat) = &beats[n];
+            audit.report(envelope.unverified_header(), at(9), beat);
+        }
+        assert_eq!(audit.finish().heartbeat.unwrap().1.waiting, 3, "{order:?}");
+    }
+}
+
+/// The end of a stream may be lost as well, and the stream after it then says
+/// that it ended before.
+#[test]
+fn a_receipt_for_the_end_of_a_stream_is_told() {
+    let previous = |last| Some(PreviousStream { stream: A, last });
+    let mut audit = whole();
+    take(&mut audit, &records(A, 1..=10));
+    report(&mut audit, B, 1, &started(previous(10)));
+    report(&mut audit, B, 2, &lost(LossReason::Damaged, A, 11, 20));
+    let findings = audit.finish();
+    let stream = of(&findings, A);
+    let stated = [gap(11, 20, Some(LossReason::Damaged))];
+    assert_eq!((stream.missing, stream.complete_to), (stated.into(), 20));
+    assert!(findings.is_clean());
+
+    // Of a stream that is lost whole, and one of which more is missing.
+    let mut audit = whole();
+    report(&mut audit, B, 1, &started(previous(0)));
+    report(&mut audit, B, 2, &lost(LossReason::Damaged, A, 3, 4));
+    let stream = of(&audit.finish(), A);
+    let missing = [gap(1, 2, None), gap(3, 4, Some(LossReason::Damaged))];
+    assert_eq!((stream.missing, stream.complete_to), (missing.into(), 0));
+}
+
+#[test]
+fn a_loss_of_unknown_extent_is_never_clean() {
+    let unknown = |first| {
+        Report::LossReceipt(LossReceipt {
+            reason: LossReason::Damaged,
+            records: 0,
+            range: Some(SequenceRange {
+                stream: A,
+                first,
+                last: first,
+            }),
+            noticed_at: at(0),
+        })
+    };
+    let mut audit = whole();
+    take(&mut audit, &records(A, 1..=10));
+    let previous = PreviousStream {
+        stream: A,
+        last: 10,
+    };
+    report(&mut audit, B, 1, &started(Some(previous)));
+    assert!(audit.clone().finish().is_clean());
+    report(&mut audit, B, 2, &unknown(15));
+    report(&mut audit, B, 3, &unknown(11));
+    let findings = audit.finish();
+    assert_eq!(of(&findings, A).doubt_from, Some(11));
+    assert_eq!(of(&findings, B).doubt_from, None);
+    assert!(!findings.is_clean());
+}
+
+/// What the first record of B says was lost: that A had gone on past 6.
+#[test]
+fn a_stream_of_unknown_beginning_leaves_the_ends_of_others_open() {
+    let mut audit = whole();
+    report(&mut audit, A, 1, &started(None));
+    take(&mut audit, &records(A, 2..=6));
+    take(&mut audit, &records(B, 3..=5));
+    report(&mut audit, B, 6, &lost(LossReason::Dropped, B, 1, 2));
+    let findings = audit.clone().finish();
+    assert_eq!(findings.unlinked, [B]);
+    assert!(!findings.is_clean());
+
+    // It came after all, and A is complete.
+    let previous = PreviousStream { stream: A, last: 6 };
+    report(&mut audit, B, 1, &started(Some(previous)));
+    assert!(audit.finish().is_clean());
+
+    // Two that each say to be first: an agent's, and that of a tool beside it.
+    let mut audit = whole();
+    for stream in [A, B] {
+        report(&mut audit, stream, 1, &started(None));
+    }
+    assert!(audit.finish().is_clean());
+}
+
+/// A device that says so twice, in whatever order it is read, hides nothing.
+#[test]
+fn each_statement_of_a_beginning_counts_in_any_order() {
+    let after = |stream| started(Some(PreviousStream { stream, last: 7 }));
+    let statements = [(C, 1, after(A)), (C, 2, after(B)), (C, 3, started(None))];
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+        let mut audit = whole();
+        for n in order {
+            let (stream, sequence, statement) = &statements[n];
+            report(&mut audit, *stream, *sequence, statement);
+        }
+        let findings = audit.finish();
+        for stream in [A, B] {
+            assert_eq!(of(&findings, stream).missing, [gap(1, 7, None)]);
+            assert_eq!(of(&findings, stream).successors, [C]);
+        }
+        let previous = PreviousStream { stream: A, last: 7 };
+        assert_eq!(of(&findings, C).origin, Origin::After(previous));
+    }
+}
+
+#[test]
+fn the_highest_numbers_overflow_nothing() {
+    let mut audit = whole();
+    take(&mut audit, &records(A, [1, u64::MAX - 1, u64::MAX]));
+    let previous = PreviousStream {
+        stream: A,
+        last: u64::MAX,
+    };
+    take(&mut audit, &records(B, [u64::MAX]));
+    let last = records(B, [u64::MAX]).remove(0);
+    audit.report(last.header(), at(0), &started(Some(previous)));
+    report(&mut audit, B, 1, &lost(LossReason::Dropped, A, 2, u64::MAX));
+    let findings = audit.finish();
+    let stream = of(&findings, A);
+    let stated = [gap(2, u64::MAX - 2, Some(LossReason::Dropped))];
+    assert_eq!(
+        (stream.missing, stream.complete_to),
+        (stated.into(), u64::MAX)
+    );
+    let stream = of(&findings, B);
+    assert_eq!(stream.missing, [gap(2, u64::MAX - 1, None)]);
+    assert_eq!((stream.records, stream.complete_to), (2, 1));
+}
+
 #[test]
 fn streams_stand_in_the_order_in_which_they_were_first_heard_of() {
     let mut audit = whole();
@@ -468,7 +618,8 @@ proptest! {
         let stream = of(&audit.finish(), A);
 
         let seen: BTreeSet<u64> = numbers.iter().copied().collect();
-        let last = *seen.last().unwrap();
+        let seen_last = *seen.last().unwrap();
+        let last = if whole { seen_last.max(explained.last().copied().unwrap_or(0)) } else { seen_last };
         let first = if whole { 1 } else { *seen.first().unwrap() };
         let missing: Vec<u64> = (first..=last).filter(|n| !seen.contains(n)).collect();
         let told: Vec<u64> = stream.missing.iter().flat_map(|g| g.first..=g.last).collect();
