@@ -18,7 +18,7 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError};
 
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
@@ -35,14 +35,14 @@ use dynoxide::actions::update_item::UpdateItemRequest;
 use dynoxide::{AttributeValue, Database, DynoxideError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::StoreError;
 
 /// Opens the engine on the file `path`, which must exist.
 pub(crate) async fn open(path: &Path) -> Result<SharedHttpClient, StoreError> {
     let path = std::path::absolute(path).map_err(|source| StoreError::file(path, source))?;
-    let (jobs, inbox) = mpsc::channel();
+    let (jobs, mut inbox) = mpsc::channel(WAITING);
     let (opened, is_open) = oneshot::channel();
     std::thread::Builder::new()
         .name("zk-store".into())
@@ -52,7 +52,7 @@ pub(crate) async fn open(path: &Path) -> Result<SharedHttpClient, StoreError> {
                 Ok(engine) => {
                     // If nobody waits any more, the inbox is closed as well.
                     let _ = opened.send(Ok(()));
-                    engine.serve(&inbox);
+                    engine.serve(&mut inbox);
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
@@ -129,15 +129,16 @@ impl HttpConnector for Connector {
             .unwrap_or(operation)
             .to_owned();
         let body = request.body().bytes().unwrap_or_default().to_vec();
-        let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.send(Job {
-            operation,
-            body,
-            reply,
-        });
+        let jobs = self.jobs.clone();
         HttpConnectorFuture::new(async move {
             let stopped = || ConnectorError::other("the embedded engine has stopped".into(), None);
-            sent.map_err(|_| stopped())?;
+            let (reply, answer) = oneshot::channel();
+            let job = Job {
+                operation,
+                body,
+                reply,
+            };
+            jobs.send(job).await.map_err(|_| stopped())?;
             let (status, body) = answer.await.map_err(|_| stopped())?;
             let status =
                 StatusCode::try_from(status).map_err(|e| ConnectorError::other(e.into(), None))?;
@@ -213,14 +214,19 @@ impl Engine {
         })
     }
 
-    fn serve(self, inbox: &mpsc::Receiver<Job>) {
-        while let Ok(first) = inbox.recv() {
-            let mut bytes = first.body.len();
-            let mut jobs = vec![first];
-            while jobs.len() < GROUP_JOBS && bytes < GROUP_BYTES {
-                let Ok(job) = inbox.try_recv() else { break };
-                bytes += job.body.len();
-                jobs.push(job);
+    fn serve(self, inbox: &mut mpsc::Receiver<Job>) {
+        while let Some(first) = inbox.blocking_recv() {
+            let (mut jobs, mut bytes) = (Vec::new(), 0);
+            let mut next = Some(first);
+            while let Some(job) = next {
+                // Whoever has given up asks again: to do it now, after the disk
+                // was slow, would only make the others wait who still do.
+                if !job.reply.is_closed() {
+                    bytes += job.body.len();
+                    jobs.push(job);
+                }
+                let more = jobs.len() < GROUP_JOBS && bytes < GROUP_BYTES;
+                next = if more { inbox.try_recv().ok() } else { None };
             }
             // Those who wait at the same time have no order among them.
             let mut writes = Vec::new();
@@ -437,6 +443,10 @@ fn item_name(table: &str, attributes: &HashMap<String, AttributeValue>) -> Strin
 static OPENING: Mutex<()> = Mutex::new(());
 
 const TARGET_PREFIX: &str = "DynamoDB_20120810.";
+
+/// So many requests wait in memory for the engine's thread, and the senders of
+/// more with theirs.
+const WAITING: usize = 1024;
 
 /// The most writes in one commit: DynamoDB's limit for a transaction.
 const GROUP_JOBS: usize = 100;

@@ -60,12 +60,12 @@ pub enum StoreError {
     },
 
     /// A file or directory could not be made, read or opened.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
 
     /// There is no store in this place.
@@ -140,10 +140,10 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn file(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn file(path: &Path, error: io::Error) -> Self {
         Self::File {
             path: path.to_owned(),
-            source,
+            error,
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::StalledStreamProtectionConfig;
-use aws_sdk_dynamodb::config::retry::RetryConfig;
+use aws_sdk_dynamodb::config::retry::{ReconnectMode, RetryConfig};
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::delete_table::DeleteTableError;
@@ -105,8 +105,11 @@ impl Store {
                 .endpoint_url("http://embedded.invalid")
                 .allow_no_auth()
                 // There is no way to get lost on: a request that was asked twice
-                // would only be done twice.
-                .retry_config(RetryConfig::disabled())
+                // would only be done twice. Nor is there a connection to give up,
+                // of which the SDK would complain with each failure.
+                .retry_config(
+                    RetryConfig::disabled().with_reconnect_mode(ReconnectMode::ReuseAllConnections),
+                )
                 .timeout_config(timeouts(Duration::from_secs(60)))
                 .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
                 .http_client(embedded::open(path).await?)

@@ -296,6 +296,43 @@ async fn writers_take_turns_and_readers_do_not_wait() {
     assert_eq!(writer.await.unwrap().unwrap().stored, 1);
 }
 
+/// A disk that was slow for a while is not made to do what nobody waits for.
+#[tokio::test]
+async fn what_its_caller_gave_up_before_its_turn_is_not_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("zk.db");
+    let store = create(&path).await;
+    let mut device = Device::registered("pi-01", &store).await;
+    let context = device.context();
+    store.ingest(&device.message(1), &context).await.unwrap();
+    let turn = fs::File::open(path.with_extension("db-lock")).unwrap();
+    turn.lock().unwrap();
+    let ingest = |record: Vec<u8>| {
+        let (store, context) = (store.clone(), context.clone());
+        tokio::spawn(async move { store.ingest(&record, &context).await })
+    };
+    // The engine waits for its turn with the first of them.
+    let first = ingest(device.message(2));
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let given_up = ingest(device.message(3));
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    turn.unlock().unwrap();
+    assert_eq!(first.await.unwrap().unwrap().stored, 1);
+    store.ingest(&device.message(4), &context).await.unwrap();
+    let sequences: Vec<_> = readings(&store, &device.id)
+        .await
+        .iter()
+        .map(|reading| reading.envelope().unwrap().unverified_header().sequence)
+        .collect();
+    assert_eq!(sequences, [1, 2, 4]);
+}
+
 /// SQLite's locks on a file belong to the process: any descriptor of the file
 /// that is closed takes them along.
 #[tokio::test]
