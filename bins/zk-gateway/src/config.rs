@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 use zk_store::StoreUri;
 
 use crate::error::{CONFIGURATION, Error};
+use crate::turns::WAITING;
 
 /// Everything the gateway is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +36,12 @@ impl Config {
     /// [`Error::Config`] names the file, and for a key that is unknown,
     /// missing or of the wrong type the line and what is allowed.
     pub fn load(path: &Path, over: Overrides) -> Result<Self, Error> {
-        let config = |source: toml::de::Error| Error::Config {
+        let config = |error: toml::de::Error| Error::Config {
             path: path.to_owned(),
-            source: source.into(),
+            error: error.into(),
         };
         let text = fs::read_to_string(path)
-            .map_err(|source| Error::unreadable(CONFIGURATION, path, source))?;
+            .map_err(|error| Error::unreadable(CONFIGURATION, path, error))?;
         let file: File = toml::from_str(&text).map_err(config)?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let store = match file.store {
@@ -90,15 +91,18 @@ pub struct TlsFiles {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Limits {
     /// Connections of proven devices, all together. Default 1024. Further ones
-    /// wait in the handshake, then in the kernel's queue.
+    /// wait in the handshake, then for their turn at one.
     #[serde(deserialize_with = "number")]
     pub connections: usize,
     /// Connections of one device. Default 4. A further one closes the oldest,
-    /// which on a link that breaks often is a dead one.
+    /// which on a link that breaks often is a dead one; and so does any when all
+    /// connections are taken.
     #[serde(deserialize_with = "number")]
     pub connections_per_device: usize,
     /// Handshakes under way. Default 128. They have a limit of their own so
-    /// that strangers cannot take the place of devices that are connected.
+    /// that strangers cannot take the place of devices that are connected. Eight
+    /// times as many may wait for one; the address of which the fewest are under
+    /// way (of IPv6, the first 64 bits) is always next.
     #[serde(deserialize_with = "number")]
     pub handshakes: usize,
     /// Requests whose body is in memory. Default 64, each with at most
@@ -127,6 +131,15 @@ pub struct Limits {
     /// Time that requests under way have when the gateway stops. Default 20 s.
     #[serde(deserialize_with = "duration")]
     pub stop: Duration,
+}
+
+impl Limits {
+    /// How many files may be open at once when all of it is used up.
+    #[must_use]
+    pub fn open_files(&self) -> u64 {
+        let sockets = self.connections + self.handshakes * (1 + WAITING);
+        sockets as u64 + OTHER_FILES
+    }
 }
 
 impl Default for Limits {
@@ -224,6 +237,9 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
         ))),
     }
 }
+
+/// The store's, the listeners, the metrics' readers and the runtime's own.
+const OTHER_FILES: u64 = 64;
 
 /// The most of anything that is counted; a semaphore takes it.
 const MAX_NUMBER: usize = 1_000_000;

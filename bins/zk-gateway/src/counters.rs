@@ -22,8 +22,8 @@ pub struct Counters {
     /// Connections closed because their device opened more than it may have.
     pub displaced: u64,
     /// Handshakes that failed, by cause: `certificate` (none, or one that is
-    /// not accepted), `full` (no connection was free in time), `timeout`, and
-    /// `other`.
+    /// not accepted), `crowded` (too many of its address waited for one), `full`
+    /// (no connection was free in time), `timeout`, and `other`.
     pub handshakes_failed: BTreeMap<&'static str, u64>,
     /// Records that were stored.
     pub stored: u64,
@@ -41,7 +41,7 @@ pub struct Counters {
     pub store_time: Duration,
     /// Times that the store failed, taking a message or looking up a device.
     pub store_failures: u64,
-    /// Whether it failed the last time.
+    /// Whether it has failed since it last took a message.
     pub store_failing: bool,
 }
 
@@ -106,8 +106,11 @@ impl Counters {
             .value(self.store_calls);
         page.counter("store_failures_total", "Times the store failed.")
             .value(self.store_failures);
-        page.gauge("store_failing", "Whether the store failed the last time.")
-            .value(u8::from(self.store_failing));
+        page.gauge(
+            "store_failing",
+            "Whether the store has failed since it last took a message.",
+        )
+        .value(u8::from(self.store_failing));
         page.counter("store_seconds_total", "Time the store took over messages.")
             .value(self.store_time.as_secs_f64());
         page.text

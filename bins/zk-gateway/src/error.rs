@@ -33,12 +33,12 @@ pub enum Error {
         now: Timestamp,
     },
     /// The configuration file says something it cannot say.
-    #[error("the configuration {} is not usable:\n{source}", path.display())]
+    #[error("the configuration {} is not usable:\n{error}", path.display())]
     Config {
         /// The file.
         path: PathBuf,
         /// The line, what is wrong with it, and what is allowed.
-        source: Box<toml::de::Error>,
+        error: Box<toml::de::Error>,
     },
     /// A key that others can read.
     #[error(
@@ -52,12 +52,12 @@ pub enum Error {
         mode: u32,
     },
     /// The port cannot be had.
-    #[error("cannot listen on {address}: {source}; {}", listen_hint(*address, source))]
+    #[error("cannot listen on {address}: {error}; {}", listen_hint(*address, error))]
     Listen {
         /// The address asked for.
         address: SocketAddr,
         /// What the system says.
-        source: io::Error,
+        error: io::Error,
     },
     /// A PEM file without what it is there for.
     #[error("{what} {} is not usable: {reason}", path.display())]
@@ -86,14 +86,14 @@ pub enum Error {
         source: rustls::Error,
     },
     /// A file cannot be read.
-    #[error("the {what} {} cannot be read: {source}{}", path.display(), read_hint(path, source))]
+    #[error("the {what} {} cannot be read: {error}{}", path.display(), read_hint(path, error))]
     Unreadable {
         /// What the file is for.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -131,11 +131,11 @@ impl Error {
         Ok(())
     }
 
-    pub(crate) fn unreadable(what: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(crate) fn unreadable(what: &'static str, path: &Path, error: io::Error) -> Self {
         Self::Unreadable {
             what,
             path: path.to_owned(),
-            source,
+            error,
         }
     }
 }
@@ -145,8 +145,8 @@ const Y2020_MS: u64 = 1_577_836_800_000;
 /// What [`Error::Unreadable`] calls `gateway.toml`.
 pub(crate) const CONFIGURATION: &str = "configuration";
 
-fn listen_hint(address: SocketAddr, source: &io::Error) -> String {
-    match source.kind() {
+fn listen_hint(address: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
         io::ErrorKind::AddrInUse => format!(
             "another process has the port (`ss -ltnp 'sport = :{}'` shows which); stop it or choose another port",
             address.port()
@@ -164,9 +164,9 @@ fn listen_hint(address: SocketAddr, source: &io::Error) -> String {
 }
 
 /// Who may read a file that this process may not, and what to do about it.
-fn read_hint(path: &Path, source: &io::Error) -> String {
+fn read_hint(path: &Path, error: &io::Error) -> String {
     let mut hint = String::new();
-    match source.kind() {
+    match error.kind() {
         io::ErrorKind::NotFound => hint.push_str("; check the path"),
         io::ErrorKind::PermissionDenied => {
             let user = rustix::process::geteuid().as_raw();

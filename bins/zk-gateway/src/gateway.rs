@@ -80,23 +80,32 @@ impl Gateway {
         let mut devices = self.devices();
         let connections = devices.entry(principal.to_owned()).or_default();
         connections.push_back(Arc::clone(&close));
-        let displaced = match connections.len() > self.0.limits.connections_per_device {
-            true => connections.pop_front(),
-            false => None,
-        };
+        let too_many = connections.len() > self.0.limits.connections_per_device;
         drop(devices);
-        if let Some(displaced) = &displaced {
-            displaced.notify_one();
+        if too_many {
+            self.displace(principal);
         }
         self.meters().count(|counters| {
             counters.connections += 1;
             counters.connections_open += 1;
-            counters.displaced += u64::from(displaced.is_some());
         });
         Entry {
             gateway: self.clone(),
             principal: principal.to_owned(),
             close,
+        }
+    }
+
+    /// Tells the oldest connection of a device to close, if it has any, in favour
+    /// of a newer one.
+    pub(crate) fn displace(&self, principal: &str) {
+        let oldest = self
+            .devices()
+            .get_mut(principal)
+            .and_then(VecDeque::pop_front);
+        if let Some(oldest) = oldest {
+            oldest.notify_one();
+            self.meters().count(|counters| counters.displaced += 1);
         }
     }
 

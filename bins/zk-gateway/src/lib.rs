@@ -53,6 +53,7 @@ mod gateway;
 mod request;
 mod serve;
 mod tls;
+mod turns;
 
 pub use config::{Config, Limits, Overrides, TlsFiles, loopback};
 pub use counters::Counters;

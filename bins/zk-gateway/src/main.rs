@@ -8,13 +8,16 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, ValueEnum};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
-use zk_gateway::{Config, Error, Gateway, Overrides, Tls, TlsFiles, loopback, run, run_metrics};
+use zk_gateway::{
+    Config, Error, Gateway, Limits, Overrides, Tls, TlsFiles, loopback, run, run_metrics,
+};
 use zk_store::{Options, Store, StoreUri};
 
 /// Takes telemetry over mutual TLS the way AWS IoT does, verifies it, and
@@ -116,6 +119,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         },
     )?;
     Error::check_clock(SystemTime::now())?;
+    raise_file_limit(&config.limits);
     let tls = load_tls(&config.tls)?;
     let store = open(config.store).await?;
     if arguments.check {
@@ -184,10 +188,32 @@ async fn open(uri: StoreUri) -> Result<Store, Error> {
     })
 }
 
+/// Each connection is an open file. Of those most systems let a program have
+/// 1024, for the sake of old ones, and more if it asks.
+fn raise_file_limit(limits: &Limits) {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit of open files cannot be raised");
+    }
+    let allowed = getrlimit(Resource::Nofile).current;
+    let needed = limits.open_files();
+    if allowed.is_some_and(|allowed| allowed < needed) {
+        warn!(
+            allowed,
+            needed,
+            "too few files may be open for the connections that limits allow; raise LimitNOFILE= in the unit, or ulimit -n"
+        );
+    }
+}
+
 async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| Error::Listen { address, source })
+        .map_err(|error| Error::Listen { address, error })
 }
 
 fn load_tls(files: &TlsFiles) -> Result<Tls, Error> {

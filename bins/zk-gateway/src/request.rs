@@ -56,7 +56,13 @@ impl Gateway {
         id: Uuid,
         request: Request<Incoming>,
     ) -> Result<(), Refusal> {
-        let topic = topic_of(request.method(), request.uri())?;
+        let topic = match topic_of(request.method(), request.uri()) {
+            Ok(topic) => topic,
+            Err(refusal) => {
+                self.discard(request).await;
+                return Err(refusal);
+            }
+        };
         let received_at = Timestamp::from(SystemTime::now());
         if let Err(refusal) = self.admit(peer, received_at).await {
             self.discard(request).await;
@@ -85,7 +91,9 @@ impl Gateway {
             counters.store_calls += 1;
             counters.store_time += begun.elapsed();
         });
-        self.note(&ingested?, peer, &context, id);
+        let ingested = ingested?;
+        self.mended();
+        self.note(&ingested, peer, &context, id);
         Ok(())
     }
 
@@ -148,15 +156,7 @@ impl Gateway {
         asking: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Refusal> {
         let failure = match timeout(self.limits().store, asking).await {
-            Ok(Ok(value)) => {
-                let mut failing = false;
-                self.meters()
-                    .count(|counters| failing = mem::take(&mut counters.store_failing));
-                if failing {
-                    info!("the store is well again");
-                }
-                return Ok(value);
-            }
+            Ok(Ok(value)) => return Ok(value),
             Ok(Err(error @ StoreError::EvidenceFull { .. })) => {
                 warn!("{error}");
                 let message = "the quarantine is full; its owner has to look into it";
@@ -180,6 +180,17 @@ impl Gateway {
             StatusCode::SERVICE_UNAVAILABLE,
             "the store cannot take it now",
         ))
+    }
+
+    /// Ends an outage of the store. Only a message that it has taken does: a
+    /// device may be known from memory, and a full disk can still be read.
+    fn mended(&self) {
+        let mut failing = false;
+        self.meters()
+            .count(|counters| failing = mem::take(&mut counters.store_failing));
+        if failing {
+            info!("the store is well again");
+        }
     }
 
     fn note(&self, ingested: &Ingested, peer: &Peer, context: &Context, id: Uuid) {

@@ -17,7 +17,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::HandshakeKind;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -27,32 +27,34 @@ use zk_verify::principal_of;
 
 use crate::gateway::Gateway;
 use crate::request::Peer;
+use crate::turns::{Turn, Turns};
 
 /// Serves devices on `listener` until `shutdown` completes. Then it takes no
 /// more connections, answers the requests under way, and closes; what has no
 /// answer when [`Limits::stop`](crate::Limits::stop) is over is cut off.
 pub async fn run(listener: TcpListener, gateway: Gateway, shutdown: impl Future<Output = ()>) {
-    let handshakes = Arc::new(Semaphore::new(gateway.limits().handshakes));
+    let turns = Turns::new(gateway.limits().handshakes);
     let connections = Arc::new(Semaphore::new(gateway.limits().connections));
     let (stopping, stop) = watch::channel(());
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
-        let (stream, peer, handshake) = tokio::select! {
+        let (stream, peer) = tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(ended) = tasks.join_next() => {
                 reap(ended);
                 continue;
             }
-            accepted = accept(&listener, &handshakes) => accepted,
+            accepted = accept(&listener) => accepted,
         };
+        let turn = turns.ask(peer.ip());
         let connections = Arc::clone(&connections);
         tasks.spawn(connection(
             gateway.clone(),
             stream,
             peer,
-            handshake,
+            turn,
             connections,
             stop.clone(),
         ));
@@ -80,8 +82,8 @@ pub async fn run(listener: TcpListener, gateway: Gateway, shutdown: impl Future<
 /// Serves metrics at `/metrics`, in Prometheus' text format, and health at
 /// `/healthz`, until `shutdown` completes.
 ///
-/// Health is 200 while the store does what it is asked to and 503 when it
-/// failed the last time. There is no TLS and nobody is asked who they are:
+/// Health is 200, and 503 from a failure of the store until it has taken a
+/// message again. There is no TLS and nobody is asked who they are:
 /// `listener` is for a loopback address.
 pub async fn run_metrics(
     listener: TcpListener,
@@ -92,14 +94,19 @@ pub async fn run_metrics(
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
-        let (stream, _, place) = tokio::select! {
+        // the semaphore is never closed
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (accept(&listener).await.0, place)
+        };
+        let (stream, place) = tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(ended) = tasks.join_next() => {
                 reap(ended);
                 continue;
             }
-            accepted = accept(&listener, &places) => accepted,
+            next = next => next,
         };
         let gateway = gateway.clone();
         tasks.spawn(async move {
@@ -121,10 +128,18 @@ async fn connection(
     gateway: Gateway,
     stream: TcpStream,
     peer: SocketAddr,
-    handshake: OwnedSemaphorePermit,
+    turn: oneshot::Receiver<Turn>,
     connections: Arc<Semaphore>,
     mut stop: watch::Receiver<()>,
 ) {
+    let turn = tokio::select! {
+        turn = turn => turn,
+        _ = stop.changed() => return,
+    };
+    let Ok(turn) = turn else {
+        debug!(%peer, "too many wait for a handshake, most of them from there");
+        return failed(&gateway, "crowded");
+    };
     let proven = tokio::select! {
         proven = timeout(gateway.limits().handshake, prove(&gateway, stream)) => proven,
         _ = stop.changed() => return,
@@ -140,6 +155,11 @@ async fn connection(
         }
         Err(_) => return failed(&gateway, "timeout"),
     };
+    // Who comes back after his link broke leaves a connection behind that he
+    // cannot close: it goes first, rather than that he waits for its end.
+    if connections.available_permits() == 0 {
+        gateway.displace(&principal);
+    }
     let place = tokio::select! {
         place = timeout(gateway.limits().handshake, connections.acquire_owned()) => place,
         _ = stop.changed() => return,
@@ -148,7 +168,7 @@ async fn connection(
         warn!(%peer, %principal, "no connection is free; raise limits.connections");
         return failed(&gateway, "full");
     };
-    drop(handshake);
+    drop(turn);
 
     let entry = gateway.enter(&principal);
     let peer = Peer {
@@ -232,22 +252,15 @@ async fn prove(
     Ok((stream, principal))
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+/// The next connection.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let mut pause = Duration::from_millis(5);
     loop {
-        // the semaphore is never closed
-        let Ok(place) = Arc::clone(places).acquire_owned().await else {
-            return std::future::pending().await;
-        };
         match listener.accept().await {
             Ok((stream, peer)) => {
                 // an answer is one packet, which shall not wait for another
                 let _ = stream.set_nodelay(true);
-                return (stream, peer, place);
+                return (stream, peer);
             }
             // mostly: no file descriptor is free
             Err(error) => {

@@ -117,7 +117,7 @@ impl fmt::Debug for Tls {
 
 /// At least one certificate.
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let pem = fs::read(path).map_err(|source| Error::unreadable(what, path, source))?;
+    let pem = fs::read(path).map_err(|error| Error::unreadable(what, path, error))?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .map_err(|error| pem_error(what, path, error))?;
@@ -132,7 +132,7 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    let unreadable = |source| Error::unreadable("TLS key", path, source);
+    let unreadable = |error| Error::unreadable("TLS key", path, error);
     let mode = fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
     if mode & 0o007 != 0 {
         return Err(Error::KeyExposed {

@@ -1,10 +1,11 @@
 //! What the gateway takes for HTTP, and how long it waits for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::world::{PATIENCE, World, post};
+use crate::world::{PATIENCE, World, post, talk};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use zk_envelope::MAX_MESSAGE;
@@ -74,6 +75,23 @@ async fn only_a_publish_is_taken() {
         );
     }
     assert_eq!(running.gateway.counters().connections, 1);
+}
+
+/// Who closes a connection with a body unread resets it, and the client may
+/// never see why.
+#[tokio::test]
+async fn a_refused_target_takes_its_body_along() {
+    let world = World::new().await;
+    let running = world.start().await;
+    let device = world.device("pi-01").await;
+    let mut conversation = running.connect(&device.tls).await;
+    let body = vec![b' '; MAX_MESSAGE];
+    for (target, status) in [("/topics/", 400), ("/things", 404), ("/topics/a", 200)] {
+        let answer = conversation.ask(&post(target, &body)).await;
+        assert_eq!(answer.status, status, "{target}: {answer:?}");
+    }
+    assert_eq!(running.gateway.counters().connections, 1);
+    assert_eq!(running.gateway.counters().bytes, MAX_MESSAGE as u64);
 }
 
 #[tokio::test]
@@ -303,6 +321,54 @@ async fn strangers_in_the_handshake_do_not_take_the_place_of_devices() {
     }
 }
 
+/// Whoever fills the door from one address, and keeps quiet, stands in nobody's
+/// way but his own.
+#[tokio::test]
+async fn strangers_in_the_handshake_do_not_keep_devices_out() {
+    let world = World::new().await;
+    let limits = Limits {
+        handshakes: 2,
+        handshake: PATIENCE * 10,
+        ..Limits::default()
+    };
+    let running = world.start_with(limits).await;
+    let device = world.device("pi-01").await;
+    // two whose turn it is, sixteen who wait, and two too many
+    let mut strangers = Vec::new();
+    for _ in 0..20 {
+        strangers.push(TcpStream::connect(running.address).await.unwrap());
+    }
+    for _ in 0..2 {
+        let mut stranger = strangers.pop().unwrap();
+        let read = timeout(PATIENCE, stranger.read(&mut [0])).await.unwrap();
+        assert_eq!(read.unwrap_or(0), 0);
+    }
+    assert_eq!(
+        running.gateway.counters().handshakes_failed,
+        [("crowded", 2)].into()
+    );
+
+    let from = "127.0.0.2:0".parse().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(from).unwrap();
+    let stream = socket.connect(running.address).await.unwrap();
+    // it has taken the place of the last who waited
+    let mut last = strangers.pop().unwrap();
+    let read = timeout(PATIENCE, last.read(&mut [0])).await.unwrap();
+    assert_eq!(read.unwrap_or(0), 0);
+    // and is next, before those who waited longer
+    drop(strangers.remove(0));
+    let mut conversation = talk(stream, Arc::new(device.tls.clone())).await.unwrap();
+    assert_eq!(conversation.ask(&device.post(b"{}")).await.status, 200);
+
+    // All who are left get their turn: none is lost on the way.
+    for stranger in strangers {
+        drop(stranger);
+    }
+    let mut conversation = running.connect(&device.tls).await;
+    assert_eq!(conversation.ask(&device.post(b"{}")).await.status, 200);
+}
+
 #[tokio::test]
 async fn a_connection_too_many_closes_the_oldest_of_its_device() {
     let world = World::new().await;
@@ -348,6 +414,27 @@ async fn a_device_waits_for_a_free_connection() {
     assert_eq!(running.gateway.counters().connections, 1);
     drop(first);
     assert_eq!(second.answer().await.status, 200);
+}
+
+/// After a link broke, the gateway may hold nothing but connections that are
+/// dead, and every device comes again.
+#[tokio::test]
+async fn a_device_that_comes_again_takes_its_own_place() {
+    let world = World::new().await;
+    let running = world
+        .start_with(Limits {
+            connections: 1,
+            handshake: PATIENCE * 2,
+            ..Limits::default()
+        })
+        .await;
+    let device = world.device("pi-01").await;
+    let mut dead = running.connect(&device.tls).await;
+    assert_eq!(dead.ask(&device.post(b"{}")).await.status, 200);
+    let mut alive = running.connect(&device.tls).await;
+    assert_eq!(alive.ask(&device.post(b"{}")).await.status, 200);
+    dead.closed().await;
+    assert_eq!(running.gateway.counters().displaced, 1);
 }
 
 #[tokio::test]

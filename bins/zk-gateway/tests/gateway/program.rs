@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::world::{PATIENCE, World, connect, write_secret};
 use rcgen::KeyPair;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 #[test]
 fn help_has_examples_and_the_exit_codes() {
@@ -121,6 +121,7 @@ async fn what_is_wrong_with_a_configuration_is_told_with_its_line() {
         for part in [path.to_str().unwrap(), line, reason] {
             assert!(told.contains(part), "{part:?} is missing in {told}");
         }
+        assert_eq!(told.matches("TOML parse error").count(), 1, "{told}");
     }
     let output = check(&world.path("none.toml"));
     assert_eq!(output.status.code(), Some(3));
@@ -240,6 +241,7 @@ async fn an_address_or_a_store_that_cannot_be_had_is_told() {
             told.contains(&address) && told.contains("another process has the port"),
             "{told}"
         );
+        assert_eq!(told.matches("os error").count(), 1, "{told}");
     }
     // of a block that was never given out
     let output = gateway()
@@ -361,13 +363,109 @@ async fn a_service_says_when_it_is_ready_and_obeys_signals() {
     );
 }
 
+/// A limit to the size of files stands for a disk that is full, and then not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_no_delivery_and_is_told_once() {
+    let world = World::new().await;
+    let path = world.path("gateway.toml");
+    fs::write(&path, configuration()).unwrap();
+    let socket = world.path("notify");
+    let systemd = UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut service = Service(
+        Command::new("sh")
+            .env_clear()
+            .env("NOTIFY_SOCKET", &socket)
+            // 25: the signal that would end it in place of an error
+            .args(["-c", "trap '' 25 && ulimit -Sf 1000 && exec \"$0\" \"$@\""])
+            .arg(env!("CARGO_BIN_EXE_zk-gateway"))
+            .arg("--config")
+            .arg(&path)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut bytes = [0; 1024];
+    let length = systemd.recv(&mut bytes).unwrap();
+    let ready = std::str::from_utf8(&bytes[..length]).unwrap();
+    let address = ready.trim_end().rsplit_once("listening on ").unwrap().1;
+
+    let mut device = world.device("pi-01").await;
+    let tls = Arc::new(device.tls.clone());
+    let mut conversation = connect(address.parse().unwrap(), tls).await.unwrap();
+    let mut delivered = 0;
+    let refused = loop {
+        let message = device.message([delivered + 1]);
+        match conversation.ask(&device.post(&message)).await.status {
+            200 => delivered += 1,
+            503 => break message,
+            other => panic!("{other}"),
+        }
+        assert!(delivered < 1000, "the disk is never full");
+    };
+    for _ in 0..3 {
+        let answer = conversation.ask(&device.post(&refused)).await;
+        assert_eq!(answer.status, 503);
+    }
+    assert_eq!(world.stored(&device).await.len() as u64, delivered);
+
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    prlimit(Some(service.pid()), Resource::Fsize, unlimited).unwrap();
+    let answer = conversation.ask(&device.post(&refused)).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(world.stored(&device).await.len() as u64, delivered + 1);
+
+    service.signal(Signal::TERM);
+    let output = service.end();
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert_eq!(told.matches(" ERROR ").count(), 1, "{told}");
+    for part in ["the store failed;", "the store is well again"] {
+        assert_eq!(told.matches(part).count(), 1, "{part:?} in {told}");
+    }
+}
+
+/// Systems give a program 1024 open files at first, fewer than it has
+/// connections.
+#[tokio::test]
+async fn it_takes_the_open_files_that_it_needs_or_says_so() {
+    let world = World::new().await;
+    let path = world.path("gateway.toml");
+    fs::write(&path, configuration()).unwrap();
+    let check = |limit: &str| {
+        let output = Command::new("sh")
+            .env_clear()
+            .args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")])
+            .arg(env!("CARGO_BIN_EXE_zk-gateway"))
+            .arg("--check")
+            .arg("--config")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", told(&output));
+        told(&output)
+    };
+    let told = check("-Sn 100");
+    assert!(!told.contains("files may be open"), "{told}");
+    let told = check("-n 100");
+    for part in ["too few files may be open", "allowed=100", "LimitNOFILE"] {
+        assert!(told.contains(part), "{part:?} is missing in {told}");
+    }
+}
+
 /// Ends with the test, whatever becomes of it.
 struct Service(Child);
 
 impl Service {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().try_into().unwrap()).unwrap()
+    }
+
     fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.0.id().try_into().unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 
     fn end(&mut self) -> Output {

@@ -315,6 +315,37 @@ async fn a_store_that_fails_is_no_delivery() {
     assert_eq!(world.stored(&device).await.len(), 1);
 }
 
+/// A device that is known from memory says nothing of the store's health.
+#[tokio::test]
+async fn an_outage_lasts_until_the_store_takes_a_message() {
+    let world = World::new().await;
+    let running = world.start().await;
+    let mut device = world.device("pi-01").await;
+    let mut conversation = running.connect(&device.tls).await;
+    let first = device.message([1]);
+    assert_eq!(conversation.ask(&device.post(&first)).await.status, 200);
+
+    world.store.delete_tables().await.unwrap();
+    let second = device.message([2]);
+    assert_eq!(conversation.ask(&device.post(&second)).await.status, 503);
+    let head = format!(
+        "POST /topics/Zymkey%2Fpi-01?qos=1 HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\
+         expect: 100-continue\r\n\r\n",
+        second.len()
+    );
+    // it was let in: its certificate is remembered
+    let line = conversation.ask(head.as_bytes()).await.line;
+    assert_eq!(line, "HTTP/1.1 100 Continue");
+    assert!(running.gateway.counters().store_failing);
+
+    Store::create(&uri(world.directory.path()), Options::default())
+        .await
+        .unwrap();
+    assert_eq!(conversation.ask(&second).await.status, 200);
+    assert!(!running.gateway.counters().store_failing);
+    assert_eq!(world.stored(&device).await.len(), 1);
+}
+
 #[tokio::test]
 async fn the_publisher_understands_the_gateway() {
     let world = World::new().await;

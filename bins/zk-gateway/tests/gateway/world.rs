@@ -417,7 +417,10 @@ pub(crate) async fn connect(
     address: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> io::Result<Conversation> {
-    let stream = TcpStream::connect(address).await?;
+    talk(TcpStream::connect(address).await?, tls).await
+}
+
+pub(crate) async fn talk(stream: TcpStream, tls: Arc<ClientConfig>) -> io::Result<Conversation> {
     let name = ServerName::try_from("localhost").unwrap();
     let stream = TlsConnector::from(tls).connect(name, stream).await?;
     Ok(Conversation {
