@@ -176,7 +176,16 @@ impl Engine {
         if !found.is_file() {
             return Err(fail(io::Error::other("not a regular file")));
         }
-        if found.mode() & 0o002 != 0 {
+        // Neither by writing to it nor by putting another one in its place, which
+        // in a directory with the sticky bit is for the owner alone.
+        let directory = path.parent().unwrap_or(path);
+        let around = std::fs::metadata(directory).map_err(fail)?.mode();
+        let writable = match (found.mode() & 0o002, around & 0o1002) {
+            (0o002, _) => Some(path),
+            (_, 0o002) => Some(directory),
+            _ => None,
+        };
+        if let Some(path) = writable {
             return Err(StoreError::Writable {
                 path: path.to_owned(),
             });

@@ -121,13 +121,14 @@ pub enum StoreError {
         rule: &'static str,
     },
 
-    /// Everybody may write the file: what it says of devices is worth nothing.
+    /// Everybody may write the file, or put another one in its place: what it
+    /// says of devices is worth nothing.
     #[error(
         "{}: every user of this machine can write to this store; run: chmod o-w {}",
         path.display(), path.display()
     )]
     Writable {
-        /// The file.
+        /// The file or its directory.
         path: PathBuf,
     },
 

@@ -65,6 +65,26 @@ async fn a_file_that_everybody_may_write_is_refused() {
     assert!(matches!(error, StoreError::Writable { .. }), "{error:?}");
 }
 
+/// Nor one that everybody may put another in place of.
+#[tokio::test]
+async fn a_directory_that_everybody_may_write_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("zk.db");
+    drop(create(&path).await);
+    let allow = |mode| {
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(0o777);
+    let error = open(&path).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Writable { path } if path == directory.path()),
+        "{error:?}"
+    );
+    // as in /tmp, everybody only their own
+    allow(0o1777);
+    open(&path).await.unwrap();
+}
+
 #[tokio::test]
 async fn opening_makes_nothing() {
     let directory = tempfile::tempdir().unwrap();
