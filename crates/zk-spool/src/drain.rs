@@ -407,12 +407,15 @@ impl Inner {
         } else {
             drain.ledger.commit(contents)
         };
-        let written = self.guard(written.at("write", format::STATE_FILE))?;
+        // Where only the copy could not be written, the contents hold all the
+        // same.
         let contents = drain.ledger.contents();
         let mut state = self.state();
         state.cursor = contents.cursor;
         state.losses = contents.open_losses().count();
-        state.written += written;
+        state.written += written.as_ref().unwrap_or(&0);
+        drop(state);
+        self.guard(written.at("write", format::STATE_FILE))?;
         Ok(())
     }
 

@@ -59,9 +59,9 @@ pub enum Error {
         dir: String,
     },
 
-    /// The directory holds a file by the name of the spool's marker that is
-    /// something else.
-    #[error("{file}: this is not a spool's marker file; give the spool a directory of its own")]
+    /// The directory holds a file by the name of the spool's marker, or of a
+    /// segment, that is something else.
+    #[error("{file}: no spool has made this file; give the spool a directory of its own")]
     NotASpool {
         /// The file in question.
         file: String,

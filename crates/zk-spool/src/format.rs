@@ -26,6 +26,9 @@ pub const MAX_RECORD: usize = 1 << 20;
 /// not gone on with, or they would run out.
 pub(crate) const ABSURD: u64 = 1 << 62;
 
+/// The number of a segment that can have no successor. No spool gets there.
+pub(crate) const LAST_SEGMENT: u64 = ABSURD - 1;
+
 /// Where the frames of a segment begin: behind two copies of the header.
 pub(crate) const FRAMES_AT: u64 = 1024;
 pub(crate) const HEADER_COPY: usize = 512;
@@ -220,7 +223,7 @@ impl FrameHeader {
         let plausible = body.contains(&(header.body as usize))
             && (header.count > 0) == (header.kind == Kind::Records)
             && header.first > header.synced
-            && header.first < u64::MAX - u64::from(header.count);
+            && header.first < ABSURD - u64::from(header.count);
         plausible.then_some(header)
     }
 
@@ -411,17 +414,22 @@ impl Sealed {
         body
     }
 
-    pub(crate) fn from_body(body: &[u8]) -> Option<Self> {
+    /// Reads the body of a sealed frame that stands at `offset`.
+    pub(crate) fn from_body(body: &[u8], offset: u64) -> Option<Self> {
         if body.len() != SEALED_BODY {
             return None;
         }
-        Some(Self {
+        let sealed = Self {
             stream: stream_at(body, 0),
             first: u64_at(body, 16),
             last: u64_at(body, 24),
             end: u64_at(body, 32),
             stream_end: end_from_byte(body[40]),
-        })
+        };
+        let sane = sealed.first > 0
+            && (sealed.first - 1..ABSURD).contains(&sealed.last)
+            && (FRAMES_AT..=offset).contains(&sealed.end);
+        sane.then_some(sealed)
     }
 
     /// Reads the last bytes of a segment file, which are a sealed frame if the
@@ -431,12 +439,9 @@ impl Sealed {
         if header.kind != Kind::Sealed || frame.len() != SEALED_FRAME {
             return None;
         }
-        let sealed = Self::from_body(&frame[FRAME_HEADER..])?;
-        let sound = header.intact(Seed::new(number, sealed.stream), offset, frame)
-            && sealed.first > 0
-            && (sealed.first - 1..ABSURD).contains(&sealed.last)
-            && (FRAMES_AT..=offset).contains(&sealed.end);
-        sound.then_some(sealed)
+        let sealed = Self::from_body(&frame[FRAME_HEADER..], offset)?;
+        let seed = Seed::new(number, sealed.stream);
+        header.intact(seed, offset, frame).then_some(sealed)
     }
 }
 

@@ -229,6 +229,9 @@ impl Contents {
         if count > MAX_ENTRIES || used > slot.len() || u32_at(slot, 12) != slot_crc(&slot[..used]) {
             return Checked::Bad;
         }
+        if let Checked::Newer(version) = format::checked_version(slot, ()) {
+            return Checked::Newer(version);
+        }
         let mut entries = Vec::with_capacity(count);
         for bytes in slot[FIXED..used].chunks(ENTRY) {
             let Some(reason) = reason_from_byte(bytes[8]) else {
@@ -274,14 +277,10 @@ impl Contents {
             next_loss,
             entries,
         } = self;
-        let numbers = [
-            cursor.segment,
-            cursor.sequence,
-            synced.0,
-            synced.1,
-            *next_loss,
-        ];
+        let numbers = [cursor.sequence, synced.1, *next_loss];
+        let segments = [cursor.segment, synced.0];
         numbers.iter().all(|number| *number < format::ABSURD)
+            && segments.iter().all(|number| *number < format::LAST_SEGMENT)
             && entries.iter().all(|Entry { loss, .. }| {
                 loss.id < format::ABSURD && loss.first <= loss.last && loss.last < u64::MAX
             })
@@ -307,11 +306,24 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// The version of the state file, if that is newer than what is known here.
+    pub(crate) fn newer_version(storage: &dyn Storage) -> io::Result<Option<u32>> {
+        let file = match storage.open(format::STATE_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let slots = read_slots(&*file, file.size()?);
+        Ok(slots
+            .chunks(SLOT)
+            .find_map(|slot| match Contents::from_slot(slot) {
+                Checked::Newer(version) => Some(version),
+                Checked::Good(_) | Checked::Bad => None,
+            }))
+    }
+
     /// Opens the state file, makes it if it is missing and mends its length.
     /// Slots that can't be read count as empty.
-    ///
-    /// `Ok(Err(version))`: it is of a newer format.
-    pub(crate) fn open(storage: &dyn Storage) -> io::Result<Result<Self, u32>> {
+    pub(crate) fn open(storage: &dyn Storage) -> io::Result<Self> {
         let file = match storage.open(format::STATE_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 storage.create(format::STATE_FILE)?
@@ -319,23 +331,16 @@ impl Ledger {
             file => file?,
         };
         let present = file.size()?;
-        let mut slots = vec![0; 2 * SLOT];
-        // A sector that can't be read is as good as one that is damaged.
-        let readable = slots.len().min(present as usize);
-        crate::walk::read_salvaging(&*file, &mut slots[..readable], 0);
+        let slots = read_slots(&*file, present);
 
         let mut best: Option<(u64, Contents)> = None;
         let mut good = 0;
         for slot in slots.chunks(SLOT) {
-            match Contents::from_slot(slot) {
-                Checked::Good((generation, contents)) => {
-                    good += 1;
-                    if best.as_ref().is_none_or(|(newest, _)| *newest < generation) {
-                        best = Some((generation, contents));
-                    }
+            if let Checked::Good((generation, contents)) = Contents::from_slot(slot) {
+                good += 1;
+                if best.as_ref().is_none_or(|(newest, _)| *newest < generation) {
+                    best = Some((generation, contents));
                 }
-                Checked::Newer(version) => return Ok(Err(version)),
-                Checked::Bad => {}
             }
         }
         let (generation, contents) = best.unwrap_or_default();
@@ -348,10 +353,12 @@ impl Ledger {
             forgotten: good == 0,
             settled: false,
         };
-        if present != slots.len() as u64 || generation == 0 {
+        // With one good slot, the next damage would make losses forgotten; and
+        // whoever made the file may have been killed before it was synced.
+        if present != slots.len() as u64 || good < 2 {
             // Room for both slots, taken now so that none is needed later.
             if present < slots.len() as u64 {
-                let missing = vec![0; slots.len() - readable];
+                let missing = vec![0; slots.len() - present as usize];
                 ledger.file.write_at(&missing, present)?;
             } else {
                 ledger.file.set_len(slots.len() as u64)?;
@@ -360,7 +367,7 @@ impl Ledger {
             ledger.commit_both(contents)?;
             sync_dir(storage, "")?;
         }
-        Ok(Ok(ledger))
+        Ok(ledger)
     }
 
     pub(crate) fn contents(&self) -> &Contents {
@@ -403,6 +410,17 @@ impl Default for Cursor {
             offset: 0,
         }
     }
+}
+
+/// Both slots. A sector that can't be read, or is not there, is as good as one
+/// that is damaged.
+fn read_slots(file: &dyn StorageFile, present: u64) -> Vec<u8> {
+    let mut slots = vec![0; 2 * SLOT];
+    let readable = slots
+        .len()
+        .min(usize::try_from(present).unwrap_or(usize::MAX));
+    crate::walk::read_salvaging(file, &mut slots[..readable], 0);
+    slots
 }
 
 fn slot_crc(used: &[u8]) -> u32 {

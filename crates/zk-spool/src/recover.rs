@@ -35,8 +35,9 @@ pub(crate) struct Recovered {
 /// What the first append has to do before it may give out a sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Start {
-    /// Write an `opened` frame at the end of the newest segment.
-    Resume,
+    /// Write an `opened` frame at the end of the newest segment, behind a
+    /// `closed` one if the last session ended in good order.
+    Resume { closed: bool },
     /// Seal the newest segment, if it is not, and create one.
     Create { seal: Option<Sealed> },
 }
@@ -51,6 +52,14 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
         let known = before.filter(|_| !newest);
         ends.push(Ends::read(storage, *number, *disk, known)?);
     }
+    let newer = Ledger::newer_version(storage).at("read", format::STATE_FILE)?;
+    if let Some(found) = newer {
+        return Err(Error::UnsupportedFormat {
+            file: format::STATE_FILE.to_owned(),
+            found,
+            supported: format::VERSION,
+        });
+    }
     // Nothing was changed so far; now it is known to be ours.
     if !marked {
         write_marker(storage).at("write", format::MARKER_FILE)?;
@@ -61,19 +70,14 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
     // Names that were found may not be durable yet: whoever made them may have
     // been killed, or told of an error, before they were.
     sync_dir(storage, "").at("sync", &storage.name())?;
-    let ledger = Ledger::open(storage)
-        .at("open", format::STATE_FILE)?
-        .map_err(|found| Error::UnsupportedFormat {
-            file: format::STATE_FILE.to_owned(),
-            found,
-            supported: format::VERSION,
-        })?;
+    let ledger = Ledger::open(storage).at("open", format::STATE_FILE)?;
 
     let mut recovery = Recovery {
         storage,
         ends,
         segments: VecDeque::new(),
         contents: ledger.contents().clone(),
+        forgotten: ledger.forgotten,
         lost: Vec::new(),
         doubt: Vec::new(),
         damaged: Vec::new(),
@@ -98,6 +102,8 @@ struct Recovery<'a> {
     /// Those resolved so far.
     segments: VecDeque<Segment>,
     contents: Contents,
+    /// Whether `contents` say nothing because nothing could be read.
+    forgotten: bool,
     /// Ranges that were durable and are not there.
     lost: Vec<(StreamId, u64, u64)>,
     /// Places from which on it is not known what was there.
@@ -223,7 +229,9 @@ impl Recovery<'_> {
             predecessor,
             end,
             start: match end {
-                None => Start::Resume,
+                None => Start::Resume {
+                    closed: found.closed,
+                },
                 Some(_) => Start::Create { seal: Some(seal) },
             },
         };
@@ -277,10 +285,16 @@ impl Recovery<'_> {
                 Step::Gap(gap) => gap.next?,
                 Step::End => return None,
             };
-            let first = before
-                .filter(|segment| segment.stream == stream)
-                .map_or(found, |segment| segment.last + 1);
-            Some((stream, first))
+            // What comes before the first frame that can be read is lost with
+            // the header, unless it is in an earlier segment, or done.
+            let cursor = &self.contents.cursor;
+            let first = match before {
+                Some(segment) if segment.stream == stream => segment.last + 1,
+                _ if cursor.stream == stream && cursor.segment <= number => cursor.sequence + 1,
+                _ if self.forgotten => found,
+                _ => 1,
+            };
+            Some((stream, first.min(found)))
         })
     }
 
@@ -328,7 +342,7 @@ impl Recovery<'_> {
     /// Ends a stream that would otherwise have gone on.
     fn end_stream(&self, tail: &mut Tail) {
         tail.end = Some(End::Damaged);
-        if let Start::Resume = tail.start
+        if let Start::Resume { .. } = tail.start
             && let Some(segment) = self.segments.back()
         {
             tail.start = Start::Create {
@@ -475,6 +489,9 @@ fn list(storage: &dyn Storage) -> Result<(Vec<(u64, u64)>, Vec<String>), Error> 
     let mut unfinished = Vec::new();
     for (file, len) in storage.list("").at("list", &storage.name())? {
         if let Some(number) = format::segment_number(&file) {
+            if number >= format::LAST_SEGMENT {
+                return Err(Error::NotASpool { file });
+            }
             segments.push((number, len));
         } else if format::is_unfinished(&file) {
             unfinished.push(file);

@@ -245,7 +245,7 @@ pub(crate) fn scan(file: &dyn StorageFile, seed: Seed, disk: u64, first: u64, sy
                     }
                     format::Kind::Closed => found.closed = true,
                     format::Kind::Sealed => {
-                        found.sealed = Sealed::from_body(walk.bytes(&frame));
+                        found.sealed = Sealed::from_body(walk.bytes(&frame), frame.offset);
                         if found.sealed.is_some() {
                             return found;
                         }

@@ -403,18 +403,7 @@ impl Inner {
 
     /// Whether the spool may go on.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        match self.state().failed.clone() {
-            None => Ok(()),
-            Some(Failure {
-                action,
-                file,
-                source,
-            }) => Err(Error::Poisoned {
-                action,
-                file,
-                source,
-            }),
-        }
+        self.state().check()
     }
 
     /// Lets a result pass, and poisons the spool if it is an I/O error.
@@ -493,8 +482,10 @@ impl Inner {
     fn wait(&self, timeout: Duration) -> Result<bool, Error> {
         let deadline = Instant::now().checked_add(timeout);
         loop {
-            self.check()?;
+            // Under the lock that the wait gives up, or a failure between the two
+            // would wake nobody.
             let state = self.state();
+            state.check()?;
             if state.has_waiting() {
                 return Ok(true);
             }
@@ -515,6 +506,22 @@ impl Inner {
 }
 
 impl State {
+    /// Whether the spool may go on.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self.failed.clone() {
+            None => Ok(()),
+            Some(Failure {
+                action,
+                file,
+                source,
+            }) => Err(Error::Poisoned {
+                action,
+                file,
+                source,
+            }),
+        }
+    }
+
     /// The oldest segment that may hold something to read, and where.
     pub(crate) fn segment_from(&self, number: u64) -> Option<Segment> {
         let at = self

@@ -107,6 +107,8 @@ impl Inner {
         if records.is_empty() {
             return Ok(());
         }
+        // The closure may have taken long.
+        self.check()?;
         self.write_group(writer, records, receipt)
             .map_err(|error| self.refuse(writer, error, records.len()))
     }
@@ -145,7 +147,7 @@ impl Inner {
             None => {
                 self.create_segment(writer)?;
             }
-            Some(Start::Resume) => self.resume(writer)?,
+            Some(Start::Resume { closed }) => self.resume(writer, closed)?,
             Some(Start::Create { seal }) => {
                 if let Some(sealed) = seal {
                     self.seal_found(sealed)?;
@@ -158,8 +160,9 @@ impl Inner {
         self.remove_drained(&mut lock(&self.drain))
     }
 
-    /// Goes on in the newest segment, after a session that ended in good order.
-    fn resume(&self, writer: &mut Writer) -> Result<(), Error> {
+    /// Goes on in the newest segment, after a session that ended in good order,
+    /// or had made each append durable.
+    fn resume(&self, writer: &mut Writer, closed: bool) -> Result<(), Error> {
         let Some(segment) = self.state().segments.back().copied() else {
             return Ok(());
         };
@@ -172,15 +175,25 @@ impl Inner {
             first: segment.first,
             end: segment.end,
         };
-        let synced = writer.next_sequence - 1;
+        let next = writer.next_sequence;
+        if closed {
+            // That frame may be of a sync that failed: then it is in memory only,
+            // and would leave a hole. It is written again, as it is.
+            let mut mark = Vec::new();
+            let at = active.end - FRAME_HEADER as u64;
+            push_frame(
+                &mut mark,
+                active.seed,
+                at,
+                Kind::Closed,
+                next,
+                next - 1,
+                &[],
+            );
+            self.guard(active.file.write_at(&mark, at).at("append to", &name))?;
+        }
         let body = opened_body(self.limits.window.is_some());
-        self.push_mark(
-            &mut active,
-            Kind::Opened,
-            writer.next_sequence,
-            synced,
-            &body,
-        )?;
+        self.push_mark(&mut active, Kind::Opened, next, next - 1, &body)?;
         self.guard(sync(&*active.file).at("sync", &name))?;
 
         let mut state = self.state();
@@ -346,7 +359,8 @@ impl Inner {
             state.unsynced_since = Some(Instant::now());
             self.changed.notify_all();
         }
-        Ok(())
+        // Nothing syncs any more once a sync has failed.
+        state.check()
     }
 
     /// Sees to it that so many bytes more stay below the cap.

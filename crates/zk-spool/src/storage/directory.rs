@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use rustix::fs::OFlags;
+
 use super::{Lock, Storage, StorageFile};
 
 /// A directory of the real file system.
@@ -26,8 +28,21 @@ impl Directory {
             .ancestors()
             .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
             .collect();
+        // Whoever made the last one that is there may have been killed before its
+        // name was durable. A parent that is not ours, or whose file system is not
+        // written to, is not where that happened.
+        let made_last = path.ancestors().nth(missing.len());
+        if let Some(directory) = made_last.filter(|path| !path.as_os_str().is_empty()) {
+            match sync_name(directory) {
+                Err(error) if is_not_ours(&error) => {}
+                result => result?,
+            }
+        }
         for directory in missing.into_iter().rev() {
-            make_directory(directory)?;
+            match make_directory(directory) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result?,
+            }
         }
         if !path.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
@@ -37,7 +52,12 @@ impl Directory {
 
     fn options() -> OpenOptions {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
+        // A link in a spool is not the spool's, and leads to files that are not.
+        options
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32);
         options
     }
 }
@@ -138,6 +158,20 @@ impl StorageFile for File {
 /// Makes one directory and its name durable.
 fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)?;
+    sync_name(path)
+}
+
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+/// Makes the name of a directory durable.
+fn sync_name(path: &Path) -> io::Result<()> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -569,13 +569,13 @@ fn a_newer_format_is_refused_and_left_alone() {
         let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[rest]);
         bytes[12..16].copy_from_slice(&crc.to_be_bytes());
     };
-    for name in ["zk-spool", "00000000000000000001.seg"] {
+    for name in ["zk-spool", "00000000000000000001.seg", "state"] {
         let path = directory.path().join(name);
         let mut bytes = std::fs::read(&path).unwrap();
-        if name == "zk-spool" {
-            newer(&mut bytes, 0..0);
-        } else {
-            newer(&mut bytes[..512], 16..512);
+        match name {
+            "zk-spool" => newer(&mut bytes, 0..0),
+            "state" => newer(&mut bytes[16 << 10..], 16..96),
+            _ => newer(&mut bytes[..512], 16..512),
         }
         std::fs::write(&path, bytes).unwrap();
         std::fs::write(directory.path().join("00000000000000000002.tmp"), "x").unwrap();
@@ -624,4 +624,23 @@ fn errors_say_what_to_do() {
     let _kept = Spool::open(directory.path().join("a"), small()).unwrap();
     let error = Spool::open(directory.path().join("a"), small()).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
+}
+
+/// Whoever hands over a spool can't make it write elsewhere.
+#[test]
+fn links_are_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let victim = directory.path().join("victim");
+    for name in ["zk-spool", "state", "00000000000000000001.tmp"] {
+        std::fs::write(&victim, "precious").unwrap();
+        let spool = directory.path().join(format!("spool-{name}"));
+        std::fs::create_dir(&spool).unwrap();
+        std::os::unix::fs::symlink(&victim, spool.join(name)).unwrap();
+        let result = Spool::open(&spool, small()).and_then(|spool| append(&spool, 10));
+        assert!(
+            matches!(result, Err(Error::Io { .. })),
+            "{name}: {result:?}"
+        );
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious", "{name}");
+    }
 }

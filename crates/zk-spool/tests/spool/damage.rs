@@ -547,3 +547,71 @@ fn a_bad_sector_in_a_running_spool_is_passed() {
     directory.cut_at(directory.operations() + 1);
     assert!(matches!(append(&spool, 50), Err(Error::Io { .. })));
 }
+
+/// Where a segment begins is not known when its start is gone. What it held
+/// there is named all the same.
+#[test]
+fn the_lost_start_of_a_segment_is_named() {
+    for drained in 1..8 {
+        let storage = FaultStorage::new();
+        let options = Options {
+            segment_size: Some(16 << 10),
+            ..small()
+        };
+        let spool = open(&storage, &options).unwrap();
+        for _ in 0..20 {
+            append(&spool, 500).unwrap();
+        }
+        let records = peek_all(&spool).unwrap();
+        spool.ack(records[drained - 1].position()).unwrap();
+        spool.close().unwrap();
+        let name = "00000000000000000001.seg";
+        let mut bytes = storage.files()[name].clone();
+        bytes[..4096].fill(0);
+        storage.put(name, bytes);
+
+        let spool = open(&storage, &options).unwrap();
+        let there: Vec<u64> = drain(&spool)
+            .iter()
+            .map(zk_spool::Record::sequence)
+            .collect();
+        let losses = spool.losses().unwrap();
+        for sequence in drained as u64 + 1..=20 {
+            let key = (records[0].stream(), sequence);
+            let named = losses.iter().filter(|loss| names(loss, key)).count();
+            let there = there.iter().filter(|there| **there == sequence).count();
+            assert_eq!(named + there, 1, "{sequence} of {drained}: {losses:?}");
+        }
+        assert!(there.contains(&20));
+    }
+}
+
+/// The same where nothing of its stream was drained yet.
+#[test]
+fn the_lost_start_of_a_stream_is_named() {
+    let storage = FaultStorage::new();
+    let options = Options {
+        segment_size: Some(8 << 10),
+        ..small()
+    };
+    let spool = open(&storage, &options).unwrap();
+    let stream = spool.stream();
+    for _ in 0..30 {
+        append(&spool, 500).unwrap();
+    }
+    spool.close().unwrap();
+    let name = "00000000000000000001.seg";
+    let mut bytes = storage.files()[name].clone();
+    let end = bytes.len();
+    bytes[..4096].fill(0);
+    bytes[end - 40..].fill(0);
+    storage.put(name, bytes);
+    let spool = open(&storage, &options).unwrap();
+    let there = drain(&spool);
+    let losses = spool.losses().unwrap();
+    let first = there[0].sequence();
+    assert!(first > 1);
+    assert_eq!(losses.len(), 1);
+    assert_eq!((losses[0].first, losses[0].last), (1, first - 1));
+    assert_eq!(losses[0].stream, stream);
+}

@@ -1,7 +1,7 @@
 //! A reader and a writer made from `docs/spool-format.md` alone, with nothing
 //! of the crate: what it writes they read, and what they write it reads.
 
-use zk_spool::{Reason, Spool, StreamId, storage::FaultStorage};
+use zk_spool::{Error, Reason, Spool, StreamId, storage::FaultStorage};
 
 use crate::common::{append, append_batch, drain, open, peek_all, small};
 
@@ -405,4 +405,94 @@ fn absurd_numbers_do_no_harm() {
     let storage = empty();
     storage.put(&format!("{}.seg", u64::MAX), vec![0; 2000]);
     use_it(&storage);
+}
+
+/// A sealed frame that is not at the end of its file is held to the same rules.
+#[test]
+fn an_absurd_sealed_frame_in_the_middle_does_no_harm() {
+    let absurd = [u64::MAX, u64::MAX - 1, 1 << 62];
+    let bodies = absurd.into_iter().flat_map(|a| {
+        [
+            (0, 2, 1100),
+            (0, a, 1100),
+            (1, a, 1100),
+            (a, a, 1100),
+            (9, 2, 1100),
+            (1, 2, a),
+        ]
+    });
+    for (first, last, end) in bodies {
+        let storage = empty();
+        let mut log = Writer::new(1, [1; 16], 1, None);
+        log.frame(2, 0, 1, 0, &[0; 8]);
+        log.records(1, &[b"one", b"two"]);
+        log.seal(first, last, end, 0);
+        log.file.extend([7; 100]);
+        log.put(&storage);
+        let spool = open(&storage, &small()).unwrap();
+        spool.verify().unwrap();
+        assert_eq!(drain(&spool).len(), 2);
+        append(&spool, 10).unwrap();
+        spool.close().unwrap();
+        let spool = open(&storage, &small()).unwrap();
+        assert_eq!(drain(&spool).len(), 1);
+    }
+}
+
+/// Frames whose numbers nobody can have given out are damage like any other.
+#[test]
+fn a_frame_with_absurd_numbers_is_none() {
+    let storage = empty();
+    let mut log = Writer::new(1, [1; 16], 1, None);
+    log.frame(2, 0, 1, 0, &[0; 8]);
+    log.records(1, &[b"one", b"two"]);
+    log.frame(1, 1, 1 << 62, (1 << 62) - 1, b"\0\0\0\x01a");
+    log.put(&storage);
+    let spool = open(&storage, &small()).unwrap();
+    opened(&[(1, b"one"), (2, b"two")], &spool, [1; 16]);
+    assert_eq!(spool.predecessor().unwrap().last_sequence, 2);
+}
+
+/// A segment that could not have a successor is not one of a spool. What is
+/// appended is never put where the next opening does not look.
+#[test]
+fn segment_numbers_at_their_end() {
+    for last in [(1 << 62) - 1, (1 << 62) - 2, (1_u64 << 62) - 3] {
+        let storage = empty();
+        storage.put(&format!("{last:020}.seg"), vec![0; 2000]);
+        let before = storage.files();
+        match open(&storage, &small()) {
+            Err(Error::NotASpool { .. }) => assert_eq!(storage.files(), before),
+            Err(error) => panic!("{error}"),
+            Ok(spool) => {
+                append(&spool, 10).unwrap();
+                drop(spool);
+                match open(&storage, &small()) {
+                    Ok(spool) => assert_eq!(drain(&spool).len(), 1, "{last}"),
+                    Err(error) => assert!(matches!(error, Error::NotASpool { .. })),
+                }
+            }
+        }
+    }
+    // The state file can say so, too.
+    for last in [(1 << 62) - 1, (1 << 62) - 2, (1_u64 << 62) - 3] {
+        for at in [24, 64] {
+            let storage = empty();
+            let mut state = storage.files()["state"].clone();
+            for slot in state.chunks_mut(16 << 10) {
+                slot[at..at + 8].copy_from_slice(&last.to_be_bytes());
+                slot[48..56].copy_from_slice(&1_u64.to_be_bytes());
+                let crc = crc32c(&[&slot[..12], &slot[16..96]]);
+                slot[12..16].copy_from_slice(&crc.to_be_bytes());
+            }
+            storage.put("state", state);
+            let spool = open(&storage, &small()).unwrap();
+            append(&spool, 10).unwrap();
+            drop(spool);
+            match open(&storage, &small()) {
+                Ok(spool) => assert_eq!(drain(&spool).len(), 1, "{last}"),
+                Err(error) => assert!(matches!(error, Error::NotASpool { .. })),
+            }
+        }
+    }
 }

@@ -1,6 +1,17 @@
 //! Caps, full disks and what is said about them.
 
-use zk_spool::{Error, Full, Loss, Options, Reason, Spool, storage::FaultStorage};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use zk_spool::{
+    Error, Full, Loss, Options, Reason, Spool,
+    storage::{FaultStorage, Lock, Storage, StorageFile},
+};
 
 use crate::common::{
     append, append_batch, append_receipt, drain, key, names, open, peek_all, small,
@@ -295,4 +306,110 @@ fn more_losses_than_the_table_holds_are_still_counted() {
     assert_eq!(several[0].records, 75);
     spool.confirm(losses.last().unwrap().id).unwrap();
     assert!(spool.losses().unwrap().is_empty());
+}
+
+/// A file system on which overwriting needs room, as copy-on-write ones have
+/// it: a write to the state file of the given number finds the disk full.
+#[derive(Debug, Clone)]
+struct CopyOnWrite {
+    storage: FaultStorage,
+    writes: Arc<AtomicU64>,
+    full_at: Arc<AtomicU64>,
+}
+
+impl Storage for CopyOnWrite {
+    fn name(&self) -> String {
+        self.storage.name()
+    }
+    fn lock(&self, file: &str) -> io::Result<Option<Lock>> {
+        self.storage.lock(file)
+    }
+    fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
+        self.storage.list(subdirectory)
+    }
+    fn open(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let opened = self.storage.open(file)?;
+        Ok(match file {
+            "state" => Arc::new(StateFile(opened, self.clone())),
+            _ => opened,
+        })
+    }
+    fn create(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.storage.create(file)
+    }
+    fn create_dir(&self, subdirectory: &str) -> io::Result<()> {
+        self.storage.create_dir(subdirectory)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.storage.rename(from, to)
+    }
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.storage.link(from, to)
+    }
+    fn remove(&self, file: &str) -> io::Result<()> {
+        self.storage.remove(file)
+    }
+    fn sync_dir(&self, subdirectory: &str) -> io::Result<()> {
+        self.storage.sync_dir(subdirectory)
+    }
+}
+
+#[derive(Debug)]
+struct StateFile(Arc<dyn StorageFile>, CopyOnWrite);
+
+impl StorageFile for StateFile {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let number = self.1.writes.fetch_add(1, Ordering::Relaxed) + 1;
+        if number == self.1.full_at.load(Ordering::Relaxed) {
+            self.0.write_at(&bytes[..bytes.len() / 2], offset)?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.write_at(bytes, offset)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+#[test]
+fn a_state_file_that_finds_the_disk_full_loses_nothing() {
+    // The first write of the new state, and its copy.
+    for nth in 1..=2 {
+        let storage = FaultStorage::new();
+        drop(open(&storage, &small()).unwrap());
+        let cow = CopyOnWrite {
+            storage: storage.clone(),
+            writes: Arc::default(),
+            full_at: Arc::default(),
+        };
+        let spool = Spool::open_on(Arc::new(cow.clone()), small()).unwrap();
+        for _ in 0..3 {
+            append(&spool, 100).unwrap();
+        }
+        let first = spool.peek(1, 0).unwrap().remove(0);
+        let next = cow.writes.load(Ordering::Relaxed) + nth;
+        cow.full_at.store(next, Ordering::Relaxed);
+        let refused = spool.reject(first.position());
+        assert!(matches!(refused, Err(Error::DiskFull { .. })));
+        // What it then says of itself agrees with what it then does.
+        let oldest = spool.stats().unwrap().oldest.unwrap();
+        let read = spool.peek(1, 0).unwrap().remove(0);
+        assert_eq!(key(&read), oldest, "{nth}");
+        assert_eq!(oldest.1, nth);
+        let damaged = |name: &String| name.starts_with("damaged/");
+        assert!(!storage.files().keys().any(damaged), "{nth}");
+        let losses = spool.losses().unwrap();
+        assert_eq!(losses.len() as u64, nth - 1);
+        assert!(losses.iter().all(|loss| loss.reason == Reason::Refused));
+        assert_eq!(drain(&spool).len() as u64, 4 - nth);
+    }
 }

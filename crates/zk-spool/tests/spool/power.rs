@@ -8,7 +8,7 @@ use std::{
 };
 
 use zk_spool::{
-    End, Error, Full, Loss, Options, Reason, Record, Spool, StreamId, SyncPolicy,
+    AppendError, End, Error, Full, Loss, Options, Reason, Record, Spool, StreamId, SyncPolicy,
     storage::{Cut, FaultStorage},
 };
 
@@ -573,4 +573,73 @@ fn an_error_poisons() {
 
     let spool = open(&storage, &small()).unwrap();
     assert_eq!(peek_all(&spool).unwrap()[0].sequence(), 1);
+}
+
+/// An append that was under way when another call failed does not pass either:
+/// nothing would make its record durable.
+#[test]
+fn an_error_reaches_the_append_that_was_under_way() {
+    for sync in [SyncPolicy::Each, HOURS] {
+        let storage = FaultStorage::new();
+        let options = Options { sync, ..small() };
+        let spool = open(&storage, &options).unwrap();
+        append(&spool, 100).unwrap();
+        let first = peek_all(&spool).unwrap();
+        let mut operations = 0;
+        let appended = spool.append_with(|_| {
+            storage.fail_at(storage.operations() + 1);
+            match sync {
+                SyncPolicy::Each => spool.ack(first[0].position()).unwrap_err(),
+                SyncPolicy::Every(_) => spool.sync().unwrap_err(),
+            };
+            operations = storage.operations();
+            Ok::<_, Error>(vec![1])
+        });
+        assert!(
+            matches!(appended, Err(AppendError::Spool(Error::Poisoned { .. }))),
+            "{appended:?}"
+        );
+        assert_eq!(storage.operations(), operations, "nothing was written");
+    }
+}
+
+/// A spool whose first opening was killed half-way knows of no losses, and says
+/// so whatever happens next.
+#[test]
+fn a_first_opening_that_was_killed_forgets_nothing() {
+    let storage = FaultStorage::new();
+    drop(open(&storage, &small()).unwrap());
+    for operation in 1..=storage.operations() {
+        let storage = FaultStorage::new();
+        storage.cut_at(operation);
+        let _ = open(&storage, &small());
+        storage.restart();
+        let spool = open(&storage, &small()).unwrap();
+        append(&spool, 100).unwrap();
+        for cut in cuts(operation) {
+            let spool = open(&storage.after_cut(cut), &small()).unwrap();
+            assert_eq!(spool.losses().unwrap(), [], "{operation}, {cut:?}");
+            assert_eq!(peek_all(&spool).unwrap().len(), 1);
+        }
+    }
+}
+
+/// Nor is it believed where the state file already knew of all records.
+#[test]
+fn a_failed_close_behind_an_acknowledgement_is_not_believed() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    let stream = spool.stream();
+    append_batch(&spool, &[100; 2]).unwrap();
+    let first = spool.peek(1, 0).unwrap();
+    spool.ack(first[0].position()).unwrap();
+    // The sync of the mark.
+    storage.fail_at(storage.operations() + 2);
+    assert!(matches!(spool.close(), Err(Error::Io { .. })));
+    let spool = open(&storage, &small()).unwrap();
+    append(&spool, 100).unwrap();
+    let spool = open(&storage.after_cut(Cut::Synced), &small()).unwrap();
+    assert_eq!(spool.stream(), stream);
+    assert!(spool.verify().unwrap().damage.is_empty());
+    assert_eq!(peek_all(&spool).unwrap().len(), 2);
 }
