@@ -20,7 +20,18 @@ pub(crate) struct Walk<'a> {
     expected: u64,
     /// The last one that should be there; 0 if that is not known.
     last: u64,
+    /// How many bytes may still be checked in vain while looking for a frame.
+    patience: u64,
     window: Window,
+}
+
+/// What stands at a place.
+enum Found {
+    /// A frame, and it is whole.
+    Whole(FrameHeader),
+    /// The header of a frame of this length, which is not whole.
+    Broken(u64),
+    Nothing,
 }
 
 #[derive(Debug)]
@@ -76,6 +87,7 @@ impl<'a> Walk<'a> {
             end: place.end,
             expected,
             last,
+            patience: PATIENCE.saturating_mul(place.end.saturating_sub(place.start)),
             window: Window {
                 start: 0,
                 bytes: Vec::new(),
@@ -101,7 +113,7 @@ impl<'a> Walk<'a> {
         if complete || (from >= self.end && self.expected > self.last) {
             return Step::End;
         }
-        if let Some(header) = self.frame_at(from)
+        if let Found::Whole(header) = self.frame_at(from)
             && header.first <= self.expected
         {
             return Step::Frame(self.pass(header, from));
@@ -109,15 +121,25 @@ impl<'a> Walk<'a> {
         // Not the frame that is due: look for the next one that can follow.
         let mut at = from;
         let next = loop {
-            match self.next_mark(at) {
-                None => break None,
-                Some(mark) => match self.frame_at(mark) {
-                    Some(header) if header.next().max(header.first + 1) > self.expected => {
-                        break Some((mark, header));
-                    }
-                    _ => at = mark + 1,
-                },
-            }
+            let Some(mark) = self.next_mark(at) else {
+                break None;
+            };
+            let len = match self.frame_at(mark) {
+                Found::Whole(header) if header.next().max(header.first + 1) > self.expected => {
+                    break Some((mark, header));
+                }
+                Found::Whole(header) => header.len() as u64,
+                Found::Broken(len) => len,
+                Found::Nothing => 1,
+            };
+            // A frame may begin inside what only looked like one. But a file made
+            // of nothing else must not take forever.
+            at = if self.patience >= len {
+                self.patience -= len;
+                mark + 1
+            } else {
+                mark + len
+            };
         };
         let expected = self.expected;
         let next = next.map(|(mark, header)| (mark, header.first.max(expected)));
@@ -147,19 +169,24 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The frame at a place, if there is one and it is whole.
-    fn frame_at(&mut self, offset: u64) -> Option<FrameHeader> {
+    fn frame_at(&mut self, offset: u64) -> Found {
         let room = self.end.saturating_sub(offset);
         if room < FRAME_HEADER as u64 {
-            return None;
+            return Found::Nothing;
         }
-        let header =
-            FrameHeader::parse(self.window.load(self.file, offset, FRAME_HEADER, self.end))?;
+        let header = self.window.load(self.file, offset, FRAME_HEADER, self.end);
+        let Some(header) = FrameHeader::parse(header) else {
+            return Found::Nothing;
+        };
         if header.len() as u64 > room {
-            return None;
+            return Found::Nothing;
         }
         let frame = self.window.load(self.file, offset, header.len(), self.end);
-        header.intact(self.seed, offset, frame).then_some(header)
+        if header.intact(self.seed, offset, frame) {
+            Found::Whole(header)
+        } else {
+            Found::Broken(header.len() as u64)
+        }
     }
 
     /// The first place from `offset` on where a frame's mark stands.
@@ -236,3 +263,5 @@ pub(crate) fn read_salvaging(file: &dyn StorageFile, buffer: &mut [u8], offset: 
 /// How much is read at a time.
 pub(crate) const CHUNK: usize = 128 << 10;
 const SECTOR: u64 = 512;
+/// How often a file may be checked in vain, all in all.
+const PATIENCE: u64 = 16;

@@ -77,6 +77,11 @@ impl FaultStorage {
         self.disk().used()
     }
 
+    /// How many bytes were read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.disk().read
+    }
+
     /// Lets reading any of these bytes fail with an I/O error.
     pub fn set_unreadable(&self, file: &str, bytes: Range<u64>) {
         let mut disk = self.disk();
@@ -302,8 +307,9 @@ impl StorageFile for FaultFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let disk = self.storage.disk();
+        let mut disk = self.storage.disk();
         disk.powered()?;
+        disk.read += buffer.len() as u64;
         let inode = &disk.inodes[self.inode];
         let end = offset + buffer.len() as u64;
         let bad = |bytes: &Range<u64>| bytes.start < end && offset < bytes.end;
@@ -380,6 +386,7 @@ struct Disk {
     durable_names: BTreeMap<String, usize>,
     pending_names: Vec<Rename>,
     operations: u64,
+    read: u64,
     cut_at: Option<u64>,
     fail_at: Option<u64>,
     capacity: Option<u64>,

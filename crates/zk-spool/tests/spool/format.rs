@@ -496,3 +496,36 @@ fn segment_numbers_at_their_end() {
         }
     }
 }
+
+/// Marks with nothing behind them, each claiming a megabyte: looking for the way
+/// behind them takes a time that the file's length bounds. What stands behind
+/// them is found.
+#[test]
+fn a_file_full_of_marks_is_read_a_few_times_only() {
+    const LEN: u64 = 4 << 20;
+    let storage = empty();
+    let mut log = Writer::new(1, [1; 16], 1, None);
+    log.frame(2, 0, 1, 0, &[0; 8]);
+    log.records(1, &[b"one", b"two"]);
+    let end = log.file.len() as u64 + LEN;
+    let mut left = LEN;
+    while left >= 32 {
+        let mut header = vec![0xF5, 0x5A, 0x4B, 0x1E, 0, 0, 0, 0];
+        header.extend((left as u32 - 32).min(1 << 20).to_be_bytes());
+        header.extend([0, 1, 0, 1]);
+        header.extend(3_u64.to_be_bytes());
+        header.extend(2_u64.to_be_bytes());
+        log.file.extend(header);
+        left -= 32;
+    }
+    assert_eq!(log.file.len() as u64, end);
+    log.frame(1, 1, 4, 3, b"\0\0\0\x04four");
+    log.put(&storage);
+    let before = storage.bytes_read();
+    let spool = open(&storage, &small()).unwrap();
+    assert_eq!(drain(&spool).len(), 3);
+    let read = storage.bytes_read() - before;
+    assert!(read < 100 * LEN, "{read} bytes");
+    let losses = spool.losses().unwrap();
+    assert_eq!((losses[0].first, losses[0].last), (3, 3));
+}
