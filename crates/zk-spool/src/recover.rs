@@ -241,9 +241,13 @@ impl Recovery<'_> {
     /// A segment that nothing can be read of.
     fn unidentified(&mut self, index: usize) -> (Segment, Tail) {
         let Ends { number, disk, .. } = self.ends[index];
-        let before = self.segments.back();
-        let stream = before.map_or(NO_STREAM, |segment| segment.stream);
-        let first = before.map_or(0, |segment| segment.last) + 1;
+        let cursor = &self.contents.cursor;
+        let (stream, before) = match self.segments.back() {
+            Some(before) if cursor.segment != number => (before.stream, before.last),
+            None if cursor.segment > number => (NO_STREAM, 0),
+            _ => (cursor.stream, cursor.sequence),
+        };
+        let first = before + 1;
         let last = self.synced(number, stream).max(first - 1);
         self.damaged.push(number);
         if last >= first {

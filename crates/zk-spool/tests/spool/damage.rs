@@ -615,3 +615,41 @@ fn the_lost_start_of_a_stream_is_named() {
     assert_eq!((losses[0].first, losses[0].last), (1, first - 1));
     assert_eq!(losses[0].stream, stream);
 }
+
+/// Of a segment that nothing can be read of, the state file may know the stream
+/// and what was done.
+#[test]
+fn a_segment_gone_to_zeros_is_named_by_what_the_state_file_knows() {
+    for len in [0, 700, 8000] {
+        let storage = FaultStorage::new();
+        let options = Options {
+            segment_size: Some(16 << 10),
+            ..small()
+        };
+        let spool = open(&storage, &options).unwrap();
+        let stream = spool.stream();
+        for _ in 0..10 {
+            append(&spool, 300).unwrap();
+        }
+        let records = peek_all(&spool).unwrap();
+        spool.ack(records[3].position()).unwrap();
+        spool.close().unwrap();
+        storage.put("00000000000000000001.seg", vec![0; len]);
+
+        for _ in 0..2 {
+            let spool = open(&storage, &options).unwrap();
+            assert!(peek_all(&spool).unwrap().is_empty());
+            let losses = spool.losses().unwrap();
+            assert!(
+                losses.iter().all(|loss| loss.stream == stream),
+                "{losses:?}"
+            );
+            let counted: u64 = losses.iter().map(|loss| loss.records).sum();
+            assert_eq!(counted, 6, "{losses:?}");
+            assert_eq!((losses[0].first, losses[0].last), (5, 10));
+            let before = spool.predecessor().unwrap();
+            assert_eq!((before.stream, before.last_sequence), (stream, 10));
+            assert_eq!(spool.stats().unwrap().acked.unwrap().0, stream);
+        }
+    }
+}
