@@ -10,7 +10,7 @@ use crate::{
     ledger::{Contents, Cursor, Ledger},
     segment::{Segment, header_copies, read_sealed},
     spool::{Inner, lock},
-    storage::{StorageFile, sync_dir},
+    storage::{StorageFile, is_damage, sync_dir},
     walk::{CHUNK, Gap, Step, Walk},
 };
 
@@ -151,7 +151,8 @@ impl Inner {
         }
     }
 
-    /// `None`: the file is not there any more.
+    /// `None`: the file is not there any more, or is damaged so that it can't be
+    /// opened.
     fn open_segment(
         &self,
         drain: &mut Drain,
@@ -164,7 +165,7 @@ impl Inner {
         }
         let name = segment.file();
         match self.storage.open(&name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_damage(&error) => Ok(None),
             opened => {
                 let file = self.guard(opened.at("open", &name))?;
                 drain.open = Some((segment.number, Arc::clone(&file)));
@@ -458,13 +459,30 @@ impl Inner {
         let mut report = Report::default();
         for segment in segments {
             let name = segment.file();
-            let file = match self.storage.open(&name) {
+            let before = report.damage.len();
+            match self.storage.open(&name) {
                 // Drained meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                file => self.guard(file.at("open", &name))?,
-            };
-            let before = report.damage.len();
-            examine(&segment, &*file, &mut report);
+                Err(error) if is_damage(&error) => {
+                    let Segment {
+                        stream,
+                        first,
+                        durable_last,
+                        ..
+                    } = segment;
+                    report.damage.push(Damage {
+                        file: name,
+                        offset: 0,
+                        bytes: segment.disk,
+                        lost: (first <= durable_last).then_some((stream, first, durable_last)),
+                    });
+                    report.segments += 1;
+                }
+                file => {
+                    let file = self.guard(file.at("open", &name))?;
+                    examine(&segment, &*file, &mut report);
+                }
+            }
             self.record_damage(&segment, &report.damage[before..])?;
         }
         Ok(report)

@@ -4,7 +4,7 @@ use crate::{
     Predecessor, StreamId,
     error::{At, Error},
     format::{self, Checked, FRAMES_AT, HEADER_COPY, Header, SEALED_FRAME, Sealed, Seed},
-    storage::{Storage, StorageFile, sync},
+    storage::{Storage, StorageFile, is_damage, sync},
     walk::{CHUNK, Gap, Step, Walk, read_salvaging},
 };
 
@@ -91,7 +91,17 @@ impl Ends {
         known_stream: Option<StreamId>,
     ) -> Result<Self, Error> {
         let name = format::segment_file(number);
-        let file = storage.open(&name).at("open", &name)?;
+        let file = match storage.open(&name) {
+            Err(error) if is_damage(&error) => {
+                return Ok(Self {
+                    number,
+                    disk,
+                    header: None,
+                    sealed: None,
+                });
+            }
+            opened => opened.at("open", &name)?,
+        };
         let sealed = read_sealed(&*file, number, disk);
         let mut header = None;
         if sealed.is_none() || sealed.map(|sealed| sealed.stream) != known_stream {

@@ -10,6 +10,8 @@ mod fault;
 
 use std::{any::Any, fmt, io, sync::Arc};
 
+use rustix::io::Errno;
+
 pub use directory::Directory;
 #[cfg(feature = "fault-injection")]
 pub use fault::{Cut, FaultStorage};
@@ -82,6 +84,14 @@ pub(crate) fn sync(file: &dyn StorageFile) -> io::Result<()> {
 /// As [`sync`], for the names in a directory.
 pub(crate) fn sync_dir(storage: &dyn Storage, subdirectory: &str) -> io::Result<()> {
     storage.sync_dir(subdirectory).map_err(never_full)
+}
+
+/// Whether the medium, or the file system's own records of a file, are damaged.
+/// Trying again does not help; anything else, such as a lack of rights, may be
+/// mended.
+pub(crate) fn is_damage(error: &io::Error) -> bool {
+    let damage = [Errno::IO, Errno::UCLEAN, Errno::BADMSG];
+    Errno::from_io_error(error).is_some_and(|errno| damage.contains(&errno))
 }
 
 fn never_full(error: io::Error) -> io::Error {

@@ -82,7 +82,8 @@ impl FaultStorage {
         self.disk().read
     }
 
-    /// Lets reading any of these bytes fail with an I/O error.
+    /// Lets reading any of these bytes fail with an I/O error. A file of which
+    /// none can be read (`0..u64::MAX`) can't be opened either.
     pub fn set_unreadable(&self, file: &str, bytes: Range<u64>) {
         let mut disk = self.disk();
         if let Some(inode) = disk.names.get(file).copied() {
@@ -216,6 +217,9 @@ impl Storage for FaultStorage {
         let disk = self.disk();
         disk.powered()?;
         let inode = disk.find(file)?;
+        if disk.inodes[inode].unreadable.contains(&(0..u64::MAX)) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         drop(disk);
         Ok(self.file(inode))
     }

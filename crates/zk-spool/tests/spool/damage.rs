@@ -616,6 +616,45 @@ fn the_lost_start_of_a_stream_is_named() {
     assert_eq!(losses[0].stream, stream);
 }
 
+/// A file system that knows its damage does not even open a file.
+#[test]
+fn a_file_that_can_not_be_opened() {
+    for store in stores() {
+        let segments = store.segments();
+        for name in &segments[..segments.len() - 1] {
+            let storage = store.storage(|_| {});
+            storage.set_unreadable(name, 0..u64::MAX);
+            store.check(&storage, &format!("{name} can't be opened"));
+
+            // It happens while the spool is open.
+            let storage = store.storage(|_| {});
+            let spool = open(&storage, &store.options).unwrap();
+            storage.set_unreadable(name, 0..u64::MAX);
+            let there = drain(&spool);
+            assert!(there.len() < store.waiting.len());
+            let losses = spool.losses().unwrap();
+            for (key, _) in &store.waiting {
+                let there = there
+                    .iter()
+                    .filter(|r| crate::common::key(r) == *key)
+                    .count();
+                let damaged = losses.iter().filter(|l| l.reason == Reason::Damaged);
+                let named = damaged.filter(|loss| names(loss, *key)).count();
+                assert_eq!(there + named, 1, "{name}: {key:?}");
+            }
+        }
+        // What the newest held can't be known, but that it is gone is said.
+        let newest = segments.last().unwrap();
+        let storage = store.storage(|_| {});
+        storage.set_unreadable(newest, 0..u64::MAX);
+        let spool = open(&storage, &store.options).unwrap();
+        drain(&spool);
+        assert_eq!(spool.predecessor().unwrap().end, End::Damaged);
+        let losses = spool.losses().unwrap();
+        assert!(losses.iter().any(|loss| loss.reason == Reason::Damaged));
+    }
+}
+
 /// Of a segment that nothing can be read of, the state file may know the stream
 /// and what was done.
 #[test]
