@@ -61,6 +61,12 @@ pub trait StorageFile: fmt::Debug + Send + Sync {
     /// Fills the buffer from a place that lies wholly inside the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// The first place from `offset` on that is in no hole, which reads as zeros.
+    /// `None`: there is none. Where holes are not known, all is data.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
+
     /// Writes all of the bytes; after an error any part of them may have been
     /// written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;

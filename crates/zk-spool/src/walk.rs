@@ -198,8 +198,12 @@ impl<'a> Walk<'a> {
             if let Some(found) = loaded.windows(MARK.len()).position(|four| four == MARK) {
                 return Some(at + found as u64);
             }
-            // A mark may lie across the end of what is loaded.
+            // A mark may lie across the end of what is loaded, but has no byte in a
+            // hole.
             at += (loaded.len() - (MARK.len() - 1)) as u64;
+            if let Ok(data) = self.file.next_data(at) {
+                at = data?.max(at);
+            }
         }
         None
     }

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::OFlags;
+use rustix::{
+    fs::{OFlags, SeekFrom, seek},
+    io::Errno,
+};
 
 use super::{Lock, Storage, StorageFile};
 
@@ -140,6 +143,14 @@ impl StorageFile for File {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_exact_at(buffer, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        match seek(self, SeekFrom::Data(offset)) {
+            Err(Errno::NXIO) => Ok(None),
+            Err(Errno::INVAL) => Ok(Some(offset)),
+            found => Ok(Some(found?)),
+        }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use zk_spool::{
-    End, Error, Loss, Options, Reason, Spool,
+    End, Error, Full, Loss, Options, Reason, Spool,
     storage::{Cut, FaultStorage},
 };
 
@@ -690,5 +690,30 @@ fn a_segment_gone_to_zeros_is_named_by_what_the_state_file_knows() {
             assert_eq!((before.stream, before.last_sequence), (stream, 10));
             assert_eq!(spool.stats().unwrap().acked.unwrap().0, stream);
         }
+    }
+}
+
+/// A length that a damaged file system made up is not read byte by byte: this
+/// would take hours.
+#[test]
+fn a_hole_of_terabytes() {
+    let directory = tempfile::tempdir().unwrap();
+    for full in [Full::Reject, Full::DropOldest] {
+        let path = directory.path().join(format!("{full:?}"));
+        let options = Options { full, ..small() };
+        let spool = Spool::open(&path, options).unwrap();
+        append_batch(&spool, &[100; 3]).unwrap();
+        spool.close().unwrap();
+        let segment = path.join("00000000000000000001.seg");
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(segment)
+            .unwrap();
+        file.set_len(8 << 40).unwrap();
+        let spool = Spool::open(&path, options).unwrap();
+        assert_eq!(drain(&spool).len(), 3);
+        assert_eq!(append(&spool, 100).unwrap(), 1);
+        assert_eq!(spool.stats().unwrap().segments, 1);
+        assert!(spool.stats().unwrap().disk_bytes < 64 << 10);
     }
 }
