@@ -1,21 +1,28 @@
 //! The way of a reading on the device: sampled, sealed, spooled, published.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
 };
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use p256::ecdsa::Signature;
+use p256::ecdsa::signature::Signer;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
+use x509_cert::der::oid::db::rfc4519::COMMON_NAME;
+use x509_cert::ext::pkix::name::DirectoryString;
 use zk_envelope::{
-    Content, DeviceEvent, LossReason, LossReceipt, OwnerPublicKey, PreviousStream, Report, Sealer,
-    SequenceRange, StreamId, Timestamp,
+    Content, DeviceEvent, DeviceId, LossReason, LossReceipt, OwnerPublicKey, PreviousStream,
+    Report, Sealer, SequenceRange, StreamId, Timestamp,
 };
 use zk_hsm::{Class, Hsm, HsmUri};
 use zk_publish::Publisher;
@@ -36,8 +43,11 @@ use crate::config::{Config, Full, Sync, unsigned};
 pub struct Agent {
     /// Dropped to stop the sampler.
     stop: Sender<()>,
-    sampler: JoinHandle<()>,
-    sealer: JoinHandle<Result<(), Error>>,
+    sampler: Thread<()>,
+    sealer: Thread<Result<(), Error>>,
+    /// Until when the sealer may try, once the agent is to stop.
+    patience: Arc<OnceLock<Instant>>,
+    alarm: Arc<Alarm>,
     publisher: Publisher,
     spool: Arc<Spool>,
     hsm: Hsm,
@@ -66,7 +76,7 @@ pub struct Status {
 struct Progress {
     sampled: AtomicU64,
     sealed: AtomicU64,
-    /// Not sampled or not sealed, and not yet named in a loss receipt.
+    /// Given up, and neither counted by the spool nor named in a receipt.
     unsealed: AtomicU64,
     given_up: AtomicU64,
     sensors: AtomicU64,
@@ -75,13 +85,16 @@ struct Progress {
 impl Agent {
     /// Checks everything that can be checked, then starts to sample.
     ///
-    /// `failed` is called once, from another thread, if the agent cannot go on
-    /// sealing: call [`Agent::stop`] then, which returns the error.
+    /// `failed` is called once, from another thread, if one of the agent's
+    /// threads has ended, so that it cannot go on: call [`Agent::stop`] then,
+    /// which returns the error.
     ///
     /// # Errors
-    /// Whatever keeps the agent from starting: key, certificate (also one that
-    /// does not fit the key), owners, spool, target.
+    /// Whatever keeps the agent from starting: settings, key, certificate (also
+    /// one that does not fit key or device), owners, spool, target.
     pub fn start(config: &Config, failed: impl FnOnce() + Send + 'static) -> Result<Self, Error> {
+        // Flags may have changed what was read.
+        config.check().map_err(Error::Setting)?;
         let uri: HsmUri = config.device.hsm.parse()?;
         let hsm_error = |source: zk_hsm::Error| Error::Hsm {
             uri: config.device.hsm.clone(),
@@ -89,6 +102,7 @@ impl Agent {
         };
         let hsm = Hsm::open(&uri, zk_hsm::Options::default()).map_err(hsm_error)?;
         let chain = certificates(&config.device.certificate)?;
+        check_name(&config.device.certificate, &chain, &config.device.id)?;
         let roots = roots(&config.target.roots)?;
         let tls = hsm.client_config(chain, roots, &[]).map_err(hsm_error)?;
         let topic = format!("Zymkey/{}", config.device.id);
@@ -103,7 +117,7 @@ impl Agent {
             .collect::<Result<Vec<_>, _>>()?;
         let stream = StreamId(spool.stream().0);
         let sealer = Sealer::new(config.device.id.clone(), stream, hsm.public_key(), &owners)?;
-        let clock = Clock::new()?;
+        let clock = Clock::new(SystemTime::now)?;
         if clock.now().time.as_millis() < Y2020_MS {
             tracing::warn!(
                 now = %clock.now().time,
@@ -112,12 +126,18 @@ impl Agent {
             );
         }
 
+        let alarm = Arc::new(Alarm(Mutex::new(Some(Box::new(failed)))));
+        // Lives as long as the publisher's thread.
+        let bell = Bell(Arc::clone(&alarm));
         let publisher = Publisher::spawn(
             Arc::clone(&spool),
             target,
             tls,
             zk_publish::Options::default(),
-            |records: &[&[u8]], limit| zk_envelope::pack(records, limit),
+            move |records: &[&[u8]], limit| {
+                let _ = &bell;
+                zk_envelope::pack(records, limit)
+            },
         )
         .map_err(Error::Thread)?;
 
@@ -128,26 +148,23 @@ impl Agent {
         let bus = W1Bus::new(&config.sensors.root);
         let sampler = {
             let progress = Arc::clone(&progress);
-            thread("sampler", move || {
+            Thread::spawn("sampler", &alarm, move || {
                 sample(bus, interval, &stopped, &sweeps, &progress);
             })?
         };
+        let patience = Arc::new(OnceLock::new());
         let sealing = Sealing {
             sealer,
-            hsm: hsm.clone(),
+            key: hsm.clone(),
             spool: Arc::clone(&spool),
             clock,
             progress: Arc::clone(&progress),
+            patience: Arc::clone(&patience),
             heartbeat: unsigned(config.heartbeat.interval),
+            stream_started: false,
+            receipts_wait: false,
         };
-        let sealer = thread("sealer", move || {
-            let outcome = sealing.run(&swept);
-            if let Err(error) = &outcome {
-                tracing::error!(%error, "the agent stops");
-                failed();
-            }
-            outcome
-        })?;
+        let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&swept))?;
         tracing::info!(
             device = %config.device.id, key = %uri, %stream, endpoint = %config.target.endpoint,
             "started"
@@ -156,6 +173,8 @@ impl Agent {
             stop,
             sampler,
             sealer,
+            patience,
+            alarm,
             publisher,
             spool,
             hsm,
@@ -182,19 +201,38 @@ impl Agent {
         self.publisher.link_returned();
     }
 
-    /// Stops sampling, seals what was read, goes on publishing for at most
+    /// Stops sampling, seals what was read, goes on publishing, all within
     /// `grace`, and leaves the spool synced.
     ///
+    /// A thread that is stuck in a sensor or in the key by then is left behind:
+    /// the process should end. (A call into the key for a TLS handshake is
+    /// waited for, which takes as long as the key's deadline at most.)
+    ///
     /// # Errors
-    /// What made the agent fail, if it had.
+    /// What made the agent fail, if it had; [`Error::Unsealed`] if the key did
+    /// not sign what was read last.
     pub fn stop(self, grace: Duration) -> Result<Status, Error> {
+        let now = Instant::now();
+        let deadline = now.checked_add(grace).unwrap_or(now + FOREVER);
+        self.alarm.disarm();
         drop(self.stop);
-        self.sampler.join().map_err(|_| Error::ThreadEnded)?;
-        let outcome = self.sealer.join().map_err(|_| Error::ThreadEnded)?;
+        let sampler = self.sampler.join_by(deadline);
+        // Nobody sets it but this, which runs once.
+        let _ = self.patience.set(deadline);
+        self.sealer.wake();
+        let sealer = self.sealer.join_by(deadline);
+        let grace = deadline.saturating_duration_since(Instant::now());
         let publisher = self.publisher.stop(grace);
         self.spool.sync()?;
-        outcome?;
-        status(&self.progress, &self.spool, publisher, &self.hsm)
+        sampler?;
+        if let Some(outcome) = sealer? {
+            outcome?;
+        }
+        let status = status(&self.progress, &self.spool, publisher, &self.hsm)?;
+        match status.sampled - status.sealed - status.given_up {
+            0 => Ok(status),
+            readings => Err(Error::Unsealed { readings }),
+        }
     }
 }
 
@@ -258,18 +296,34 @@ fn sample(
 }
 
 /// Everything that it takes to make records of readings.
-struct Sealing {
+struct Sealing<K> {
     sealer: Sealer,
-    hsm: Hsm,
+    key: K,
     spool: Arc<Spool>,
     clock: Clock,
     progress: Arc<Progress>,
+    patience: Arc<OnceLock<Instant>>,
     heartbeat: Duration,
+    /// The first record of the stream is in the spool.
+    stream_started: bool,
+    /// A receipt found no room; the next try is when a record has found some.
+    receipts_wait: bool,
 }
 
-impl Sealing {
-    fn run(mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
-        self.start_stream()?;
+impl<K: Signer<Signature>> Sealing<K> {
+    fn run_to_the_end(mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
+        let outcome = self.run(swept);
+        if let Err(error) = &outcome {
+            let left = swept.try_iter().map(|sweep| sweep.len() as u64).sum();
+            self.progress.give_up(left);
+            let lost = self.progress.unsealed.load(Ordering::Relaxed);
+            tracing::error!(%error, readings_lost = lost, "the agent stops");
+        }
+        outcome
+    }
+
+    fn run(&mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
+        self.stream_started = self.spool.stats()?.next_sequence != 1;
         let mut next_heartbeat = Instant::now();
         loop {
             if Instant::now() >= next_heartbeat {
@@ -288,95 +342,133 @@ impl Sealing {
         }
     }
 
-    /// The first record of a stream says which stream it takes the place of.
-    fn start_stream(&mut self) -> Result<(), Error> {
-        if self.spool.stats()?.next_sequence != 1 {
-            return Ok(());
-        }
-        let previous = self.spool.predecessor().map(|before| PreviousStream {
-            stream: StreamId(before.stream.0),
-            last: before.last_sequence,
-        });
-        self.append(&Report::DeviceEvent(DeviceEvent::StreamStarted {
-            previous,
-        }))
-    }
-
     fn beat(&mut self) -> Result<(), Error> {
         let stats = self.spool.stats()?;
-        self.append(&Report::Heartbeat(zk_envelope::Heartbeat {
+        let beat = Report::Heartbeat(zk_envelope::Heartbeat {
             interval_ms: self.heartbeat.as_millis().try_into().unwrap_or(u64::MAX),
             waiting: stats.records,
             waiting_bytes: stats.bytes,
             sensors: self.progress.sensors.load(Ordering::Relaxed),
-        }))
+        });
+        self.append(Content::Report(&beat)).map(drop)
     }
 
-    /// Names what was lost, in records that nobody can change.
+    /// Names what was lost, in records that nobody can change. What finds no
+    /// room stays counted, and is named when there is some.
     fn receipts(&mut self) -> Result<(), Error> {
+        if self.receipts_wait {
+            return Ok(());
+        }
         for loss in self.spool.losses()? {
             let receipt = receipt_of(&loss);
             tracing::warn!(reason = ?loss.reason, records = receipt.records, "records are lost");
-            let report = Report::LossReceipt(receipt);
-            self.seal_until_signed(Content::Report(&report), Room::Receipts)?;
+            if !self.receipt(receipt)? {
+                return Ok(());
+            }
             self.spool.sync()?;
             self.spool.confirm(loss.id)?;
         }
-        let given_up = self.progress.unsealed.swap(0, Ordering::Relaxed);
+        let given_up = self.progress.unsealed.load(Ordering::Relaxed);
         if given_up > 0 {
             tracing::warn!(
                 readings = given_up,
-                "readings are lost: the key did not sign in time"
+                "readings are lost: no record took them"
             );
-            self.append(&Report::LossReceipt(LossReceipt {
+            let receipt = LossReceipt {
                 reason: LossReason::Rejected,
                 records: given_up,
                 range: None,
                 noticed_at: self.clock.now().time,
-            }))?;
+            };
+            if self.receipt(receipt)? {
+                self.progress
+                    .unsealed
+                    .fetch_sub(given_up, Ordering::Relaxed);
+            }
         }
         Ok(())
     }
 
-    fn readings(&mut self, readings: Vec<Reading>) -> Result<(), Error> {
-        let count = readings.len() as u64;
-        let Ok(body) = serde_json::to_vec(&Readings { readings }) else {
-            return Err(Error::ThreadEnded);
-        };
-        let content = Content::Data {
-            content_type: "application/json",
-            body: &body,
-        };
-        if self.seal(content)? {
-            self.progress.sealed.fetch_add(count, Ordering::Relaxed);
-        } else {
-            // The spool is full and has counted it.
-            self.progress.given_up.fetch_add(count, Ordering::Relaxed);
-        }
-        Ok(())
+    /// `false`: there is no room even for this.
+    fn receipt(&mut self, receipt: LossReceipt) -> Result<bool, Error> {
+        let report = Report::LossReceipt(receipt);
+        let taken = self.start_stream()?
+            && self.seal_until_signed(Content::Report(&report), Room::Receipts)?;
+        self.receipts_wait = !taken;
+        Ok(taken)
     }
 
-    fn append(&mut self, report: &Report) -> Result<(), Error> {
-        self.seal(Content::Report(report)).map(drop)
+    fn readings(&mut self, mut readings: Vec<Reading>) -> Result<(), Error> {
+        while !readings.is_empty() {
+            let rest = readings.split_off(readings.len().min(READINGS_PER_RECORD));
+            let count = readings.len() as u64;
+            let Ok(body) = serde_json::to_vec(&Readings { readings }) else {
+                return Err(Error::ThreadEnded);
+            };
+            readings = rest;
+            let content = Content::Data {
+                content_type: "application/json",
+                body: &body,
+            };
+            match self.append(content) {
+                Ok(true) => {
+                    self.progress.sealed.fetch_add(count, Ordering::Relaxed);
+                }
+                // The spool has counted the record: for one of the readings.
+                Ok(false) => {
+                    self.progress.given_up.fetch_add(1, Ordering::Relaxed);
+                    self.progress.give_up(count - 1);
+                }
+                Err(error) => {
+                    self.progress.give_up(count + readings.len() as u64);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A record, and before it an anchor if the clock was set. `false`: the
-    /// spool is full.
-    fn seal(&mut self, content: Content<'_>) -> Result<bool, Error> {
-        if let Some(anchor) = self.clock.anchor(&self.clock.now()) {
-            tracing::info!(?anchor, "the clock was set");
-            self.seal_until_signed(Content::Report(&anchor), Room::Usual)?;
+    /// spool is full, and has counted it.
+    fn append(&mut self, content: Content<'_>) -> Result<bool, Error> {
+        if !self.start_stream()? {
+            return Ok(false);
         }
-        self.seal_until_signed(content, Room::Usual)
+        let now = self.clock.now();
+        if let Some(anchor) = self.clock.anchor(&now) {
+            tracing::info!(?anchor, "the clock was set");
+            if !self.seal_until_signed(Content::Report(&anchor), Room::Usual)? {
+                return Ok(false);
+            }
+        }
+        self.clock.follow(&now);
+        let taken = self.seal_until_signed(content, Room::Usual)?;
+        self.receipts_wait &= !taken;
+        Ok(taken)
     }
 
-    /// Tries until the key signs; a key that is out for good is an error.
+    /// The first record of a stream says which stream it takes the place of.
+    fn start_stream(&mut self) -> Result<bool, Error> {
+        if !self.stream_started {
+            let previous = self.spool.predecessor().map(|before| PreviousStream {
+                stream: StreamId(before.stream.0),
+                last: before.last_sequence,
+            });
+            let started = Report::DeviceEvent(DeviceEvent::StreamStarted { previous });
+            self.stream_started =
+                self.seal_until_signed(Content::Report(&started), Room::Receipts)?;
+        }
+        Ok(self.stream_started)
+    }
+
+    /// Tries until the key signs. A key that is out for good, or stuck, is an
+    /// error, and so is one that does not sign while the agent is to stop.
     fn seal_until_signed(&mut self, content: Content<'_>, room: Room) -> Result<bool, Error> {
         let mut pause = Duration::from_millis(50);
         loop {
             let Self {
                 sealer,
-                hsm,
+                key,
                 clock,
                 spool,
                 ..
@@ -384,7 +476,7 @@ impl Sealing {
             // The clocks are read last, so that times rise with the numbers.
             let seal = |sequence| {
                 sealer
-                    .seal(&*hsm, &clock.now(), sequence, content)
+                    .seal(&*key, &clock.now(), sequence, content)
                     .map(|e| e.to_bytes())
             };
             let outcome = match room {
@@ -393,11 +485,22 @@ impl Sealing {
             };
             match outcome {
                 Ok(_) => return Ok(true),
-                Err(AppendError::Spool(zk_spool::Error::Full { .. })) => return Ok(false),
+                Err(AppendError::Spool(
+                    zk_spool::Error::Full { .. } | zk_spool::Error::DiskFull { .. },
+                )) => return Ok(false),
                 Err(AppendError::Spool(error)) => return Err(error.into()),
-                Err(AppendError::Seal(error)) if is_transient(&error) => {
-                    tracing::warn!(%error, "next try in {pause:?}");
-                    std::thread::park_timeout(pause);
+                Err(AppendError::Seal(error)) if may_pass(&error) => {
+                    let left = self.patience.get().map(|until| {
+                        let left = until.saturating_duration_since(Instant::now());
+                        (!left.is_zero()).then_some(left)
+                    });
+                    let wait = match left {
+                        None => pause,
+                        Some(Some(left)) => pause.min(left),
+                        Some(None) => return Err(error.into()),
+                    };
+                    tracing::warn!(%error, "next try in {wait:?}");
+                    std::thread::park_timeout(wait);
                     pause = (pause * 2).min(Duration::from_secs(5));
                 }
                 Err(AppendError::Seal(error)) => return Err(error.into()),
@@ -433,13 +536,18 @@ fn gather(first: Vec<Reading>, swept: &Receiver<Vec<Reading>>) -> Vec<Reading> {
     readings
 }
 
-fn is_transient(error: &zk_envelope::Error) -> bool {
+/// Whether the same key may sign later, in this process.
+fn may_pass(error: &zk_envelope::Error) -> bool {
     let zk_envelope::Error::Sign(error) = error else {
         return false;
     };
-    std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<zk_hsm::Error>())
-        .is_some_and(|error| error.class() == Class::Transient)
+    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<zk_hsm::Error>())
+    {
+        // Only another process can open it anew.
+        Some(zk_hsm::Error::Wedged { elapsed, .. }) => *elapsed < STUCK,
+        Some(error) => error.class() == Class::Transient,
+        None => false,
+    }
 }
 
 fn receipt_of(loss: &zk_spool::Loss) -> LossReceipt {
@@ -514,6 +622,27 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
+/// The certificate of another device would let everything be quarantined.
+fn check_name(path: &Path, chain: &[CertificateDer<'_>], device: &DeviceId) -> Result<(), Error> {
+    let parsed = chain
+        .first()
+        .and_then(|der| Certificate::from_der(der).ok());
+    let names = parsed.iter().flat_map(|certificate| {
+        let subject = certificate.tbs_certificate().subject();
+        let names = subject.iter().filter(|part| part.oid == COMMON_NAME);
+        names.filter_map(|part| DirectoryString::try_from(&part.value).ok())
+    });
+    let names: Vec<_> = names.map(|name| name.value().into_owned()).collect();
+    if names == [device.as_str()] {
+        return Ok(());
+    }
+    Err(Error::OtherDevice {
+        path: path.into(),
+        device: device.clone(),
+        found: names.join(", "),
+    })
+}
+
 fn roots(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
@@ -526,14 +655,70 @@ fn roots(path: &Path) -> Result<RootCertStore, Error> {
     Ok(roots)
 }
 
-fn thread<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, Error> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(work)
-        .map_err(Error::Thread)
+/// One of the agent's threads. Its end is an alarm, however it comes.
+#[derive(Debug)]
+struct Thread<T> {
+    handle: JoinHandle<T>,
+    /// Disconnected at its end.
+    ended: Receiver<()>,
+}
+
+impl<T: Send + 'static> Thread<T> {
+    fn spawn(
+        name: &str,
+        alarm: &Arc<Alarm>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Self, Error> {
+        let (end, ended) = channel();
+        let bell = Bell(Arc::clone(alarm));
+        let handle = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                let _at_the_end = (bell, end);
+                work()
+            })
+            .map_err(Error::Thread)?;
+        Ok(Self { handle, ended })
+    }
+
+    fn wake(&self) {
+        self.handle.thread().unpark();
+    }
+
+    /// What it came to; `None` if it has not ended by then, and is left alone.
+    fn join_by(self, deadline: Instant) -> Result<Option<T>, Error> {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        match self.ended.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            _ => self.handle.join().map(Some).map_err(|_| Error::ThreadEnded),
+        }
+    }
+}
+
+/// Called once, when a thread ends that should not.
+struct Alarm(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Alarm {
+    fn disarm(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Alarm")
+    }
+}
+
+/// Gives the alarm when it is dropped: at the end of a thread, also by a panic.
+struct Bell(Arc<Alarm>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        if let Some(failed) = self.0.disarm() {
+            failed();
+        }
+    }
 }
 
 /// Sweeps that may wait for a key that does not sign; later ones are given up
@@ -541,3 +726,360 @@ fn thread<T: Send + 'static>(
 const SWEEPS_WAITING: usize = 256;
 /// About 48 KiB of JSON.
 const READINGS_PER_RECORD: usize = 480;
+/// A key that is stuck for so long is given up: systemd starts the agent anew.
+const STUCK: Duration = Duration::from_secs(60);
+/// For deadlines that no clock can count to.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use std::sync::atomic::AtomicI64;
+
+    use p256::ecdsa::signature::Error as SignatureError;
+    use tempfile::TempDir;
+    use zk_envelope::{ClockQuality, Envelope, Kind, OwnerKey};
+    use zk_hsm::{Operation, create_soft_key};
+    use zk_sensors::{SensorId, SimulatedBus};
+
+    use super::*;
+
+    /// A real key behind a chip that may refuse.
+    struct Chip {
+        key: Hsm,
+        refuses: Box<dyn Fn() -> Option<zk_hsm::Error> + Send>,
+    }
+
+    impl Signer<Signature> for Chip {
+        fn try_sign(&self, message: &[u8]) -> Result<Signature, SignatureError> {
+            match (self.refuses)() {
+                Some(error) => Err(SignatureError::from_source(error)),
+                None => self.key.try_sign(message),
+            }
+        }
+    }
+
+    fn away() -> zk_hsm::Error {
+        zk_hsm::Error::Unavailable {
+            retry_in: Duration::from_secs(1),
+            source: Box::new(zk_hsm::Error::Busy { waiting: 1 }),
+        }
+    }
+
+    fn stuck(elapsed: Duration) -> zk_hsm::Error {
+        zk_hsm::Error::Wedged {
+            operation: Operation::Sign,
+            elapsed,
+        }
+    }
+
+    /// A device with a spool, two thermometers and an owner.
+    struct Device {
+        dir: TempDir,
+        key: Hsm,
+        owner: OwnerKey,
+        spool: Arc<Spool>,
+        progress: Arc<Progress>,
+        patience: Arc<OnceLock<Instant>>,
+        _bus: SimulatedBus,
+    }
+
+    impl Device {
+        fn new(options: zk_spool::Options) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let key = create_soft_key(dir.path().join("key.pem")).unwrap();
+            let sensors = ["28-0000000a0001", "28-0000000a0002"];
+            let sensors: Vec<SensorId> = sensors.iter().map(|id| id.parse().unwrap()).collect();
+            Self {
+                key: Hsm::open(&key, zk_hsm::Options::default()).unwrap(),
+                owner: OwnerKey::generate().unwrap(),
+                spool: Arc::new(Spool::open(dir.path().join("spool"), options).unwrap()),
+                progress: Arc::default(),
+                patience: Arc::default(),
+                _bus: SimulatedBus::create(dir.path().join("sys"), &sensors).unwrap(),
+                dir,
+            }
+        }
+
+        fn sealing(
+            &self,
+            clock: Clock,
+            refuses: impl Fn() -> Option<zk_hsm::Error> + Send + 'static,
+        ) -> Sealing<Chip> {
+            let owners = [self.owner.public_key().clone()];
+            let stream = StreamId(self.spool.stream().0);
+            let device = "pi-01".parse().unwrap();
+            Sealing {
+                sealer: Sealer::new(device, stream, self.key.public_key(), &owners).unwrap(),
+                key: Chip {
+                    key: self.key.clone(),
+                    refuses: Box::new(refuses),
+                },
+                spool: Arc::clone(&self.spool),
+                clock,
+                progress: Arc::clone(&self.progress),
+                patience: Arc::clone(&self.patience),
+                heartbeat: Duration::from_secs(3600),
+                stream_started: false,
+                receipts_wait: false,
+            }
+        }
+
+        fn bus(&self) -> W1Bus {
+            W1Bus::new(self.dir.path().join("sys"))
+        }
+
+        /// What the owner finds in the spool: each record opened.
+        fn records(&self) -> Vec<zk_envelope::Opened> {
+            let records = self.spool.peek(usize::MAX, usize::MAX).unwrap();
+            let open = |record: &zk_spool::Record| {
+                let envelope = Envelope::from_bytes(record.bytes()).unwrap();
+                let verified = envelope.verify(self.key.public_key()).unwrap();
+                verified.open(&self.owner).unwrap()
+            };
+            records.iter().map(open).collect()
+        }
+
+        fn count(&self, counter: impl Fn(&Progress) -> &AtomicU64) -> u64 {
+            counter(&self.progress).load(Ordering::Relaxed)
+        }
+    }
+
+    /// Readings in these records, and readings that their receipts name.
+    fn tally(records: &[zk_envelope::Opened]) -> (u64, u64) {
+        let (mut kept, mut named) = (0, 0);
+        for record in records {
+            match record.report().unwrap() {
+                Some(Report::LossReceipt(receipt)) => named += receipt.records,
+                Some(_) => {}
+                None => {
+                    let batch: Readings = serde_json::from_slice(record.body()).unwrap();
+                    kept += batch.readings.len() as u64;
+                }
+            }
+        }
+        (kept, named)
+    }
+
+    fn clock() -> Clock {
+        Clock::new(SystemTime::now).unwrap()
+    }
+
+    #[test]
+    fn a_key_that_does_not_sign_costs_readings_that_are_named_afterwards() {
+        let device = Device::new(zk_spool::Options::default());
+        let progress = Arc::clone(&device.progress);
+        // Signs again when so much waited that readings had to be given up.
+        let refuses = move || (progress.given_up.load(Ordering::Relaxed) < 10).then(away);
+        let sealing = device.sealing(clock(), refuses);
+        let (sweeps, swept) = sync_channel(SWEEPS_WAITING);
+        let (stop, stopped) = channel();
+        std::thread::scope(|scope| {
+            let sealer = scope.spawn(move || sealing.run_to_the_end(&swept));
+            let bus = device.bus();
+            let progress = &device.progress;
+            let sampler = scope.spawn(move || {
+                sample(bus, Duration::ZERO, &stopped, &sweeps, progress);
+            });
+            while progress.sealed.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            drop(stop);
+            sampler.join().unwrap();
+            sealer.join().unwrap().unwrap();
+        });
+        let sampled = device.count(|progress| &progress.sampled);
+        let given_up = device.count(|progress| &progress.given_up);
+        assert!(given_up >= 10);
+        assert_eq!(tally(&device.records()), (sampled - given_up, given_up));
+    }
+
+    #[test]
+    fn what_a_full_spool_does_not_take_is_named_when_it_has_room() {
+        let device = Device::new(zk_spool::Options {
+            cap: 16 << 10,
+            ..zk_spool::Options::default()
+        });
+        let mut sealing = device.sealing(clock(), || None);
+        let sweep = || device.bus().read_all(SystemTime::now).unwrap();
+        let mut sampled = 0;
+        let mut offer = |sealing: &mut Sealing<Chip>| {
+            let readings = sweep();
+            sampled += readings.len() as u64;
+            sealing.readings(readings).unwrap();
+            sealing.receipts().unwrap();
+        };
+        // Until there is no room for receipts either, and on.
+        while !sealing.receipts_wait {
+            offer(&mut sealing);
+        }
+        for _ in 0..20 {
+            offer(&mut sealing);
+        }
+        let before = device.records();
+        let newest = device.spool.peek(usize::MAX, usize::MAX).unwrap();
+        device.spool.ack(newest.last().unwrap().position()).unwrap();
+        for _ in 0..3 {
+            offer(&mut sealing);
+        }
+        let (kept, named) = tally(&before);
+        let (kept_after, named_after) = tally(&device.records());
+        let lost = sampled - kept - kept_after;
+        let given_up = device.count(|progress| &progress.given_up);
+        assert!(lost > 40);
+        assert_eq!(given_up, lost);
+        // One more: the receipt that found no room is counted by the spool too.
+        assert_eq!(named + named_after, lost + 1);
+    }
+
+    #[test]
+    fn a_sweep_of_many_sensors_makes_several_records() {
+        let device = Device::new(zk_spool::Options::default());
+        let mut sealing = device.sealing(clock(), || None);
+        let sweep = device.bus().read_all(SystemTime::now).unwrap();
+        let readings: Vec<_> = sweep.into_iter().cycle().take(5000).collect();
+        sealing.readings(readings).unwrap();
+        assert_eq!(tally(&device.records()), (5000, 0));
+    }
+
+    #[test]
+    fn a_key_that_stays_stuck_ends_the_agent() {
+        let device = Device::new(zk_spool::Options::default());
+        let elapsed = AtomicU64::new(58);
+        let refuses = move || {
+            let seconds = elapsed.fetch_add(1, Ordering::Relaxed);
+            Some(stuck(Duration::from_secs(seconds)))
+        };
+        let sealing = device.sealing(clock(), refuses);
+        let (_sweeps, swept) = sync_channel(1);
+        let error = sealing.run_to_the_end(&swept).unwrap_err();
+        assert!(may_pass(&zk_envelope::Error::Sign(
+            SignatureError::from_source(stuck(Duration::ZERO))
+        )));
+        assert!(matches!(error, Error::Envelope(_)), "{error}");
+    }
+
+    #[test]
+    fn told_to_stop_it_does_not_wait_for_a_key_that_does_not_sign() {
+        let device = Device::new(zk_spool::Options::default());
+        let sealing = device.sealing(clock(), || Some(away()));
+        let (sweeps, swept) = sync_channel(1);
+        let sweep = device.bus().read_all(SystemTime::now).unwrap();
+        sweeps.send(sweep).unwrap();
+        device.patience.set(Instant::now()).unwrap();
+        let error = sealing.run_to_the_end(&swept).unwrap_err();
+        assert!(matches!(error, Error::Envelope(_)), "{error}");
+        assert_eq!(device.count(|progress| &progress.given_up), 2);
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_an_alarm() {
+        let (rung, rings) = channel();
+        let alarm = Arc::new(Alarm(Mutex::new(Some(Box::new(move || {
+            rung.send(()).unwrap();
+        })))));
+        let thread = Thread::<()>::spawn("test", &alarm, || panic!("as the test wants it"));
+        rings.recv().unwrap();
+        let ended = thread.unwrap().join_by(Instant::now() + FOREVER);
+        assert!(matches!(ended, Err(Error::ThreadEnded)), "{ended:?}");
+    }
+
+    #[test]
+    fn a_thread_that_hangs_is_left_behind() {
+        let alarm = Arc::new(Alarm(Mutex::new(None)));
+        let (_hold, held) = channel::<()>();
+        let thread = Thread::spawn("test", &alarm, move || held.recv());
+        assert!(thread.unwrap().join_by(Instant::now()).unwrap().is_none());
+    }
+
+    /// Kinds, and the clocks, of what a device makes while its clock is set
+    /// from one moment to another between two sweeps.
+    fn anchors(steps_ms: &[i64]) -> Vec<zk_envelope::Opened> {
+        let device = Device::new(zk_spool::Options::default());
+        let start = i64::try_from(Y2020_MS).unwrap() - 60_000;
+        let wall = Arc::new(AtomicI64::new(start));
+        let hand = Arc::clone(&wall);
+        let begun = Instant::now();
+        // Runs as fast as the monotonic clock.
+        let clock = Clock::new(move || {
+            let ms = hand.load(Ordering::Relaxed).unsigned_abs();
+            SystemTime::UNIX_EPOCH + Duration::from_millis(ms) + begun.elapsed()
+        });
+        let mut sealing = device.sealing(clock.unwrap(), || None);
+        for step in steps_ms {
+            wall.fetch_add(*step, Ordering::Relaxed);
+            let sweep = device.bus().read_all(SystemTime::now).unwrap();
+            sealing.readings(sweep).unwrap();
+        }
+        device.records()
+    }
+
+    #[test]
+    fn when_the_clock_is_set_an_anchor_says_what_it_said_before() {
+        let kinds = |records: &[zk_envelope::Opened]| -> Vec<Kind> {
+            records.iter().map(|record| record.header().kind).collect()
+        };
+        let start = Kind::DeviceEvent;
+        // Forward over 2020, and back again; a wobble is none.
+        let hour = 3_600_000;
+        let records = anchors(&[0, hour, 500, -500, -hour]);
+        assert_eq!(
+            kinds(&records),
+            [
+                start,
+                Kind::Data,
+                Kind::TimeAnchor,
+                Kind::Data,
+                Kind::Data,
+                Kind::Data,
+                Kind::TimeAnchor,
+                Kind::Data
+            ]
+        );
+        let anchor = |at: usize| match records[at].report().unwrap() {
+            Some(Report::TimeAnchor(anchor)) => (anchor, records[at].header().time),
+            other => panic!("{other:?}"),
+        };
+        let apart = |a: Timestamp, b: Timestamp| a.as_millis().abs_diff(b.as_millis());
+        let (set, now) = anchor(2);
+        assert_eq!(set.clock_before, ClockQuality::Unknown);
+        // The old clock goes on to this very moment, so the step is all between.
+        assert!(apart(now, set.time_before).abs_diff(3_600_000) < 1000);
+        assert!(set.time_before < now);
+        assert_ne!(records[2].header().clock, ClockQuality::Unknown);
+        let (back, now) = anchor(6);
+        assert_ne!(back.clock_before, ClockQuality::Unknown);
+        assert!(back.time_before > now);
+        assert_eq!(records[6].header().clock, ClockQuality::Unknown);
+        // What a slewed clock gains in small steps is no step.
+        let slewed = anchors(&[0, 900, 900, 900, 900]);
+        assert!(!kinds(&slewed).contains(&Kind::TimeAnchor));
+    }
+
+    /// The step is not forgotten with the anchor that found no room.
+    #[test]
+    fn an_anchor_that_a_full_spool_does_not_take_comes_later() {
+        let device = Device::new(zk_spool::Options {
+            cap: 16 << 10,
+            ..zk_spool::Options::default()
+        });
+        let ahead = Arc::new(AtomicU64::new(0));
+        let hand = Arc::clone(&ahead);
+        let clock = Clock::new(move || {
+            SystemTime::now() + Duration::from_secs(hand.load(Ordering::Relaxed))
+        });
+        let mut sealing = device.sealing(clock.unwrap(), || None);
+        let sweep = || device.bus().read_all(SystemTime::now).unwrap();
+        while device.count(|progress| &progress.given_up) == 0 {
+            sealing.readings(sweep()).unwrap();
+        }
+        ahead.store(3600, Ordering::Relaxed);
+        sealing.readings(sweep()).unwrap();
+        let newest = device.spool.peek(usize::MAX, usize::MAX).unwrap();
+        device.spool.ack(newest.last().unwrap().position()).unwrap();
+        sealing.readings(sweep()).unwrap();
+        let kinds: Vec<_> = device.records().iter().map(|r| r.header().kind).collect();
+        assert_eq!(kinds, [Kind::TimeAnchor, Kind::Data]);
+    }
+}

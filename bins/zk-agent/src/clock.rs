@@ -1,5 +1,6 @@
 //! What time it is, by all the clocks there are.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
@@ -10,22 +11,25 @@ use zk_envelope::{BootId, ClockQuality, Moment, Report, TimeAnchor, Timestamp};
 use crate::Error;
 
 /// The device's clocks.
-#[derive(Debug)]
 pub(crate) struct Clock {
     boot: BootId,
+    wall: Box<dyn Fn() -> SystemTime + Send>,
     /// Wall clock minus uptime in milliseconds, and the quality, at the last
     /// record: what a step is measured against.
     last: Option<(i64, ClockQuality)>,
 }
 
 impl Clock {
+    /// `wall` tells the time, as a rule [`SystemTime::now`].
+    ///
     /// # Errors
     /// [`Error::File`], [`Error::Envelope`]: the kernel tells no boot id.
-    pub(crate) fn new() -> Result<Self, Error> {
+    pub(crate) fn new(wall: impl Fn() -> SystemTime + Send + 'static) -> Result<Self, Error> {
         let path = Path::new("/proc/sys/kernel/random/boot_id");
         let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
         Ok(Self {
             boot: BootId::from_uuid(&text)?,
+            wall: Box::new(wall),
             last: None,
         })
     }
@@ -34,7 +38,7 @@ impl Clock {
         let up = clock_gettime(ClockId::Boottime);
         let since_boot_ms =
             up.tv_sec.unsigned_abs().saturating_mul(1000) + up.tv_nsec.unsigned_abs() / 1_000_000;
-        let time = Timestamp::from(SystemTime::now());
+        let time = Timestamp::from((self.wall)());
         Moment {
             boot: self.boot,
             since_boot_ms,
@@ -43,21 +47,17 @@ impl Clock {
         }
     }
 
-    /// A time anchor if the wall clock was set since the last call, or became
+    /// A time anchor if the wall clock was set since the last record, or became
     /// known to be right.
-    pub(crate) fn anchor(&mut self, now: &Moment) -> Option<Report> {
-        let since_boot = i64::try_from(now.since_boot_ms).ok()?;
-        let offset = i64::try_from(now.time.as_millis())
-            .ok()?
-            .checked_sub(since_boot)?;
-        let (before, clock_before) = self.last.replace((offset, now.clock))?;
-        let stepped = offset.abs_diff(before) >= STEP_MS;
+    pub(crate) fn anchor(&self, now: &Moment) -> Option<Report> {
+        let (before, clock_before) = self.last?;
+        let stepped = offset(now)?.abs_diff(before) >= STEP_MS;
         let became_right =
             now.clock == ClockQuality::Synchronised && clock_before != ClockQuality::Synchronised;
         if !stepped && !became_right {
-            // A clock that is slewed drifts from its first offset: follow it.
             return None;
         }
+        let since_boot = i64::try_from(now.since_boot_ms).ok()?;
         let time_before = u64::try_from(before.saturating_add(since_boot)).unwrap_or(0);
         let time_before = Timestamp::from_millis(time_before).unwrap_or(Timestamp::MAX);
         Some(Report::TimeAnchor(TimeAnchor {
@@ -65,6 +65,27 @@ impl Clock {
             clock_before,
         }))
     }
+
+    /// A clock that is slewed drifts from its first offset: from here on, steps
+    /// are measured against this moment.
+    pub(crate) fn follow(&mut self, now: &Moment) {
+        self.last = offset(now).map(|offset| (offset, now.clock));
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock")
+            .field("boot", &self.boot)
+            .field("last", &self.last)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Wall clock minus uptime.
+fn offset(now: &Moment) -> Option<i64> {
+    let time = i64::try_from(now.time.as_millis()).ok()?;
+    time.checked_sub(i64::try_from(now.since_boot_ms).ok()?)
 }
 
 /// Before 2020 nothing has set the clock. systemd-timesyncd, which Raspberry Pi

@@ -191,22 +191,21 @@ impl Config {
     }
 
     /// What the types do not say.
-    fn check(&self) -> Result<(), String> {
-        let least = SignedDuration::from_millis(10);
-        for (key, interval) in [
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let window = match self.spool.sync {
+            Sync::Each => None,
+            Sync::Every(window) => Some(("spool.sync.every", window)),
+        };
+        let intervals = [
             ("sensors.interval", self.sensors.interval),
             ("heartbeat.interval", self.heartbeat.interval),
-        ] {
-            if interval < least {
-                return Err(format!("{key} is {interval:#}: at least 10ms is allowed"));
+        ];
+        for (key, interval) in intervals.into_iter().chain(window) {
+            if !(SHORTEST..=LONGEST).contains(&interval) {
+                return Err(format!(
+                    "{key} is {interval:#}: at least {SHORTEST:#} and at most {LONGEST:#} are allowed"
+                ));
             }
-        }
-        if let Sync::Every(window) = self.spool.sync
-            && window < least
-        {
-            return Err(format!(
-                "spool.sync is every {window:#}: at least 10ms is allowed, or \"each\""
-            ));
         }
         if !(1..=8).contains(&self.owners.files.len()) {
             return Err(format!(
@@ -222,6 +221,9 @@ impl Config {
 pub(crate) fn unsigned(duration: SignedDuration) -> Duration {
     duration.unsigned_abs()
 }
+
+const SHORTEST: SignedDuration = SignedDuration::from_millis(10);
+const LONGEST: SignedDuration = SignedDuration::from_hours(24);
 
 fn default_cap() -> ByteSize {
     ByteSize::mib(256)

@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use zk_envelope::DeviceId;
+
 /// Why the agent does not start, or stops.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -34,6 +36,20 @@ pub enum Error {
     /// The key's URI.
     #[error("device.hsm: {0}")]
     HsmUri(#[from] zk_hsm::UriError),
+    /// The certificate of another device.
+    #[error(
+        "{}: this certificate is for {found:?}, and device.id is {device}: use the certificate \
+         that zk-setup wrote for this device, or correct device.id",
+        path.display()
+    )]
+    OtherDevice {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Who this device is to be.
+        device: DeviceId,
+        /// The certificate's common name.
+        found: String,
+    },
     /// A file that is not the PEM it should be.
     #[error("{}: no {what} in PEM: {detail}", path.display())]
     Pem {
@@ -44,6 +60,9 @@ pub enum Error {
         /// What is wrong.
         detail: String,
     },
+    /// A setting, perhaps given by a flag, is outside of what is allowed.
+    #[error("{0}")]
+    Setting(String),
     /// The spool.
     #[error("spool: {0}")]
     Spool(#[from] zk_spool::Error),
@@ -56,6 +75,15 @@ pub enum Error {
     /// A thread ended that never should.
     #[error("a thread of the agent ended unexpectedly: this is a defect, please report it")]
     ThreadEnded,
+    /// The key did not sign before the agent had to stop.
+    #[error(
+        "{readings} readings are lost: the key did not sign before the agent had to stop; \
+         look for the cause in its log"
+    )]
+    Unsealed {
+        /// How many there were.
+        readings: u64,
+    },
 }
 
 impl Error {

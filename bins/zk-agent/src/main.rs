@@ -3,8 +3,10 @@
 #![allow(clippy::print_stderr)]
 
 use std::error::Error as _;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ Examples:
   zk-agent --config devices/pi-01/agent.toml --hsm soft:/home/me/dev-key.pem
 
 Flags go before environment variables, these before the configuration file.
-SIGTERM and SIGINT seal what was read, publish for at most 10 s more, and end.
+SIGTERM and SIGINT seal what was read, publish, both for at most 10 s, and end.
 
 Exit status: 0 stopped as told, 1 failed, 2 wrong usage or configuration."
 )]
@@ -69,18 +71,55 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("zk-agent: {error}");
+            let mut said = error.to_string();
+            eprintln!("zk-agent: {said}");
+            let mut cure = None;
             let mut cause = error.source();
             while let Some(error) = cause {
-                eprintln!("  because: {error}");
+                // Many errors tell their cause themselves.
+                if !said.contains(&error.to_string()) {
+                    said = error.to_string();
+                    eprintln!("  because: {said}");
+                }
+                cure = io_error(error).and_then(cure_of).or(cure);
                 cause = error.source();
+            }
+            if let Some(cure) = cure {
+                eprintln!("  next: {cure}");
             }
             let usage = matches!(
                 error,
-                Error::Config { .. } | Error::HsmUri(_) | Error::Target(_) | Error::Pem { .. }
+                Error::Config { .. }
+                    | Error::HsmUri(_)
+                    | Error::OtherDevice { .. }
+                    | Error::Pem { .. }
+                    | Error::Setting(_)
+                    | Error::Target(_)
             );
             ExitCode::from(if usage { 2 } else { 1 })
         }
+    }
+}
+
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let shared = || error.downcast_ref::<Arc<io::Error>>().map(AsRef::as_ref);
+    error.downcast_ref().or_else(shared)
+}
+
+/// What to do about a file that can't be used.
+fn cure_of(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Some("check the path; a relative one begins where you are"),
+        io::ErrorKind::PermissionDenied => {
+            Some("run this as the file's owner, or have the owner permit it")
+        }
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
+            Some("check the path: a file is needed where a directory is, or the other way round")
+        }
+        io::ErrorKind::AlreadyExists => Some("choose another path, or move away what is there"),
+        io::ErrorKind::InvalidData => Some("this is no text file; check the path"),
+        io::ErrorKind::StorageFull => Some("the disk is full: free some space, and try again"),
+        _ => None,
     }
 }
 
@@ -131,7 +170,8 @@ fn start_logging(format: LogFormat) {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),

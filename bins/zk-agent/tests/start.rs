@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
+use zk_agent::{Agent, Config};
+use zk_envelope::OwnerKey;
 use zk_hsm::create_soft_key;
 
 const GOOD: &str = r#"
@@ -36,16 +39,39 @@ interval = "5m"
 "#;
 
 fn agent(dir: &Path, text: &str) -> (Output, String) {
+    agent_with(dir, text, &[])
+}
+
+fn agent_with(dir: &Path, text: &str, flags: &[&str]) -> (Output, String) {
     let file = dir.join("agent.toml");
     fs::write(&file, text.replace("DIR", dir.to_str().unwrap())).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_zk-agent"))
         .env("RUST_LOG", "off")
         .arg("--config")
         .arg(&file)
+        .args(flags)
         .output()
         .unwrap();
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     (output, said)
+}
+
+/// Key, certificate and owner: all that a start needs, but for sensors.
+fn provision(dir: &Path, common_name: &str) {
+    create_soft_key(dir.join("key.pem")).unwrap();
+    let owner = OwnerKey::generate().unwrap();
+    fs::write(dir.join("owner.pub.pem"), owner.public_key().to_pem()).unwrap();
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-new", "-key", "key.pem", "-days", "30"])
+        .args(["-subj", &format!("/CN={common_name}"), "-out", "cert.pem"])
+        .current_dir(dir)
+        .output();
+    let Ok(made) = made else {
+        panic!("the openssl program is missing; install it with: apt-get install openssl");
+    };
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{said}");
+    fs::copy(dir.join("cert.pem"), dir.join("roots.pem")).unwrap();
 }
 
 #[test]
@@ -67,6 +93,16 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             "\"10s\"",
             "\"1ms\"",
             vec!["sensors.interval", "at least 10ms"],
+        ),
+        (
+            "\"5m\"",
+            "\"25h\"",
+            vec!["heartbeat.interval", "at most 24h"],
+        ),
+        (
+            "\"1s\"",
+            "\"9000000000h\"",
+            vec!["spool.sync.every", "at most 24h"],
         ),
         (
             "\"reject\"",
@@ -113,6 +149,73 @@ fn an_unreadable_key_is_shown_with_path_mode_and_cure() {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
 }
+
+#[test]
+fn flags_have_the_same_bounds_as_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    provision(dir.path(), "pi-01");
+    for (flags, says) in [
+        (["--interval", "0s"], "at least 10ms"),
+        (["--interval=-5s", "--spool=spool"], "at least 10ms"),
+        (["--interval", "9000000000h"], "at most 24h"),
+        (["--endpoint", "https://localhost"], "host:port"),
+        (["--hsm", "soft:key.pem"], "absolute path"),
+    ] {
+        let (output, said) = agent_with(dir.path(), GOOD, &flags);
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");
+        assert!(said.contains(says), "{flags:?}: {said}");
+    }
+}
+
+#[test]
+fn the_certificate_of_another_device_or_key_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    provision(dir.path(), "pi-02");
+    let (output, said) = agent(dir.path(), GOOD);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for part in ["cert.pem", "pi-01", "pi-02", "device.id"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+
+    fs::remove_file(dir.path().join("key.pem")).unwrap();
+    create_soft_key(dir.path().join("key.pem")).unwrap();
+    let (output, said) = agent(dir.path(), &GOOD.replace("pi-01", "pi-02"));
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in [
+        "holds key",
+        "use the certificate that was issued for this key",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+}
+
+/// A sensor whose file never answers: the thread that reads it is stuck.
+#[test]
+fn it_stops_though_a_sensor_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    provision(dir.path(), "pi-01");
+    let sensor = dir.path().join("sys/bus/w1/devices/28-0000000a0001");
+    fs::create_dir_all(&sensor).unwrap();
+    let pipe = sensor.join("w1_slave");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let file = dir.path().join("agent.toml");
+    fs::write(&file, GOOD.replace("DIR", dir.path().to_str().unwrap())).unwrap();
+    let agent = Agent::start(&Config::read(&file).unwrap(), || {}).unwrap();
+    // Opens when the reader waits for it.
+    let _end = loop {
+        let mut writing = fs::OpenOptions::new();
+        match writing.write(true).custom_flags(O_NONBLOCK).open(&pipe) {
+            Ok(end) => break end,
+            Err(_) => std::thread::yield_now(),
+        }
+    };
+    let status = agent.stop(Duration::from_millis(100)).unwrap();
+    assert_eq!(status.sampled, 0);
+}
+
+/// On every Linux but MIPS, SPARC and Alpha.
+const O_NONBLOCK: i32 = 0o4000;
 
 #[test]
 fn help_has_examples_and_exit_codes() {
