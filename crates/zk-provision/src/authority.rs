@@ -216,9 +216,7 @@ fn serial_number() -> Result<SerialNumber, Error> {
 }
 
 fn validity(now: SystemTime, life: Duration, limit: Option<SystemTime>) -> Result<Validity, Error> {
-    if now < SystemTime::UNIX_EPOCH + CLOCK_SET {
-        return Err(Error::ClockUnset { now });
-    }
+    clock_is_set(now)?;
     let from = now
         .checked_sub(CLOCK_SKEW)
         .unwrap_or(SystemTime::UNIX_EPOCH);
@@ -227,6 +225,13 @@ fn validity(now: SystemTime, life: Duration, limit: Option<SystemTime>) -> Resul
     let until = limit.map_or(until, |limit| until.min(limit));
     let time = |instant| Time::try_from(instant).map_err(builder::Error::from);
     Ok(Validity::new(time(from)?, time(until)?))
+}
+
+pub(crate) fn clock_is_set(now: SystemTime) -> Result<(), Error> {
+    if now < SystemTime::UNIX_EPOCH + CLOCK_SET {
+        return Err(Error::ClockUnset { now });
+    }
+    Ok(())
 }
 
 fn subject(common_name: &str) -> Result<Name, Error> {

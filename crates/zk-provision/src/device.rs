@@ -9,6 +9,7 @@ use zk_envelope::{
 use zk_store::Store;
 use zk_verify::DeviceRecord;
 
+use crate::authority::clock_is_set;
 use crate::config::{self, Config};
 use crate::files::{self, PUBLIC};
 use crate::local::{Role, read_certificate};
@@ -45,8 +46,9 @@ impl LocalSetup {
     /// trust file knows device or key otherwise; [`Error::NoOwners`],
     /// [`Error::TooManyOwners`]; [`Error::NoAuthorities`], [`Error::NoGateway`]
     /// if set-up isn't that far; [`Error::WrongPassphrase`],
-    /// [`Error::AuthorityExpired`], [`Error::Busy`], [`Error::Envelope`],
-    /// [`Error::Io`], [`Error::Malformed`], [`Error::Random`], [`Error::Store`].
+    /// [`Error::AuthorityExpired`], [`Error::Busy`], [`Error::ClockUnset`],
+    /// [`Error::Envelope`], [`Error::Io`], [`Error::Malformed`],
+    /// [`Error::Random`], [`Error::Store`].
     pub async fn add_device(
         &self,
         device: &Device,
@@ -54,6 +56,7 @@ impl LocalSetup {
         store: &Store,
         now: SystemTime,
     ) -> Result<AddedDevice, Error> {
+        clock_is_set(now)?;
         let name = device.request.device();
         let authority = self.device_authority(passphrase)?;
         let _lock = files::lock(self.dir())?;
@@ -135,13 +138,16 @@ impl LocalSetup {
     ///
     /// # Errors
     /// [`Error::UnknownDevice`] if neither trust file nor store know it;
-    /// [`Error::Busy`], [`Error::Envelope`], [`Error::Io`], [`Error::Store`].
+    /// [`Error::ClockUnset`], because all that was ever received after a wrong
+    /// instant would count for nothing; [`Error::Busy`], [`Error::Envelope`],
+    /// [`Error::Io`], [`Error::Store`].
     pub async fn revoke_device(
         &self,
         device: &DeviceId,
         store: &Store,
         now: SystemTime,
     ) -> Result<RevokedDevice, Error> {
+        clock_is_set(now)?;
         let _lock = files::lock(self.dir())?;
         let mut trust = self.trust()?.unwrap_or_default();
         let mut records = store.devices().await?;
@@ -149,16 +155,24 @@ impl LocalSetup {
         let mut at = Timestamp::from(now);
         let mut steps = Vec::new();
         if let Some(trusted) = trust.devices.get_mut(device) {
+            // An interrupted run has set the instant; both sides shall have the
+            // same. Keys that were revoked long before have nothing to say: by a
+            // clock that was wrong then, their instant may be yet to come.
+            if trusted
+                .keys
+                .iter()
+                .all(|known| revoked_at(known.state).is_some())
+            {
+                let instants = trusted
+                    .keys
+                    .iter()
+                    .filter_map(|known| revoked_at(known.state));
+                at = instants.max().unwrap_or(at);
+            }
             trusted
                 .keys
                 .iter_mut()
                 .for_each(|known| revoke(&mut known.state, at));
-            // An interrupted run has set the instant; both sides shall have the same.
-            let instants = trusted
-                .keys
-                .iter()
-                .filter_map(|known| revoked_at(known.state));
-            at = instants.max().unwrap_or(at);
             steps.push(self.write_trust(&trust)?);
         } else if records.is_empty() {
             return Err(Error::UnknownDevice {

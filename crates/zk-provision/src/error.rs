@@ -35,7 +35,7 @@ pub enum Error {
     CertificateEncoding(#[from] builder::Error),
 
     /// The system's clock says a year before 2020: a certificate from then would
-    /// be valid at the wrong time.
+    /// be valid at the wrong time, and a revocation would reach back to then.
     #[error(
         "the clock of this machine was never set (it says {}): set it, or wait for time \
          synchronisation, and try again",

@@ -324,9 +324,13 @@ pub(crate) fn read_certificate(path: &Path) -> Result<Option<Certificate>, Error
     let Some(pem) = files::read(path)? else {
         return Ok(None);
     };
-    Certificate::from_pem(&pem)
-        .map(Some)
-        .map_err(|error| Error::malformed(path, error))
+    Certificate::from_pem(&pem).map(Some).map_err(|error| {
+        let cure = "remove it, and run the command again, which makes another one";
+        Error::malformed(
+            path,
+            format_args!("not a certificate in PEM ({error}): {cure}"),
+        )
+    })
 }
 
 // these names stand in the templates as well

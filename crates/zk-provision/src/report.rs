@@ -128,7 +128,8 @@ impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            Self::Record(principal) => write!(f, "store record {principal}"),
+            // the store's word, and it may go to a terminal
+            Self::Record(principal) => write!(f, "store record {}", principal.escape_debug()),
         }
     }
 }

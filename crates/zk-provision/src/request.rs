@@ -102,7 +102,7 @@ pub enum RequestError {
     CommonName,
 
     /// The DER inside is no certificate request.
-    #[error("not a certificate request")]
+    #[error("not a certificate request; make one on the device: {MAKE}")]
     Der(#[source] der::Error),
 
     /// The key isn't a valid point on P-256.
@@ -113,7 +113,9 @@ pub enum RequestError {
     },
 
     /// A PEM block of another kind, such as a certificate or a private key.
-    #[error("the PEM block is a {found}, not a CERTIFICATE REQUEST")]
+    #[error(
+        "the PEM block is a {found}, not a CERTIFICATE REQUEST; make one on the device: {MAKE}"
+    )]
     Label {
         /// The block's label.
         found: String,
@@ -129,20 +131,25 @@ pub enum RequestError {
     },
 
     /// Not one PEM block with nothing after it.
-    #[error("not a PEM file with one certificate request")]
+    #[error("not a PEM file with one certificate request; make one on the device: {MAKE}")]
     Pem(#[source] pem::Error),
 
     /// It wasn't signed by the key it carries, or was changed since.
-    #[error("its signature does not verify: it was changed, or made with another key")]
+    #[error(
+        "its signature does not verify: it was changed, or made with another key; copy it from the device again"
+    )]
     Signature,
 
     /// More bytes than any real request has.
-    #[error("longer than {limit} bytes: not a certificate request")]
+    #[error("longer than {limit} bytes: not a certificate request; make one on the device: {MAKE}")]
     TooLarge {
         /// The largest that is read.
         limit: usize,
     },
 }
+
+/// What makes a request of a key file.
+const MAKE: &str = "`openssl req -new -key KEY -subj /CN=NAME -out FILE`";
 
 fn common_name(subject: &Name) -> Result<String, RequestError> {
     let mut names = subject

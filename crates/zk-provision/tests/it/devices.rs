@@ -359,6 +359,40 @@ async fn an_interrupted_revocation_is_completed_with_its_first_instant() {
     assert_eq!(record.certificate, KeyState::Revoked { at });
 }
 
+/// By a clock that ran ahead a first key was revoked in what is now the future.
+#[tokio::test]
+async fn an_earlier_revocation_does_not_put_off_a_later_one() {
+    let world = World::new().await;
+    world.add("pi-01", &key(), &[&owner()]).await.unwrap();
+    world.revoke("pi-01", now() + years(3)).await.unwrap();
+    let added = world.add("pi-01", &key(), &[]).await.unwrap();
+    world.revoke("pi-01", now()).await.unwrap();
+    let state = KeyState::Revoked { at: now().into() };
+    assert_eq!(world.trust().devices[&id("pi-01")].keys[1].state, state);
+    let principal = added.certificate.principal();
+    let record = world.store.device(&principal).await.unwrap().unwrap();
+    assert_eq!(record.certificate, state);
+    assert_eq!(record.keys[1].state, state);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_never_set_revokes_and_adds_nothing() {
+    let world = World::new().await;
+    let key = key();
+    world.add("pi-01", &key, &[&owner()]).await.unwrap();
+    let before = world.trust();
+    let unset = SystemTime::UNIX_EPOCH + years(3);
+    let error = world.revoke("pi-01", unset).await.unwrap_err();
+    assert!(matches!(error, Error::ClockUnset { .. }), "{error}");
+    // the certificate is there already, so that none is to be made
+    let again = world.add_at("pi-01", &key, &[], unset).await;
+    let error = again.unwrap_err();
+    assert!(matches!(error, Error::ClockUnset { .. }), "{error}");
+    assert_eq!(world.trust(), before);
+    let listed = world.setup.devices(&world.store).await.unwrap();
+    assert_eq!(listed[0].standing, Standing::Active);
+}
+
 #[tokio::test]
 async fn a_revoked_device_comes_back_with_a_new_key() {
     let world = World::new().await;
