@@ -7,6 +7,7 @@ mod forge;
 mod link;
 mod screen;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(logs)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let outcome = tokio::runtime::Runtime::new()
         .map_err(anyhow::Error::from)

@@ -138,7 +138,7 @@ pub(crate) async fn show(
     let mut found = reader.find(device, &wanted).await?;
     let record = found
         .pop()
-        .ok_or_else(|| anyhow!("{device} has no record {record}"))?;
+        .ok_or_else(|| anyhow!("{device} has no record {record}; `zk-reader list --device {device}` shows those there are"))?;
     if !found.is_empty() {
         let keys = found
             .iter()

@@ -5,6 +5,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use rustls_pki_types::ServerName;
 use zk_envelope::DeviceId;
 use zk_hsm::HsmUri;
+use zk_publish::{Target, TargetError};
 use zk_store::StoreUri;
 
 /// Sets up certificate authorities, a gateway of your own, and devices.
@@ -62,7 +63,7 @@ pub(crate) struct GatewayInit {
     pub(crate) names: Vec<ServerName<'static>>,
 
     /// Where it listens [at first: 0.0.0.0:8443]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket_address)]
     pub(crate) listen: Option<SocketAddr>,
 
     /// Where device records and readings are kept [at first: store.db beside
@@ -112,7 +113,7 @@ pub(crate) struct DeviceAdd {
     pub(crate) owners: Vec<PathBuf>,
 
     /// Where the device publishes to [at first: the gateway's first name]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
     pub(crate) endpoint: Option<String>,
 
     #[command(flatten)]
@@ -128,6 +129,16 @@ pub(crate) struct PassphraseSource {
     /// for]
     #[arg(long, env = "ZK_SETUP_PASSPHRASE_FILE", value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "give an IP address and a port, like 0.0.0.0:8443 or [::]:8443")
+}
+
+/// As the agent will read it.
+fn endpoint(text: &str) -> Result<String, TargetError> {
+    Target::new(text, "Zymkey/name").map(|_| text.to_owned())
 }
 
 fn server_name(name: &str) -> Result<ServerName<'static>, String> {

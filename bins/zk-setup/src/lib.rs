@@ -78,7 +78,8 @@ async fn add_device(setup: &LocalSetup, add: &DeviceAdd) -> anyhow::Result<Outco
     let store = store(setup).await?;
     let mut owners = Vec::new();
     for path in &add.owners {
-        let owner = read(path).and_then(|pem| Ok(OwnerPublicKey::from_pem(str::from_utf8(&pem)?)?));
+        let owner = read(path)
+            .and_then(|pem| Ok(OwnerPublicKey::from_pem(&String::from_utf8_lossy(&pem))?));
         owners.push(owner.with_context(|| format!("owner's key {}", path.display()))?);
     }
     let pem = match (&add.csr, &add.hsm) {
@@ -88,7 +89,11 @@ async fn add_device(setup: &LocalSetup, add: &DeviceAdd) -> anyhow::Result<Outco
     };
     let device = Device {
         request: CertificateRequest::from_pem(&pem, &add.name)
-            .map_err(zk_provision::Error::from)?,
+            .map_err(zk_provision::Error::from)
+            .with_context(|| match &add.csr {
+                Some(path) => path.display().to_string(),
+                None => format!("the request made here, of {}", add.name),
+            })?,
         hsm: add.hsm.as_ref().map(ToString::to_string),
         endpoint: add.endpoint.clone(),
         owners,
@@ -129,6 +134,6 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
             file.take(CertificateRequest::MAX_LEN as u64 + 1)
                 .read_to_end(&mut bytes)
         })
-        .with_context(|| path.display().to_string())?;
+        .with_context(|| format!("cannot read {}", path.display()))?;
     Ok(bytes)
 }

@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::io::IsTerminal;
+use std::error::Error;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use tracing_subscriber::filter::LevelFilter;
@@ -13,8 +15,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_max_level(LevelFilter::WARN)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();
@@ -35,15 +37,50 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             let mut said = error.to_string();
-            eprintln!("zk-setup: {said}");
+            eprintln!("zk-setup: {}", printable(&said));
             for cause in error.chain().skip(1).map(ToString::to_string) {
                 // many errors tell their cause themselves
                 if !said.contains(&cause) {
-                    eprintln!("  because: {cause}");
+                    eprintln!("  because: {}", printable(&cause));
                     said = cause;
                 }
             }
+            let files = error.chain().filter_map(io_error);
+            if let Some(cure) = files.last().and_then(cure) {
+                eprintln!("  next: {cure}");
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Text that may hold what a store or a file says, made fit for a terminal.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' | '"' | '\'' | '\\' => c.to_string(),
+        _ => c.escape_debug().to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    let shared = || error.downcast_ref::<Arc<io::Error>>().map(AsRef::as_ref);
+    error.downcast_ref().or_else(shared)
+}
+
+/// What to do about a file that can't be used.
+fn cure(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Some("check the path; a relative one begins where you are"),
+        io::ErrorKind::PermissionDenied => {
+            Some("run this as the file's owner, or have the owner permit it")
+        }
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
+            Some("check the path: a file is needed where a directory is, or the other way round")
+        }
+        io::ErrorKind::AlreadyExists => Some("choose another path, or move away what is there"),
+        io::ErrorKind::InvalidData => Some("this is no text file; check the path"),
+        io::ErrorKind::StorageFull => Some("the disk is full: free some space, and try again"),
+        _ => None,
     }
 }

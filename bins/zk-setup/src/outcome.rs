@@ -151,7 +151,8 @@ pub(crate) fn devices(entries: &[DeviceEntry]) -> Outcome {
 
 /// The latest key and certificate of a device, both shortened.
 fn row(entry: &DeviceEntry) -> [String; 5] {
-    let short = |id: String| id.chars().take(16).collect();
+    // a principal is the store's word, and this goes to a terminal
+    let short = |id: String| id.escape_debug().take(16).collect();
     let none = || "-".to_owned();
     let latest = entry.certificates.last();
     [

@@ -381,6 +381,26 @@ fn mistakes_say_what_to_do_next() {
         "{}",
         not_a_key.err
     );
+    fs::write(place.path("bytes"), [0xff; 40]).unwrap();
+    let owner = |file| ["device", "add", "pi-01", "--csr", &csr, "--owner", file];
+    let request = |file| ["device", "add", "pi-01", "--csr", file];
+    for (arguments, says) in [
+        (&owner("bytes")[..], "as `zk-reader keygen` writes it"),
+        (&owner("nowhere"), "next: check the path"),
+        (&request("bytes"), "bytes"),
+        (&request("bytes"), "openssl req -new"),
+        (&request("owner.pub.pem"), "openssl req -new"),
+        (&request("zk"), "next: check the path"),
+        (&request("nowhere"), "next: check the path"),
+        (
+            &["--dir", "bytes", "ca", "init"],
+            "next: choose another path",
+        ),
+    ] {
+        let mistaken = place.fails(1, arguments);
+        let err = &mistaken.err;
+        assert!(err.contains(says), "{arguments:?}: no {says:?} in {err}");
+    }
     let unknown = place.fails(1, &["device", "revoke", "pi-09"]);
     assert!(
         unknown.err.contains("zk-setup device list"),
@@ -392,6 +412,38 @@ fn mistakes_say_what_to_do_next() {
         place.json(&["device", "list"])["devices"],
         serde_json::json!([])
     );
+}
+
+/// The store's table of devices is not the operator's word.
+#[test]
+fn what_a_store_says_does_not_reach_the_terminal_raw() {
+    let place = Place::new();
+    place.ok(&["ca", "init"]);
+    place.ok(&["gateway", "init", "--name", "localhost"]);
+    let uri = zk_store::StoreUri::File(place.path("zk/gateway/store.db"));
+    let record = zk_verify::DeviceRecord {
+        device: DeviceId::try_from("pi-01").unwrap(),
+        certificate: KeyState::Active,
+        keys: Vec::new(),
+        registered_at: std::time::SystemTime::now().into(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let store = zk_store::Store::open(&uri, zk_store::Options::default());
+        let store = store.await.unwrap();
+        store.register("\x1b]0;owned\x07", &record).await.unwrap();
+    });
+    for command in ["list", "revoke"] {
+        let arguments = ["device", command, "pi-01"];
+        let name = if command == "list" { 2 } else { 3 };
+        let said = place.ok(&arguments[..name]);
+        for text in [said.out, said.err] {
+            assert!(!text.contains(['\x1b', '\x07']), "{command}: {text:?}");
+        }
+    }
 }
 
 #[test]
@@ -409,6 +461,16 @@ fn wrong_arguments_end_with_2() {
             "localhost",
             "--store",
             "elsewhere",
+        ],
+        &["gateway", "init", "--listen", "localhost:8443"],
+        &[
+            "device",
+            "add",
+            "pi-01",
+            "--hsm",
+            "zymkey:slot=0",
+            "--endpoint",
+            "https://gateway.example/",
         ],
         &["ca"],
         &["no-such-command"],
