@@ -66,6 +66,7 @@ mod crypto;
 mod envelope;
 mod error;
 mod id;
+pub mod key_file;
 mod message;
 mod owner;
 mod report;

@@ -9,19 +9,14 @@ use std::sync::{Mutex, PoisonError};
 
 use p256::SecretKey;
 use p256::ecdsa::VerifyingKey;
-use pkcs8::der::pem::PemLabel as _;
-use pkcs8::pkcs5::{self, pbes2, scrypt};
-use pkcs8::{
-    DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey,
-    EncryptedPrivateKeyInfoRef, LineEnding, PrivateKeyInfoRef, SecretDocument,
-};
+use pkcs8::{DecodePublicKey, EncodePublicKey, LineEnding};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::Error;
 use crate::crypto::{self, DataKey};
 use crate::envelope::Header;
 use crate::id::{RecipientId, spki_der};
+use crate::{Error, key_file};
 
 /// An owner's public key: records are encrypted to it.
 #[derive(Clone, PartialEq, Eq)]
@@ -111,69 +106,21 @@ impl OwnerKey {
         self.public.id()
     }
 
-    /// Encrypted PKCS#8 in PEM.
+    /// Encrypted PKCS#8 in PEM: [`key_file::encrypt`].
     ///
     /// # Errors
     /// [`Error::Key`] if the passphrase is empty or the encryption fails;
     /// [`Error::Random`].
     pub fn to_encrypted_pem(&self, passphrase: &str) -> Result<Zeroizing<String>, Error> {
-        if passphrase.is_empty() {
-            return Err(Error::Key {
-                what: "owner's key",
-                detail: "an empty passphrase protects nothing; choose one".into(),
-            });
-        }
-        let (mut salt, mut iv) = ([0; 16], [0; 16]);
-        getrandom::fill(&mut salt)?;
-        getrandom::fill(&mut iv)?;
-        let encrypt = || -> pkcs8::Result<Zeroizing<String>> {
-            let cost = scrypt::Params::new(SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P)
-                .map_err(|_| pkcs8::Error::ParametersMalformed)?;
-            let how = pbes2::Parameters::generate_scrypt_aes256cbc(cost, &salt, iv)?;
-            let der = self.secret.to_pkcs8_der()?;
-            let encrypted = PrivateKeyInfoRef::try_from(der.as_bytes())?
-                .encrypt_with_params(how, passphrase)?;
-            Ok(encrypted.to_pem("ENCRYPTED PRIVATE KEY", LineEnding::LF)?)
-        };
-        encrypt().map_err(|error| Error::Key {
-            what: "owner's key",
-            detail: error.to_string(),
-        })
+        key_file::encrypt(&self.secret, passphrase.as_bytes())
     }
 
-    /// Reads encrypted PKCS#8 in PEM.
+    /// Reads encrypted PKCS#8 in PEM: [`key_file::decrypt`].
     ///
     /// # Errors
-    /// [`Error::Key`]: wrong passphrase, no P-256 key, not encrypted, or
-    /// encrypted at a cost that no key file needs (scrypt of more than 1 GiB or
-    /// fifty times the work of this crate's, PBKDF2 of more than 10,000,000
-    /// rounds).
+    /// [`Error::Key`].
     pub fn from_encrypted_pem(pem: &str, passphrase: &str) -> Result<Self, Error> {
-        let key = |detail| Error::Key {
-            what: "owner's key",
-            detail,
-        };
-        let wrong = |error: pkcs8::Error| {
-            key(format!(
-                "{error}; is the passphrase right, and is it an encrypted PKCS#8 P-256 key in PEM?"
-            ))
-        };
-        let (label, document) =
-            SecretDocument::from_pem(pem).map_err(|error| wrong(error.into()))?;
-        EncryptedPrivateKeyInfoRef::validate_pem_label(label)
-            .map_err(|error| wrong(error.into()))?;
-        let encrypted = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes()).map_err(wrong)?;
-        if !is_affordable(&encrypted.encryption_algorithm) {
-            return Err(key(
-                "it takes more memory or time to decrypt than any key file needs; \
-                 encrypt it anew, for example with `openssl pkcs8 -topk8 -scrypt`"
-                    .into(),
-            ));
-        }
-        let decrypted = encrypted.decrypt(passphrase).map_err(wrong)?;
-        SecretKey::from_pkcs8_der(decrypted.as_bytes())
-            .map(Self::from_secret)
-            .map_err(wrong)
+        key_file::decrypt(pem, passphrase.as_bytes()).map(Self::from_secret)
     }
 
     /// Writes a new key file of mode 0600 and syncs it; never overwrites.
@@ -276,34 +223,5 @@ pub(crate) fn public_key_pem(key: &VerifyingKey) -> String {
     key.to_public_key_pem(LineEnding::LF).unwrap_or_default()
 }
 
-/// Whether the cost of a passphrase's guess, which the file states, is one to
-/// pay. pkcs5 allows scrypt any size of memory, and panics on N = 0.
-fn is_affordable(encryption: &pkcs5::EncryptionScheme) -> bool {
-    let Some(parameters) = encryption.pbes2() else {
-        // Not supported, which the decryption says.
-        return true;
-    };
-    match &parameters.kdf {
-        pbes2::Kdf::Scrypt(scrypt) => {
-            let blocks = u128::from(scrypt.cost_parameter) * u128::from(scrypt.block_size);
-            scrypt.cost_parameter.is_power_of_two()
-                && 128 * blocks <= MAX_SCRYPT_MEMORY
-                && blocks * u128::from(scrypt.parallelization) <= MAX_SCRYPT_BLOCKS
-        }
-        pbes2::Kdf::Pbkdf2(pbkdf2) => pbkdf2.iteration_count <= MAX_PBKDF2_ROUNDS,
-        _ => true,
-    }
-}
-
-/// 16 MiB of memory, five passes: as much as OpenSSL reads without being asked.
-const SCRYPT_LOG_N: u8 = 14;
-const SCRYPT_R: u32 = 8;
-const SCRYPT_P: u32 = 5;
-/// N = 2^20 with r = 8.
-const MAX_SCRYPT_MEMORY: u128 = 1 << 30;
-/// N r p of 51 times what this crate writes.
-const MAX_SCRYPT_BLOCKS: u128 = 1 << 25;
-/// What RFC 8018 names for "very powerful systems".
-const MAX_PBKDF2_ROUNDS: u32 = 10_000_000;
 /// An encrypted P-256 key in PEM has about 400 bytes.
 const MAX_KEY_FILE: usize = 16 * 1024;
