@@ -123,6 +123,19 @@ pub enum Error {
         suite: u8,
     },
 
+    /// A file that decides whom to trust, and that others may write.
+    #[error(
+        "{}: mode {mode:03o} lets other users decide whom this machine trusts; see that its \
+         content is right, then run: chmod go-w {}",
+        path.display(), path.display()
+    )]
+    Writable {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+
     /// The key given to verify is not the one that the envelope names.
     #[error("the record names signer {stated}, the key is {given}")]
     WrongSigner {

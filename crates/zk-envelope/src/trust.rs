@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use p256::ecdsa::VerifyingKey;
@@ -94,16 +94,25 @@ impl TrustFile {
     /// Reads and checks a trust file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::TrustFile`] with line, what is wrong and what is
-    /// allowed; [`Error::TooLarge`].
+    /// [`Error::Writable`] if others could have written it; [`Error::Io`];
+    /// [`Error::TrustFile`] with line, what is wrong and what is allowed;
+    /// [`Error::TooLarge`].
     pub fn read(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io {
             path: path.into(),
             source,
         };
+        let file = File::open(path).map_err(io)?;
+        let mode = file.metadata().map_err(io)?.mode() & 0o777;
+        if mode & 0o022 != 0 {
+            return Err(Error::Writable {
+                path: path.into(),
+                mode,
+            });
+        }
         let mut text = String::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_FILE as u64 + 1).read_to_string(&mut text))
+        file.take(MAX_FILE as u64 + 1)
+            .read_to_string(&mut text)
             .map_err(io)?;
         if text.len() > MAX_FILE {
             return Err(Error::TooLarge {

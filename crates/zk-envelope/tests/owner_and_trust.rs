@@ -247,6 +247,22 @@ fn a_trust_file_comes_back_as_it_was_written() {
 }
 
 #[test]
+fn a_trust_file_that_others_may_write_decides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trust.toml");
+    trust().0.write(&path).unwrap();
+    for mode in [0o620, 0o602, 0o666] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = TrustFile::read(&path).unwrap_err().to_string();
+        let said = [&format!("mode {mode:o}"), "chmod go-w", "trust.toml"];
+        assert!(said.iter().all(|part| refused.contains(*part)), "{refused}");
+    }
+    // Everybody may read it: it holds no secret.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    TrustFile::read(&path).unwrap();
+}
+
+#[test]
 fn a_trust_file_takes_nothing_from_what_was_left_beside_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("trust.toml");
