@@ -91,3 +91,92 @@ fn every_crate_forbids_unsafe_code_but_the_one_for_chips() {
     }
     assert!(roots >= 14, "{roots}");
 }
+
+/// The tables of a page's configuration reference: the name in the heading, and
+/// key and default of each row.
+fn reference(page: &str) -> Vec<(String, Vec<(String, String)>)> {
+    let text = fs::read_to_string(root().join("docs").join(page)).unwrap();
+    let cell = |cell: &str| cell.trim().trim_matches('`').to_owned();
+    let mut tables: Vec<(String, Vec<(String, String)>)> = Vec::new();
+    for section in text.split("\n### ").skip(1) {
+        let heading = section.lines().next().unwrap();
+        let name = heading.trim_matches(['`', '[', ']']).to_owned();
+        let rows = section.split("\n## ").next().unwrap().lines();
+        let rows = rows.filter(|line| line.starts_with("| `"));
+        let rows = rows.map(|row| row.split('|').map(cell).collect::<Vec<_>>());
+        tables.push((
+            name,
+            rows.map(|row| (row[1].clone(), row[2].clone())).collect(),
+        ));
+    }
+    assert!(!tables.is_empty(), "{page}");
+    tables
+}
+
+/// Holds a page to what the program's own parser says: `required` is the least
+/// that it takes, `parse` gives the configuration as text, or its error.
+fn holds(page: &str, required: &str, parse: impl Fn(&str) -> Result<String, String>) {
+    let tables = reference(page);
+    // A table that a configuration has none of yet can be added to it.
+    let with = |table: &str, line: &str| {
+        let heading = format!("[{table}]\n");
+        match (table, required.contains(&heading)) {
+            ("top", _) => format!("{line}\n{required}"),
+            (_, true) => required.replacen(&heading, &format!("{heading}{line}\n"), 1),
+            (_, false) => format!("{required}\n{heading}{line}\n"),
+        }
+    };
+    let least = parse(required).unwrap();
+    for (table, rows) in tables {
+        // The parser says which keys there are.
+        let error = parse(&with(&table, "no-such-key = 1")).unwrap_err();
+        let (_, expected) = error.rsplit_once("expected ").expect(&error);
+        let mut allowed: Vec<_> = expected.split('`').skip(1).step_by(2).collect();
+        let mut documented: Vec<_> = rows.iter().map(|(key, _)| key.as_str()).collect();
+        allowed.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(documented, allowed, "{page}, [{table}]");
+        // A default, when it is given, changes nothing.
+        for (key, default) in rows {
+            match default.as_str() {
+                "required" => assert!(required.contains(&key), "{page}: {key}"),
+                "none" => {}
+                default => {
+                    let given = parse(&with(&table, &format!("{key} = {default}"))).unwrap();
+                    assert_eq!(given, least, "{page}, [{table}] {key} = {default}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn agent_toml_is_documented_as_it_is_parsed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    let required = "[device]\nid = \"pi-01\"\nhsm = \"zymkey:slot=0\"\ncertificate = \"c.pem\"\n\
+                    [target]\nendpoint = \"localhost:8443\"\nroots = \"r.pem\"\n\
+                    [owners]\nfiles = [\"o.pem\"]\n[spool]\ndir = \"spool\"\n";
+    holds("agent.md", required, |text| {
+        fs::write(&file, text).unwrap();
+        let config = zk_agent::Config::read(&file).map_err(|error| error.to_string())?;
+        Ok(format!("{config:?}"))
+    });
+}
+
+#[test]
+fn gateway_toml_is_documented_as_it_is_parsed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("gateway.toml");
+    let required = "listen = \"127.0.0.1:0\"\nstore = \"file:zk.db\"\n\
+                    [tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\ndevice-ca = \"d.pem\"\n";
+    holds("gateway.md", required, |text| {
+        fs::write(&file, text).unwrap();
+        let config = zk_gateway::Config::load(&file, zk_gateway::Overrides::default());
+        let config = config.map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error} {}", cause.unwrap_or_default())
+        })?;
+        Ok(format!("{config:?}"))
+    });
+}

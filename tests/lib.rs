@@ -130,6 +130,7 @@ impl System {
                 |line| match line.split_once('=').map(|(key, _)| key.trim()) {
                     Some("root") => format!("root = {:?}", self.dir.path().join("sys")),
                     Some("dir") => format!("dir = {:?}", self.dir.path().join("spool")),
+                    Some("listen") => "listen = \"127.0.0.1:0\"".to_owned(),
                     Some("interval") => "interval = \"20ms\"".to_owned(),
                     _ => line.to_owned(),
                 },

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
 };
@@ -25,7 +25,7 @@ use zk_envelope::{
     Report, Sealer, SequenceRange, StreamId, Timestamp,
 };
 use zk_hsm::{Class, Hsm, HsmUri};
-use zk_publish::Publisher;
+use zk_publish::{Publisher, State};
 use zk_sensors::{Quality, Reading, Readings, W1Bus};
 use zk_spool::{AppendError, Spool, SyncPolicy};
 
@@ -48,10 +48,22 @@ pub struct Agent {
     /// Until when the sealer may try, once the agent is to stop.
     patience: Arc<OnceLock<Instant>>,
     alarm: Arc<Alarm>,
+    watch: Watch,
+}
+
+/// A view of an agent, for as long as somebody looks: clones are the same view.
+///
+/// It keeps the spool open: drop it when the agent has stopped.
+#[derive(Clone, Debug)]
+pub struct Watch(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     publisher: Publisher,
     spool: Arc<Spool>,
     hsm: Hsm,
     progress: Arc<Progress>,
+    certificate_expires: SystemTime,
 }
 
 /// What an agent has done since it started.
@@ -64,6 +76,10 @@ pub struct Status {
     pub sealed: u64,
     /// Readings that were given up because neither key nor spool took them.
     pub given_up: u64,
+    /// Thermometers that gave a good value in the last sweep.
+    pub sensors: u64,
+    /// When the device's certificate expires.
+    pub certificate_expires: SystemTime,
     /// The spool.
     pub spool: zk_spool::Stats,
     /// The publisher.
@@ -80,6 +96,10 @@ struct Progress {
     unsealed: AtomicU64,
     given_up: AtomicU64,
     sensors: AtomicU64,
+    /// Nothing is sealed any more.
+    ended: AtomicBool,
+    /// The key did not sign at the last attempt, which is made again.
+    waits_for_key: AtomicBool,
 }
 
 impl Agent {
@@ -102,7 +122,8 @@ impl Agent {
         };
         let hsm = Hsm::open(&uri, zk_hsm::Options::default()).map_err(hsm_error)?;
         let chain = certificates(&config.device.certificate)?;
-        check_name(&config.device.certificate, &chain, &config.device.id)?;
+        let certificate_expires =
+            check_certificate(&config.device.certificate, &chain, &config.device.id)?;
         let roots = roots(&config.target.roots)?;
         let tls = hsm.client_config(chain, roots, &[]).map_err(hsm_error)?;
         let topic = format!("Zymkey/{}", config.device.id);
@@ -175,11 +196,20 @@ impl Agent {
             sealer,
             patience,
             alarm,
-            publisher,
-            spool,
-            hsm,
-            progress,
+            watch: Watch(Arc::new(Parts {
+                publisher,
+                spool,
+                hsm,
+                progress,
+                certificate_expires,
+            })),
         })
+    }
+
+    /// A view that outlives this handle, for metrics and health.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
     }
 
     /// What it has done so far.
@@ -187,18 +217,13 @@ impl Agent {
     /// # Errors
     /// [`Error::Spool`] if the spool has failed.
     pub fn status(&self) -> Result<Status, Error> {
-        status(
-            &self.progress,
-            &self.spool,
-            self.publisher.status(),
-            &self.hsm,
-        )
+        self.watch.status()
     }
 
     /// Tells the publisher that the link is back, so that it does not wait for
     /// the end of its backoff.
     pub fn link_returned(&self) {
-        self.publisher.link_returned();
+        self.watch.0.publisher.link_returned();
     }
 
     /// Stops sampling, seals what was read, goes on publishing, all within
@@ -222,13 +247,13 @@ impl Agent {
         self.sealer.wake();
         let sealer = self.sealer.join_by(deadline);
         let grace = deadline.saturating_duration_since(Instant::now());
-        let publisher = self.publisher.stop(grace);
-        self.spool.sync()?;
+        self.watch.0.publisher.stop(grace);
+        self.watch.0.spool.sync()?;
         sampler?;
         if let Some(outcome) = sealer? {
             outcome?;
         }
-        let status = status(&self.progress, &self.spool, publisher, &self.hsm)?;
+        let status = self.watch.status()?;
         match status.sampled - status.sealed - status.given_up {
             0 => Ok(status),
             readings => Err(Error::Unsealed { readings }),
@@ -236,20 +261,72 @@ impl Agent {
     }
 }
 
-fn status(
-    progress: &Progress,
-    spool: &Spool,
-    publisher: zk_publish::Status,
-    hsm: &Hsm,
-) -> Result<Status, Error> {
-    Ok(Status {
-        sampled: progress.sampled.load(Ordering::Relaxed),
-        sealed: progress.sealed.load(Ordering::Relaxed),
-        given_up: progress.given_up.load(Ordering::Relaxed),
-        spool: spool.stats()?,
-        publisher,
-        hsm: hsm.counters(),
-    })
+impl Watch {
+    /// What the agent has done so far.
+    ///
+    /// # Errors
+    /// [`Error::Spool`] if the spool has failed.
+    pub fn status(&self) -> Result<Status, Error> {
+        let Parts {
+            publisher,
+            spool,
+            hsm,
+            progress,
+            certificate_expires,
+        } = &*self.0;
+        Ok(Status {
+            sampled: progress.sampled.load(Ordering::Relaxed),
+            sealed: progress.sealed.load(Ordering::Relaxed),
+            given_up: progress.given_up.load(Ordering::Relaxed),
+            sensors: progress.sensors.load(Ordering::Relaxed),
+            certificate_expires: *certificate_expires,
+            spool: spool.stats()?,
+            publisher: publisher.status(),
+            hsm: hsm.counters(),
+        })
+    }
+
+    /// What somebody has to look after, a sentence each; empty if nothing has.
+    ///
+    /// A link that is down is not among it: records wait for it. Nor is a full
+    /// spool: what it does then was chosen, and loss receipts name what is lost.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<String> {
+        let parts = &*self.0;
+        let mut troubles = Vec::new();
+        if parts.progress.ended.load(Ordering::Relaxed) {
+            troubles.push("nothing is sealed any more; the log says why".to_owned());
+        } else if parts.progress.waits_for_key.load(Ordering::Relaxed) {
+            let state = match parts.hsm.state() {
+                zk_hsm::State::Reopening {
+                    failures, cause, ..
+                } => format!("opened again in vain {failures} times: {cause}"),
+                zk_hsm::State::Wedged { operation, since } => {
+                    format!("{operation} has been in it for {:?}", since.elapsed())
+                }
+                zk_hsm::State::Failed { cause } => cause.to_string(),
+                _ => "the next attempt is under way".to_owned(),
+            };
+            troubles.push(format!(
+                "the key does not sign ({state}); readings wait in memory"
+            ));
+        }
+        if let Err(error) = parts.spool.stats() {
+            troubles.push(format!("spool: {error}"));
+        }
+        let publisher = parts.publisher.status();
+        if matches!(
+            publisher.state,
+            State::Failed | State::Forbidden | State::Refusing
+        ) {
+            let why = publisher.last_error.unwrap_or_default();
+            troubles.push(format!("publisher {}: {why}", publisher.state.as_str()));
+        }
+        if parts.certificate_expires <= SystemTime::now() {
+            troubles.push("the device's certificate has expired; it needs a new one".to_owned());
+        }
+        troubles
+    }
 }
 
 /// Reads all sensors at each interval until told to stop.
@@ -313,6 +390,7 @@ struct Sealing<K> {
 impl<K: Signer<Signature>> Sealing<K> {
     fn run_to_the_end(mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
         let outcome = self.run(swept);
+        self.progress.ended.store(true, Ordering::Relaxed);
         if let Err(error) = &outcome {
             let left = swept.try_iter().map(|sweep| sweep.len() as u64).sum();
             self.progress.give_up(left);
@@ -483,6 +561,8 @@ impl<K: Signer<Signature>> Sealing<K> {
                 Room::Usual => spool.append_with(seal),
                 Room::Receipts => spool.append_receipt_with(seal),
             };
+            let waits = matches!(&outcome, Err(AppendError::Seal(_)));
+            self.progress.waits_for_key.store(waits, Ordering::Relaxed);
             match outcome {
                 Ok(_) => return Ok(true),
                 Err(AppendError::Spool(
@@ -622,25 +702,45 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-/// The certificate of another device would let everything be quarantined.
-fn check_name(path: &Path, chain: &[CertificateDer<'_>], device: &DeviceId) -> Result<(), Error> {
-    let parsed = chain
-        .first()
-        .and_then(|der| Certificate::from_der(der).ok());
-    let names = parsed.iter().flat_map(|certificate| {
-        let subject = certificate.tbs_certificate().subject();
-        let names = subject.iter().filter(|part| part.oid == COMMON_NAME);
-        names.filter_map(|part| DirectoryString::try_from(&part.value).ok())
-    });
-    let names: Vec<_> = names.map(|name| name.value().into_owned()).collect();
-    if names == [device.as_str()] {
-        return Ok(());
-    }
-    Err(Error::OtherDevice {
+/// Whether the first certificate of `chain` is this device's; when it expires.
+fn check_certificate(
+    path: &Path,
+    chain: &[CertificateDer<'_>],
+    device: &DeviceId,
+) -> Result<SystemTime, Error> {
+    let der = chain.first().map(AsRef::as_ref).unwrap_or_default();
+    let certificate = Certificate::from_der(der).map_err(|error| Error::Pem {
         path: path.into(),
-        device: device.clone(),
-        found: names.join(", "),
-    })
+        what: "certificate",
+        detail: error.to_string(),
+    })?;
+    let certificate = certificate.tbs_certificate();
+    let subject = certificate.subject();
+    let names = subject.iter().filter(|part| part.oid == COMMON_NAME);
+    let names = names.filter_map(|part| DirectoryString::try_from(&part.value).ok());
+    let names: Vec<_> = names.map(|name| name.value().into_owned()).collect();
+    if names != [device.as_str()] {
+        return Err(Error::OtherDevice {
+            path: path.into(),
+            device: device.clone(),
+            found: names.join(", "),
+        });
+    }
+    let expires = certificate.validity().not_after.to_system_time();
+    match expires.duration_since(SystemTime::now()) {
+        Err(_) => tracing::warn!(
+            path = %path.display(),
+            "the device's certificate has expired: records wait in the spool until there is a new \
+             one, from zk-setup device add"
+        ),
+        Ok(left) if left < SOON => tracing::warn!(
+            path = %path.display(),
+            days = left.as_secs() / (24 * 3600),
+            "the device's certificate expires soon: zk-setup device add makes a new one"
+        ),
+        Ok(_) => {}
+    }
+    Ok(expires)
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, Error> {
@@ -721,6 +821,8 @@ impl Drop for Bell {
     }
 }
 
+/// When an expiring certificate is worth a warning.
+const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Sweeps that may wait for a key that does not sign; later ones are given up
 /// and counted.
 const SWEEPS_WAITING: usize = 256;

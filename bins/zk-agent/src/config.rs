@@ -1,12 +1,13 @@
 //! agent.toml: what the agent is told.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use jiff::SignedDuration;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use zk_envelope::DeviceId;
 
 use crate::Error;
@@ -38,6 +39,9 @@ use crate::Error;
 ///
 /// [heartbeat]
 /// interval = "5m"
+///
+/// [metrics]
+/// listen = "127.0.0.1:9465"
 /// ```
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +60,9 @@ pub struct Config {
     /// Signs of life.
     #[serde(default)]
     pub heartbeat: Heartbeat,
+    /// Metrics and health.
+    #[serde(default)]
+    pub metrics: MetricsTable,
 }
 
 /// `[device]`
@@ -145,6 +152,16 @@ pub struct Heartbeat {
     pub interval: SignedDuration,
 }
 
+/// `[metrics]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsTable {
+    /// A loopback address where they are served without TLS; without one they
+    /// are not.
+    #[serde(default, deserialize_with = "optional_loopback")]
+    pub listen: Option<SocketAddr>,
+}
+
 impl Default for Sensors {
     fn default() -> Self {
         Self {
@@ -220,6 +237,29 @@ impl Config {
 /// A checked duration without its sign.
 pub(crate) fn unsigned(duration: SignedDuration) -> Duration {
     duration.unsigned_abs()
+}
+
+/// An address that only this machine reaches.
+///
+/// # Errors
+/// What is wrong with it, and what to give instead.
+pub fn loopback(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(address),
+        Ok(_) => Err(
+            "this is served without TLS: give a loopback address, such as 127.0.0.1:9465"
+                .to_owned(),
+        ),
+        Err(error) => Err(format!("{error}; give an address such as 127.0.0.1:9465")),
+    }
+}
+
+fn optional_loopback<'de, D>(deserializer: D) -> Result<Option<SocketAddr>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(deserializer)?;
+    loopback(&text).map(Some).map_err(de::Error::custom)
 }
 
 const SHORTEST: SignedDuration = SignedDuration::from_millis(10);

@@ -36,6 +36,14 @@ pub enum Error {
     /// The key's URI.
     #[error("device.hsm: {0}")]
     HsmUri(#[from] zk_hsm::UriError),
+    /// Metrics can't be served.
+    #[error("metrics at {address}: {source}; give another metrics.listen, or end what has it")]
+    Listen {
+        /// Where they were to be served.
+        address: std::net::SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The certificate of another device.
     #[error(
         "{}: this certificate is for {found:?}, and device.id is {device}: use the certificate \

@@ -30,7 +30,12 @@ mod agent;
 mod clock;
 mod config;
 mod error;
+mod metrics;
 
-pub use agent::{Agent, Status};
-pub use config::{Config, Device, Full, Heartbeat, Owners, Sensors, SpoolTable, Sync, Target};
+pub use agent::{Agent, Status, Watch};
+pub use config::{
+    Config, Device, Full, Heartbeat, MetricsTable, Owners, Sensors, SpoolTable, Sync, Target,
+    loopback,
+};
 pub use error::Error;
+pub use metrics::Metrics;

@@ -4,6 +4,7 @@
 
 use std::error::Error as _;
 use std::io::{self, IsTerminal};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use jiff::SignedDuration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use zk_agent::{Agent, Config, Error};
+use zk_agent::{Agent, Config, Error, Metrics, loopback};
 
 /// Reads sensors, seals each reading with the device's key, keeps it on disk
 /// and publishes it, oldest first.
@@ -54,6 +55,9 @@ struct Arguments {
     /// Where records wait, in place of spool.dir.
     #[arg(long, env = "ZK_AGENT_SPOOL", value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// Where metrics and health are served, in place of metrics.listen.
+    #[arg(long, env = "ZK_AGENT_METRICS", value_name = "ADDRESS:PORT", value_parser = loopback)]
+    metrics: Option<SocketAddr>,
     /// How log lines are written to stderr; RUST_LOG chooses which.
     #[arg(long, env = "ZK_AGENT_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -130,6 +134,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     config.sensors.root = arguments.sensors_root.unwrap_or(config.sensors.root);
     config.sensors.interval = arguments.interval.unwrap_or(config.sensors.interval);
     config.spool.dir = arguments.spool.unwrap_or(config.spool.dir);
+    config.metrics.listen = arguments.metrics.or(config.metrics.listen);
+
+    let listener = config.metrics.listen.map(listen).transpose()?;
 
     // A signal, or the agent that cannot go on: whichever comes first.
     let (end, ended) = channel::<()>();
@@ -144,10 +151,15 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     let agent = Agent::start(&config, move || {
         let _ = end.send(());
     })?;
+    let metrics = match listener {
+        Some(listener) => Some(Metrics::serve(listener, agent.watch())?),
+        None => None,
+    };
     notify(sd_notify::NotifyState::Ready);
     // An error would mean that no sender is left; the signals' thread keeps one.
     let _ = ended.recv();
     notify(sd_notify::NotifyState::Stopping);
+    drop(metrics);
     let status = agent.stop(GRACE)?;
     tracing::info!(
         sampled = status.sampled,
@@ -156,6 +168,15 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         "stopped; what waits goes out after the next start"
     );
     Ok(())
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    let bound = TcpListener::bind(address).and_then(|listener| {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "serving /metrics and /healthz");
+        Ok(listener)
+    });
+    bound.map_err(|source| Error::Listen { address, source })
 }
 
 /// Tells systemd; without it there is nobody to tell.

@@ -1,0 +1,384 @@
+//! Metrics and health over plain HTTP, for this machine.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::Error;
+use crate::agent::{Status, Watch};
+
+/// Serves metrics at `/metrics`, in Prometheus' text format 0.0.4, and health
+/// at `/healthz`, from a thread of its own until dropped.
+///
+/// Health is 200 and `ok`, or 503 and what somebody has to look after, a line
+/// each (see [`Watch::troubles`]). A link that is down is no trouble: the
+/// agent is made for that.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Dropped to stop the thread.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Metrics {
+    /// Serves what `watch` sees on `listener`, which is bound to a loopback
+    /// address: there is no TLS, and nobody is asked who they are.
+    ///
+    /// # Errors
+    /// [`Error::Thread`].
+    pub fn serve(listener: TcpListener, watch: Watch) -> Result<Self, Error> {
+        listener.set_nonblocking(true).map_err(Error::Thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Thread)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("metrics".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        // A sender that is gone says the same as one that sends.
+                        _ = stopped => {}
+                        () = run(listener, &watch) => {}
+                    }
+                });
+            })
+            .map_err(Error::Thread)?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Metrics {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the metrics' thread panicked: this is a defect, please report it");
+        }
+    }
+}
+
+/// Accepts connections until dropped.
+async fn run(listener: TcpListener, watch: &Watch) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "metrics are not served"),
+    };
+    let places = Arc::new(Semaphore::new(MAX_SCRAPERS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for metrics");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let watch = watch.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let response = answer(&watch, &request);
+                async { Ok::<_, Infallible>(response) }
+            });
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(SILENCE)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            // Whoever sends nothing, or does not read, is not waited for.
+            if let Ok(Err(error)) = tokio::time::timeout(AGE, serving).await {
+                tracing::debug!(%error, "a metrics connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer(watch: &Watch, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => match page(watch) {
+            Ok(page) => (StatusCode::OK, "text/plain; version=0.0.4", page),
+            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", why),
+        },
+        (&Method::GET, "/healthz") => match watch.troubles() {
+            troubles if troubles.is_empty() => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            troubles => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "text/plain",
+                troubles.join("\n") + "\n",
+            ),
+        },
+        _ => (
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "GET /metrics or /healthz\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn page(watch: &Watch) -> Result<String, String> {
+    let status = watch.status().map_err(|error| format!("{error}\n"))?;
+    let mut registry = Registry::with_prefix("zk_agent");
+    registry.register_collector(Box::new(Page {
+        status,
+        healthy: watch.troubles().is_empty(),
+    }));
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &registry).map_err(|error| format!("{error}\n"))?;
+    Ok(text)
+}
+
+/// One scrape.
+#[derive(Debug)]
+struct Page {
+    status: Status,
+    healthy: bool,
+}
+
+impl Collector for Page {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Status {
+            sampled,
+            sealed,
+            given_up,
+            sensors,
+            certificate_expires,
+            spool,
+            publisher,
+            hsm,
+        } = &self.status;
+        let mut page = Families(encoder);
+
+        page.gauge(
+            "healthy",
+            "Whether nothing needs anybody",
+            u64::from(self.healthy),
+        )?;
+        page.gauge(
+            "certificate_expires_seconds",
+            "When the device's certificate expires, since the epoch",
+            since_epoch(*certificate_expires),
+        )?;
+
+        page.gauge(
+            "sensors",
+            "Thermometers that gave a good value in the last sweep",
+            *sensors,
+        )?;
+        page.counter(
+            "readings_sampled",
+            "Readings taken, of any quality",
+            *sampled,
+        )?;
+        page.counter(
+            "readings_sealed",
+            "Readings that lie in sealed records",
+            *sealed,
+        )?;
+        page.counter(
+            "readings_given_up",
+            "Readings that neither key nor spool took; receipts name them",
+            *given_up,
+        )?;
+
+        page.gauge("spool_records", "Records that wait", spool.records)?;
+        page.gauge(
+            "spool_bytes",
+            "Bytes that wait, with their framing",
+            spool.bytes,
+        )?;
+        page.gauge(
+            "spool_disk_bytes",
+            "Bytes the spool takes on disk",
+            spool.disk_bytes,
+        )?;
+        page.gauge("spool_unsynced", "Records not durable yet", spool.unsynced)?;
+        page.gauge(
+            "spool_losses",
+            "Losses that no receipt names yet",
+            u64::try_from(spool.losses).unwrap_or(u64::MAX),
+        )?;
+        page.counter("spool_appended", "Records appended", spool.appended)?;
+        page.counter("spool_syncs", "Syncs of segments", spool.syncs)?;
+        page.counter(
+            "spool_written_bytes",
+            "Bytes written to the spool",
+            spool.written,
+        )?;
+
+        page.gauge(
+            "publisher_online",
+            "Whether the last message was delivered",
+            u64::from(publisher.state == zk_publish::State::Online),
+        )?;
+        page.counter(
+            "published_messages",
+            "Messages the server took",
+            publisher.messages,
+        )?;
+        page.counter("published_records", "Records in them", publisher.records)?;
+        page.counter("published_bytes", "Bytes of them", publisher.bytes)?;
+        page.counter(
+            "publish_retries",
+            "Attempts that failed and are made again",
+            publisher.retries,
+        )?;
+        page.counter(
+            "publish_rejected",
+            "Records put aside because the server refused them for good",
+            publisher.rejected,
+        )?;
+        page.counter("connections", "TLS connections made", publisher.connections)?;
+        if let Some(last) = publisher.last_delivery {
+            page.gauge(
+                "last_delivery_seconds",
+                "When the server last took a message, since the epoch",
+                since_epoch(at(last)),
+            )?;
+        }
+
+        page.counter(
+            "hsm_signatures",
+            "Signatures made and found to verify",
+            hsm.signatures,
+        )?;
+        page.counter(
+            "hsm_bad_signatures",
+            "Signatures that did not verify",
+            hsm.bad_signatures,
+        )?;
+        page.counters(
+            "hsm_failures",
+            "Calls that the key's module failed or refused, by class",
+            "class",
+            &[
+                ("fatal", hsm.fatal_failures),
+                ("logic", hsm.logic_failures),
+                ("transient", hsm.transient_failures),
+            ],
+        )?;
+        page.counter(
+            "hsm_reopens",
+            "Times the module was opened again",
+            hsm.reopens,
+        )?;
+        page.counter(
+            "hsm_timeouts",
+            "Calls given up while the module was at work",
+            hsm.timeouts,
+        )?;
+        page.histogram(
+            "hsm_sign_seconds",
+            "Time for one signature",
+            &hsm.sign_latency,
+        )
+    }
+}
+
+/// Writes one family after the other.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        count(
+            self.0
+                .encode_descriptor(name, help, None, MetricType::Counter)?,
+            value,
+        )
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[(&str, u64)],
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (of, value) in values {
+            count(family.encode_family(&[(label, *of)])?, *value)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, values: &zk_hsm::Histogram) -> fmt::Result {
+        // The encoder wants each bucket's own count and adds them up itself.
+        let mut below = 0;
+        let buckets: Vec<(f64, u64)> = values
+            .buckets()
+            .map(|(bound, up_to)| {
+                let own = up_to - below;
+                below = up_to;
+                (bound.as_secs_f64(), own)
+            })
+            .collect();
+        self.0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(
+                values.sum().as_secs_f64(),
+                values.count(),
+                &buckets,
+                None,
+            )
+    }
+}
+
+fn count(mut metric: MetricEncoder<'_>, value: u64) -> fmt::Result {
+    metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+fn at(instant: Instant) -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(instant.elapsed()).unwrap_or(now)
+}
+
+fn since_epoch(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Connections at a time, how long each may be silent, and how old it gets.
+const MAX_SCRAPERS: usize = 8;
+const SILENCE: Duration = Duration::from_secs(30);
+const AGE: Duration = Duration::from_secs(600);
+
+/// A request's line and headers, in bytes.
+const MAX_HEAD: usize = 8 * 1024;
