@@ -220,7 +220,7 @@ impl Contents {
     }
 
     /// The generation and the contents of a slot.
-    fn from_slot(slot: &[u8]) -> Checked<(u64, Self)> {
+    pub(crate) fn from_slot(slot: &[u8]) -> Checked<(u64, Self)> {
         if slot.len() < FIXED || !slot.starts_with(MAGIC) {
             return Checked::Bad;
         }
@@ -450,4 +450,4 @@ const ENTRY: usize = 72;
 const FIXED: usize = 96;
 const MAGIC: &[u8; 8] = b"zk-spsta";
 const MAX_ENTRIES: usize = (SLOT - FIXED) / ENTRY;
-const SLOT: usize = 16 << 10;
+pub(crate) const SLOT: usize = 16 << 10;

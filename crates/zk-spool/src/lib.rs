@@ -66,6 +66,7 @@
 mod drain;
 mod error;
 mod format;
+mod inspect;
 mod ledger;
 mod loss;
 mod options;
@@ -84,6 +85,7 @@ mod writer;
 
 pub use error::{AppendError, Error};
 pub use format::MAX_RECORD;
+pub use inspect::{Inspection, inspect};
 pub use loss::{Loss, Reason};
 pub use options::{Full, Options, SyncPolicy};
 pub use record::{End, Position, Predecessor, Record, StreamId};

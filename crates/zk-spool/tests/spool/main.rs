@@ -13,6 +13,7 @@ mod contract;
 mod damage;
 mod format;
 mod full;
+mod inspect;
 mod kill;
 mod model;
 mod power;

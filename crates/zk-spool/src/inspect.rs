@@ -1,0 +1,289 @@
+//! Looking at a spool from outside, while another process may have it open.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Error, Loss, Position, Record, StreamId,
+    error::At,
+    format::{self, Checked, FRAMES_AT, MARKER_FILE, MARKER_LEN, STATE_FILE, Seed},
+    ledger::{Contents, Cursor, SLOT},
+    segment::{Segment, header_copies, read_sealed, scan},
+    walk::{Step, Walk, read_salvaging},
+};
+
+/// What the files of a spool said when [`inspect`] read them.
+///
+/// It is a snapshot of a log that may be written to and drained meanwhile: what
+/// was appended or acknowledged during the look may be in it or not, and records
+/// that are not durable yet are in it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The newest stream and its newest number, 0 if it has no record; `None` if
+    /// nothing was ever appended, or the newest segment can't be read.
+    pub newest: Option<(StreamId, u64)>,
+    /// The oldest record that waits: its stream and number.
+    pub oldest: Option<(StreamId, u64)>,
+    /// Records that wait.
+    pub records: u64,
+    /// Bytes that wait, with their framing.
+    pub bytes: u64,
+    /// Bytes that all segments take on disk; this is what the cap bounds.
+    pub disk_bytes: u64,
+    /// Segment files.
+    pub segments: usize,
+    /// Segment files of which nothing can be read. The next opening says what
+    /// is lost with them.
+    pub unreadable: usize,
+    /// The last record acknowledged: its stream and number.
+    pub acked: Option<(StreamId, u64)>,
+    /// Losses that wait to be confirmed, by ascending id.
+    pub losses: Vec<Loss>,
+    directory: PathBuf,
+    log: Vec<Segment>,
+    cursor: Cursor,
+}
+
+/// Reads what is in a spool's directory without locking, changing or repairing
+/// anything; `None` if there is no spool.
+///
+/// Whoever may read the files can do this, and whoever has the spool open is not
+/// disturbed. Only the newest segment is read whole.
+///
+/// # Errors
+///
+/// [`Error::UnsupportedFormat`]: a newer program wrote it. [`Error::Io`]: a file
+/// can't be read.
+pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error> {
+    let directory = directory.as_ref();
+    let marked = is_marked(directory)?;
+    // The segments first, the cursor last: what is acknowledged in between then
+    // counts as done.
+    let files = segments(directory)?;
+    if !marked && files.is_empty() {
+        return Ok(None);
+    }
+    let mut found = Inspection {
+        newest: None,
+        oldest: None,
+        records: 0,
+        bytes: 0,
+        disk_bytes: 0,
+        segments: 0,
+        unreadable: 0,
+        acked: None,
+        losses: Vec::new(),
+        directory: directory.to_owned(),
+        log: Vec::new(),
+        cursor: Cursor::default(),
+    };
+    let synced = state(directory)?.synced;
+    for number in files {
+        let Some(file) = open(directory, &format::segment_file(number))? else {
+            continue;
+        };
+        let disk = file
+            .metadata()
+            .at("read", &format::segment_file(number))?
+            .len();
+        found.segments += 1;
+        found.disk_bytes += disk;
+        let segment = read(&file, number, disk, synced)?;
+        found.unreadable += usize::from(segment.is_none());
+        found.newest = segment.map(|segment| (segment.stream, segment.last));
+        found.log.extend(segment);
+    }
+    let contents = state(directory)?;
+    found.cursor = contents.cursor;
+    found.acked =
+        (found.cursor.sequence > 0).then_some((found.cursor.stream, found.cursor.sequence));
+    found.losses = contents.open_losses().collect();
+    found.losses.sort_unstable_by_key(|loss| loss.id);
+    for segment in &found.log {
+        let Some(first) = found.waits_from(segment) else {
+            continue;
+        };
+        found.oldest = found.oldest.or(Some((segment.stream, first)));
+        found.records += segment.last - first + 1;
+        found.bytes += segment.end.saturating_sub(found.offset(segment));
+    }
+    Ok(Some(found))
+}
+
+impl Inspection {
+    /// The oldest records that wait, as [`Spool::peek`](crate::Spool::peek)
+    /// gives them. Damaged ones, and those that were drained since, are left
+    /// out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn peek(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Record>, Error> {
+        let mut records: Vec<Record> = Vec::new();
+        let mut bytes = 0;
+        for segment in &self.log {
+            let Some(first) = self.waits_from(segment) else {
+                continue;
+            };
+            let Some(file) = open(&self.directory, &segment.file())? else {
+                continue;
+            };
+            let place = self.offset(segment)..segment.end;
+            let sequences = (first, segment.last);
+            let mut walk = Walk::new(&file, segment.seed(), place, sequences, max_bytes);
+            loop {
+                let frame = match walk.step() {
+                    Step::Frame(frame) => frame,
+                    Step::Gap(_) => continue,
+                    Step::End => break,
+                };
+                let body = walk.bytes(&frame);
+                let places = format::records(frame.header.count, body);
+                for (sequence, place) in (frame.header.first..).zip(places) {
+                    if !(first..=segment.last).contains(&sequence) {
+                        continue;
+                    }
+                    bytes += place.len();
+                    let enough = bytes > max_bytes && !records.is_empty();
+                    if enough || records.len() >= max_records {
+                        return Ok(records);
+                    }
+                    let position = Position {
+                        stream: segment.stream,
+                        sequence,
+                        segment: segment.number,
+                        resume: frame.offset,
+                    };
+                    let bytes = body[place].to_vec();
+                    records.push(Record { position, bytes });
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// The first number of a segment that is not done.
+    fn waits_from(&self, segment: &Segment) -> Option<u64> {
+        let first = match segment.number.cmp(&self.cursor.segment) {
+            std::cmp::Ordering::Less => return None,
+            std::cmp::Ordering::Equal => segment.first.max(self.cursor.sequence + 1),
+            std::cmp::Ordering::Greater => segment.first,
+        };
+        (first <= segment.last).then_some(first)
+    }
+
+    /// Where in a segment reading begins.
+    fn offset(&self, segment: &Segment) -> u64 {
+        if segment.number == self.cursor.segment {
+            self.cursor.offset.max(FRAMES_AT)
+        } else {
+            FRAMES_AT
+        }
+    }
+}
+
+/// `None`: neither end tells what it is.
+fn read(file: &File, number: u64, disk: u64, synced: (u64, u64)) -> Result<Option<Segment>, Error> {
+    if let Some(sealed) = read_sealed(file, number, disk) {
+        return Ok(Some(Segment::sealed(number, sealed, disk)));
+    }
+    let mut header = None;
+    for copy in header_copies(file, number, disk) {
+        match copy {
+            Checked::Good(good) => header = header.or(Some(good)),
+            Checked::Newer(found) => return Err(newer(&format::segment_file(number), found)),
+            Checked::Bad => {}
+        }
+    }
+    let Some(header) = header else {
+        return Ok(None);
+    };
+    let synced = if synced.0 == number { synced.1 } else { 0 };
+    let seed = Seed::new(number, header.stream);
+    let scan = scan(file, seed, disk, header.first, synced);
+    Ok(Some(match scan.sealed {
+        Some(sealed) => Segment::sealed(number, sealed, disk),
+        None => Segment::durable(
+            number,
+            header.stream,
+            header.first,
+            scan.last,
+            scan.end,
+            disk,
+        ),
+    }))
+}
+
+/// The state file's newest slot that is whole; the other one may be written at
+/// this moment.
+fn state(directory: &Path) -> Result<Contents, Error> {
+    let Some(file) = open(directory, STATE_FILE)? else {
+        return Ok(Contents::default());
+    };
+    let mut slots = vec![0; 2 * SLOT];
+    let present = file.metadata().at("read", STATE_FILE)?.len();
+    let present = slots.len().min(usize::try_from(present).unwrap_or(0));
+    read_salvaging(&file, &mut slots[..present], 0);
+    let mut newest = (0, Contents::default());
+    for slot in slots.chunks(SLOT) {
+        match Contents::from_slot(slot) {
+            Checked::Good(slot) if slot.0 > newest.0 => newest = slot,
+            Checked::Newer(found) => return Err(newer(STATE_FILE, found)),
+            Checked::Good(_) | Checked::Bad => {}
+        }
+    }
+    Ok(newest.1)
+}
+
+fn is_marked(directory: &Path) -> Result<bool, Error> {
+    let Some(file) = open(directory, MARKER_FILE)? else {
+        return Ok(false);
+    };
+    let mut bytes = [0; MARKER_LEN];
+    if read_salvaging(&file, &mut bytes, 0) {
+        return Ok(false);
+    }
+    match format::check_marker(&bytes) {
+        Checked::Good(()) => Ok(true),
+        Checked::Newer(found) => Err(newer(MARKER_FILE, found)),
+        Checked::Bad => Ok(false),
+    }
+}
+
+/// The numbers of the segments, ascending.
+fn segments(directory: &Path) -> Result<Vec<u64>, Error> {
+    let list = || -> io::Result<Vec<u64>> {
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut numbers = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name().into_string().unwrap_or_default();
+            numbers.extend(format::segment_number(&name));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    };
+    list().at("list", &directory.display().to_string())
+}
+
+/// `None`: it is not there, or not any more.
+fn open(directory: &Path, name: &str) -> Result<Option<File>, Error> {
+    match File::open(directory.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => file.at("open", name).map(Some),
+    }
+}
+
+fn newer(file: &str, found: u32) -> Error {
+    Error::UnsupportedFormat {
+        file: file.to_owned(),
+        found,
+        supported: format::VERSION,
+    }
+}
