@@ -630,7 +630,9 @@ fn may_pass(error: &zk_envelope::Error) -> bool {
     }
 }
 
-fn receipt_of(loss: &zk_spool::Loss) -> LossReceipt {
+/// The receipt that tells the owner of a loss in a spool.
+#[must_use]
+pub fn receipt_of(loss: &zk_spool::Loss) -> LossReceipt {
     let reason = match loss.reason {
         zk_spool::Reason::Damaged => LossReason::Damaged,
         zk_spool::Reason::Dropped => LossReason::Dropped,
@@ -676,7 +678,11 @@ fn spool_options(config: &Config) -> zk_spool::Options {
     }
 }
 
-fn owner(path: &Path) -> Result<OwnerPublicKey, Error> {
+/// Reads an owner's public key, as in [`Owners::files`](crate::Owners::files).
+///
+/// # Errors
+/// [`Error::File`], [`Error::Pem`].
+pub fn owner(path: &Path) -> Result<OwnerPublicKey, Error> {
     let pem = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
     OwnerPublicKey::from_pem(&pem).map_err(|error| Error::Pem {
         path: path.into(),
@@ -685,7 +691,12 @@ fn owner(path: &Path) -> Result<OwnerPublicKey, Error> {
     })
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+/// Reads certificates in PEM, at least one, as in
+/// [`Device::certificate`](crate::Device::certificate).
+///
+/// # Errors
+/// [`Error::File`], [`Error::Pem`].
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let text = fs::read(path).map_err(|e| Error::file(path, e))?;
     let wrong = |detail: String| Error::Pem {
         path: path.into(),
@@ -743,7 +754,12 @@ fn check_certificate(
     Ok(expires)
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, Error> {
+/// Reads trust roots in PEM, at least one, as in
+/// [`Target::roots`](crate::Target::roots).
+///
+/// # Errors
+/// [`Error::File`], [`Error::Pem`].
+pub fn roots(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|error| Error::Pem {

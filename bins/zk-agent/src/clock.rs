@@ -11,7 +11,7 @@ use zk_envelope::{BootId, ClockQuality, Moment, Report, TimeAnchor, Timestamp};
 use crate::Error;
 
 /// The device's clocks.
-pub(crate) struct Clock {
+pub struct Clock {
     boot: BootId,
     wall: Box<dyn Fn() -> SystemTime + Send>,
     /// Wall clock minus uptime in milliseconds, and the quality, at the last
@@ -20,11 +20,12 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// `wall` tells the time, as a rule [`SystemTime::now`].
+    /// The clocks of this machine, as of its last boot. `wall` tells the time,
+    /// as a rule [`SystemTime::now`].
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Envelope`]: the kernel tells no boot id.
-    pub(crate) fn new(wall: impl Fn() -> SystemTime + Send + 'static) -> Result<Self, Error> {
+    pub fn new(wall: impl Fn() -> SystemTime + Send + 'static) -> Result<Self, Error> {
         let path = Path::new("/proc/sys/kernel/random/boot_id");
         let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
         Ok(Self {
@@ -34,7 +35,8 @@ impl Clock {
         })
     }
 
-    pub(crate) fn now(&self) -> Moment {
+    /// Now, by all of them, and how far the wall clock is to be believed.
+    pub fn now(&self) -> Moment {
         let up = clock_gettime(ClockId::Boottime);
         let since_boot_ms =
             up.tv_sec.unsigned_abs().saturating_mul(1000) + up.tv_nsec.unsigned_abs() / 1_000_000;

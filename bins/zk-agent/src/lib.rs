@@ -32,7 +32,8 @@ mod config;
 mod error;
 mod metrics;
 
-pub use agent::{Agent, Status, Watch};
+pub use agent::{Agent, Status, Watch, certificates, owner, receipt_of, roots};
+pub use clock::Clock;
 pub use config::{
     Config, Device, Full, Heartbeat, MetricsTable, Owners, Sensors, SpoolTable, Sync, Target,
     loopback,
