@@ -1,0 +1,271 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::SignedDuration;
+use zk_envelope::DeviceId;
+use zk_hsm::{HsmUri, MAX_RANDOM};
+use zk_publish::Target;
+
+/// The tool for a person on the device: publishes by hand, uses the key, looks
+/// into the spool, and finds out what is wrong.
+#[derive(Clone, Debug, Parser)]
+#[command(version, after_help = AFTER_HELP)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+
+    /// Prints one JSON object
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which device this is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// The device's configuration, as zk-setup writes it
+    #[arg(
+        long,
+        global = true,
+        env = "ZK_CTL_CONFIG",
+        value_name = "FILE",
+        default_value = "/etc/zk-agent/agent.toml"
+    )]
+    pub(crate) config: PathBuf,
+
+    /// The device's key, in place of device.hsm: zymkey:slot=0,
+    /// pkcs11:token=T;object=O or, for development, soft:/absolute/path.pem
+    #[arg(long, global = true, env = "ZK_CTL_HSM", value_name = "URI")]
+    pub(crate) hsm: Option<HsmUri>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Seals data with the device's key and publishes it
+    #[command(after_help = PUBLISH_HELP)]
+    Publish(Publish),
+
+    /// Uses the device's key
+    #[command(subcommand)]
+    Hsm(HsmCommand),
+
+    /// Looks into a spool, also while the agent has it open
+    #[command(subcommand)]
+    Spool(SpoolCommand),
+
+    /// Checks this machine: what is wrong, and what to do about it
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(Doctor),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Publish {
+    /// The data; - or nothing: standard input. A forgery can do without
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The data's media type [otherwise: application/json if it is a JSON
+    /// object or array, text/plain; charset=utf-8 if it is text, else
+    /// application/octet-stream]
+    #[arg(long, value_name = "TYPE", value_parser = content_type)]
+    pub(crate) content_type: Option<String>,
+
+    /// Publishes what must not be believed, to see that it isn't
+    #[arg(long, value_name = "KIND")]
+    pub(crate) forge: Option<Forgery>,
+
+    /// How long to wait for delivery
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+
+    /// Where records wait; not the agent's spool [otherwise: zk-ctl-spool
+    /// beside it]
+    #[arg(long, env = "ZK_CTL_SPOOL", value_name = "DIR")]
+    pub(crate) spool: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) endpoint: Endpoint,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Endpoint {
+    /// Where records go, in place of target.endpoint
+    #[arg(long, env = "ZK_CTL_ENDPOINT", value_name = "HOST:PORT", value_parser = endpoint)]
+    pub(crate) endpoint: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Forgery {
+    /// A record that was changed after it was signed
+    Signature,
+    /// A record that claims to be another device's
+    Device,
+    /// A true record, sent twice
+    Replay,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum HsmCommand {
+    /// What the security module says of itself
+    Info,
+
+    /// The public key, in PEM
+    PublicKey,
+
+    /// A certificate request, in PEM, for zk-setup device add --csr
+    Csr {
+        /// The device's name [otherwise: device.id of the configuration]
+        #[arg(long, value_name = "DEVICE")]
+        name: Option<DeviceId>,
+
+        /// A new file for it [otherwise: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+
+    /// Signs a file, so that openssl can verify it
+    #[command(after_help = SIGN_HELP)]
+    Sign(Transform),
+
+    /// Encrypts a file so that only this security module can decrypt it
+    Lock(Transform),
+
+    /// Decrypts what was locked
+    Unlock(Transform),
+
+    /// Random bytes from the security module, in hexadecimal
+    Random {
+        /// How many
+        #[arg(value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=MAX_RANDOM as i64))]
+        bytes: u32,
+
+        /// The bytes as they are, not in hexadecimal
+        #[arg(long)]
+        raw: bool,
+    },
+
+    /// Makes a key file for development, at the path of a soft: URI
+    Create,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Transform {
+    /// The file; - or nothing: standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// A new file for the result, readable for nobody else [otherwise: standard
+    /// output]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SpoolCommand {
+    /// How much waits, and what was lost
+    Status(SpoolPlace),
+
+    /// The records that wait, oldest first: what their headers say
+    List {
+        #[command(flatten)]
+        place: SpoolPlace,
+
+        /// At most so many
+        #[arg(long, value_name = "RECORDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SpoolPlace {
+    /// The spool's directory [otherwise: the agent's, spool.dir]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Doctor {
+    /// How long each step over the network may take
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) endpoint: Endpoint,
+}
+
+fn content_type(text: &str) -> Result<String, String> {
+    let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if printable && (1..=255).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a media type is 1 to 255 characters of printable ASCII, as in text/csv".to_owned())
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let hint = "give a time such as 30s, 1m30s or 500ms, up to a day";
+    let duration: SignedDuration = text.parse().map_err(|_| hint.to_owned())?;
+    match Duration::try_from(duration) {
+        Ok(duration) if duration <= DAY => Ok(duration),
+        _ => Err(hint.to_owned()),
+    }
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    match Target::new(text, "topic") {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+const AFTER_HELP: &str = "\
+Examples:
+  zk-ctl doctor
+  vcgencmd measure_temp | zk-ctl publish
+  zk-ctl publish report.csv --content-type text/csv --json
+  zk-ctl publish --forge signature
+  zk-ctl hsm csr --out pi-01.csr.pem
+  zk-ctl hsm lock secret.txt --out secret.locked
+  zk-ctl spool status
+
+Settings of the command line go before the environment, that before the file.
+
+Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 doctor found
+something that does not work, 4 publish kept the record for the next run, 5
+publish was refused by the server.";
+
+const PUBLISH_HELP: &str = "\
+The record goes through a spool and a stream of zk-ctl's own, never through the
+agent's. If it can't be delivered in time it stays there, and the next run
+delivers it first. At most 62 KiB go into a record.
+
+Forgeries go straight to the server, on a stream of their own:
+  signature  a record changed after signing       quarantine: bad-signature
+  device     another device's id in a record      quarantine: principal-mismatch
+  replay     a true record, sent twice            stored once, counted
+
+Exit codes: 0 delivered (a forgery: the server took it, for its quarantine), 4
+kept for the next run, 5 refused by the server, 1 failed, 2 wrong arguments or
+configuration.";
+
+const DOCTOR_HELP: &str = "\
+Nothing is published: the server is asked for / and no more.
+
+Exit codes: 0 nothing failed, 3 a check failed, 1 it could not run, 2 wrong
+arguments.";
+
+const SIGN_HELP: &str = "\
+What is signed is the label `zk-ctl/1 signature`, a zero byte, and the file, by
+ECDSA on P-256 with SHA-256. The label keeps a signature from being of use as
+one of a record, a TLS handshake or a certificate request. The signature is in
+DER; without --out it is printed in hexadecimal.
+
+  zk-ctl hsm sign report.pdf --out report.sig
+  zk-ctl hsm public-key > pi-01.pub.pem
+  (printf 'zk-ctl/1 signature\\0'; cat report.pdf) |
+    openssl dgst -sha256 -verify pi-01.pub.pem -signature report.sig";

@@ -1,0 +1,174 @@
+use std::io;
+use std::path::PathBuf;
+
+use zk_agent::Error as AgentError;
+use zk_hsm::HsmUri;
+
+/// Why a command did not do what it was told.
+///
+/// A record that could not be delivered, and what doctor finds, are no errors:
+/// they are an [`Outcome`](crate::Outcome) with an exit code of its own.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration, or a file that it names, can't be used.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+
+    /// Bytes that are not text would go to a terminal.
+    #[error("the result is not text: name a file with --out, or send the output into one")]
+    BinaryToTerminal,
+
+    /// The data is empty.
+    #[error("{from}: no data; give a file that holds some, or pipe some in")]
+    Empty {
+        /// Where it should have come from.
+        from: String,
+    },
+
+    /// The key's answer.
+    #[error("key {uri}: {source}")]
+    Hsm {
+        /// The key's URI.
+        uri: String,
+        /// What is wrong.
+        source: Box<zk_hsm::Error>,
+    },
+
+    /// The data can't be read.
+    #[error("cannot read {from}: {source}")]
+    Input {
+        /// Where it should have come from.
+        from: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// The device's configuration can't be read.
+    #[error(
+        "cannot read the device's configuration {}: {source}; name another with --config or \
+         ZK_CTL_CONFIG, or have it made with zk-setup device add",
+        path.display()
+    )]
+    NoConfig {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// There is no spool in the directory.
+    #[error(
+        "{}: there is no spool; is the agent's configuration the right one, and has the agent \
+         run? Another place is named with --dir",
+        dir.display()
+    )]
+    NoSpool {
+        /// The directory.
+        dir: PathBuf,
+    },
+
+    /// A key for development was to be made where there can be none.
+    #[error(
+        "{uri}: only a key file can be made here; give --hsm soft:/absolute/path.pem. A key in \
+         hardware is made with its vendor's tools"
+    )]
+    NotSoft {
+        /// The key's URI.
+        uri: String,
+    },
+
+    /// A file can't be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// There is a file where one was to be made.
+    #[error(
+        "{} exists, and nothing is overwritten; choose another name, or move it away",
+        path.display()
+    )]
+    OutputExists {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A forgery did not get to the server.
+    #[error("not delivered, and not kept: {0}")]
+    Publish(#[source] zk_publish::PublishError),
+
+    /// A record could not be made.
+    #[error("sealing: {0}")]
+    Seal(#[source] zk_envelope::Error),
+
+    /// A spool can't be used.
+    #[error("the spool in {}: {source}", dir.display())]
+    Spool {
+        /// The spool's directory.
+        dir: PathBuf,
+        /// What is wrong.
+        source: zk_spool::Error,
+    },
+
+    /// The spool for publishing would be the agent's.
+    #[error(
+        "{}: this is the agent's spool, or lies in it; records of zk-ctl go through another one, \
+         so that the agent's stream stays its own. Name another directory with --spool",
+        dir.display()
+    )]
+    SpoolOfAgent {
+        /// The directory that was given.
+        dir: PathBuf,
+    },
+
+    /// The system gave no thread or runtime.
+    #[error("the system gave no thread: {0}; check the limits on threads and memory")]
+    Thread(#[source] io::Error),
+
+    /// The data does not fit.
+    #[error("{from} holds more than {limit} bytes, which is the most that {what}")]
+    TooLarge {
+        /// Where the data came from.
+        from: String,
+        /// How many bytes do fit.
+        limit: usize,
+        /// Into what, and the way out.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    /// The program's exit code for it: 2 if arguments or configuration have to
+    /// be changed, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Agent(
+                AgentError::Config { .. }
+                | AgentError::HsmUri(_)
+                | AgentError::Pem { .. }
+                | AgentError::Target(_),
+            )
+            | Self::BinaryToTerminal
+            | Self::Empty { .. }
+            | Self::NoConfig { .. }
+            | Self::NoSpool { .. }
+            | Self::NotSoft { .. }
+            | Self::OutputExists { .. }
+            | Self::SpoolOfAgent { .. }
+            | Self::TooLarge { .. } => 2,
+            _ => 1,
+        }
+    }
+
+    pub(crate) fn hsm(uri: &HsmUri, source: zk_hsm::Error) -> Self {
+        Self::Hsm {
+            uri: uri.to_string(),
+            source: Box::new(source),
+        }
+    }
+}

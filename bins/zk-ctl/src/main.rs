@@ -1,0 +1,61 @@
+//! `zk-ctl`: arguments, what is printed where, exit code.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stderr)]
+
+use std::error::Error as _;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::filter::LevelFilter;
+use zk_ctl::{Arguments, Outcome, Output};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::WARN)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+    match zk_ctl::run(&arguments) {
+        Ok(outcome) => {
+            if let Err(error) = print(&outcome, arguments.json)
+                && error.kind() != io::ErrorKind::BrokenPipe
+            {
+                eprintln!("zk-ctl: cannot write to standard output: {error}");
+                return ExitCode::FAILURE;
+            }
+            for hint in outcome.hints {
+                eprintln!("{hint}");
+            }
+            ExitCode::from(outcome.exit)
+        }
+        Err(error) => {
+            let mut said = error.to_string();
+            eprintln!("zk-ctl: {said}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                // many errors tell their cause themselves
+                let text = error.to_string();
+                if !said.contains(&text) {
+                    eprintln!("  because: {text}");
+                    said = text;
+                }
+                cause = error.source();
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn print(outcome: &Outcome, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match &outcome.output {
+        _ if json => writeln!(out, "{}", outcome.json)?,
+        Output::Bytes(bytes) => out.write_all(bytes)?,
+        Output::Text(text) => writeln!(out, "{text}")?,
+    }
+    out.flush()
+}

@@ -1,0 +1,65 @@
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+/// What a command has to say.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// For a person.
+    pub output: Output,
+    /// For a script: one object. Members may be added, none goes away.
+    pub json: Value,
+    /// What to do next.
+    pub hints: Vec<String>,
+    /// The program's exit code.
+    pub exit: u8,
+}
+
+/// What goes to standard output when no JSON is asked for.
+#[derive(Clone)]
+pub enum Output {
+    /// Bytes as they are; they may be secret.
+    Bytes(Zeroizing<Vec<u8>>),
+    /// Lines, without the last one's end.
+    Text(String),
+}
+
+/// Shows no bytes.
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Self::Text(text) => write!(f, "Text({text:?})"),
+        }
+    }
+}
+
+impl Outcome {
+    pub(crate) fn done(text: String, json: Value) -> Self {
+        Self {
+            output: Output::Text(text),
+            json,
+            hints: Vec::new(),
+            exit: 0,
+        }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+/// Rows in columns: the last one is as wide as it is.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or_default());
+    let line = |row: &[String; N]| {
+        let cells: Vec<_> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}

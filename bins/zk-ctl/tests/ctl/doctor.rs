@@ -1,0 +1,347 @@
+//! What doctor finds, and that it names the cause.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::world::{Run, World, authority, closed_endpoint};
+
+/// Status of each check, from JSON.
+fn checks(run: &Run) -> BTreeMap<String, (String, String)> {
+    let json = run.json();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let checks = json["checks"].as_array().unwrap().iter();
+    checks
+        .map(|check| {
+            let words = format!("{} -> {}", text(&check["finding"]), text(&check["cure"]));
+            // a check that failed has a cure, on one line
+            assert_eq!(
+                check["status"] == "failed",
+                check["cure"].is_string() && check["status"] != "warning"
+            );
+            assert!(!words.contains('\n'), "{words}");
+            (text(&check["check"]), (text(&check["status"]), words))
+        })
+        .collect()
+}
+
+/// Runs doctor and expects one check to fail, for a reason that has `parts`,
+/// and those behind it not to run.
+#[track_caller]
+fn finds(world: &World, arguments: &[&str], check: &str, parts: &[&str], not_run: &[&str]) {
+    let run = world
+        .ctl(&[&["doctor", "--json"], arguments].concat())
+        .ends(3);
+    let all = checks(&run);
+    let (status, words) = &all[check];
+    assert_eq!(status, "failed", "{all:#?}");
+    for part in parts {
+        assert!(words.contains(part), "no {part:?} in {words}");
+    }
+    for (name, (status, words)) in &all {
+        match status.as_str() {
+            "failed" => assert_eq!(name, check, "{all:#?}"),
+            "not run" => {
+                assert!(not_run.contains(&name.as_str()), "{name}: {all:#?}");
+                assert!(words.contains("it needs"), "{words}");
+            }
+            _ => assert!(!not_run.contains(&name.as_str()), "{name}: {all:#?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_all_is_well_nothing_is_found_and_nothing_published() {
+    let world = World::new().await;
+    let run = world.ctl(&["doctor", "--json"]).ends(0);
+    let all = checks(&run);
+    let names: Vec<_> = run.json()["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| check["check"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "configuration",
+            "clock",
+            "key",
+            "certificate",
+            "pair",
+            "roots",
+            "owners",
+            "name",
+            "connection",
+            "tls",
+            "server-clock",
+            "spool",
+            "disk"
+        ]
+    );
+    for (name, (status, words)) in &all {
+        // a key in a file is what it is
+        let expected = if name == "key" { "warning" } else { "ok" };
+        assert_eq!(status, expected, "{name}: {words}");
+    }
+    assert!(all["key"].1.contains("signs in"), "{}", all["key"].1);
+    assert!(
+        all["server-clock"].1.contains("0 s"),
+        "{}",
+        all["server-clock"].1
+    );
+
+    let text = world.ctl(&["doctor"]).ends(0);
+    assert!(
+        text.text().ends_with("nothing failed; 1 to look at\n"),
+        "{}",
+        text.text()
+    );
+    let counters = world.gateway.counters();
+    assert_eq!((counters.bytes, counters.stored), (0, 0));
+    assert!(world.stored().await.is_empty());
+    assert!(world.quarantined().await.is_empty());
+    assert!(!world.path("spool").exists() && !world.path("zk-ctl-spool").exists());
+}
+
+const NETWORK: [&str; 4] = ["name", "connection", "tls", "server-clock"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_in_the_configuration_is_named() {
+    let world = World::new().await;
+    let endpoint = format!("endpoint = \"localhost:{}\"", world.address.port());
+    world.reconfigure(&endpoint, "");
+    let rest = [
+        "key",
+        "certificate",
+        "pair",
+        "roots",
+        "owners",
+        "spool",
+        "disk",
+    ];
+    let not_run = [&NETWORK[..], &rest].concat();
+    finds(
+        &world,
+        &[],
+        "configuration",
+        &["agent.toml", "endpoint"],
+        &not_run,
+    );
+    let text = world.ctl(&["doctor"]).ends(3);
+    assert!(
+        text.text().contains("failed   configuration"),
+        "{}",
+        text.text()
+    );
+    assert!(text.text().contains("-> correct"), "{}", text.text());
+
+    fs::remove_file(world.path("agent.toml")).unwrap();
+    finds(
+        &world,
+        &[],
+        "configuration",
+        &["No such file", "--config"],
+        &not_run,
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_does_not_open_is_named() {
+    let world = World::new().await;
+    fs::remove_file(world.path("key.pem")).unwrap();
+    let not_run = ["pair", "tls", "server-clock"];
+    finds(&world, &[], "key", &["key.pem", "No such file"], &not_run);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_for_another_key_is_named() {
+    let world = World::new().await;
+    let other = format!("soft:{}", world.arg("other.pem"));
+    world.ctl(&["hsm", "create", "--hsm", &other]).ends(0);
+    let not_run = ["tls", "server-clock"];
+    let parts = ["holds key", "zk-ctl hsm csr"];
+    finds(&world, &["--hsm", &other], "pair", &parts, &not_run);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_over_or_somebody_elses_is_named() {
+    let world = World::new().await;
+    let not_run = ["pair", "tls", "server-clock"];
+    world.certify(&world.device_ca, "pi-01", |params| {
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    });
+    let parts = ["expired at 2021-01-01", "zk-setup device add pi-01"];
+    finds(&world, &[], "certificate", &parts, &not_run);
+    world.certify(&world.device_ca, "pi-02", |_| {});
+    finds(
+        &world,
+        &[],
+        "certificate",
+        &["CN=pi-02", "device.id is pi-01"],
+        &not_run,
+    );
+    fs::write(world.path("pi-01.crt.pem"), "nothing").unwrap();
+    finds(
+        &world,
+        &[],
+        "certificate",
+        &["pi-01.crt.pem", "certificate"],
+        &not_run,
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_there_is_named() {
+    let world = World::new().await;
+    let down = closed_endpoint();
+    let not_run = ["tls", "server-clock"];
+    let parts = ["localhost", "refused", "is the server running"];
+    finds(
+        &world,
+        &["--endpoint", &down],
+        "connection",
+        &parts,
+        &not_run,
+    );
+    let nowhere = ["--endpoint", "nowhere.invalid:8443"];
+    let not_run = ["connection", "tls", "server-clock"];
+    finds(
+        &world,
+        &nowhere,
+        "name",
+        &["nowhere.invalid", "name server"],
+        &not_run,
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_an_unknown_authority_is_named_with_its_issuer() {
+    let world = World::new().await;
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let other = authority("some other CA");
+    let server = world.server(&other, "localhost", answer).await;
+    let parts = [
+        "some other CA",
+        "no authority in",
+        "roots.pem",
+        "target.roots",
+    ];
+    finds(
+        &world,
+        &["--endpoint", &server],
+        "tls",
+        &parts,
+        &["server-clock"],
+    );
+
+    // the page to log in to of a network: neither the name nor the authority
+    let portal = world
+        .server(&authority("Hotel CA"), "login.example", answer)
+        .await;
+    let parts = ["Hotel CA", "something else answers", "captive portal"];
+    finds(
+        &world,
+        &["--endpoint", &portal],
+        "tls",
+        &parts,
+        &["server-clock"],
+    );
+    let plain = world
+        .plain_server("HTTP/1.1 302 Found\r\nlocation: /login\r\n\r\n")
+        .await;
+    let parts = ["does not speak TLS", "captive portal"];
+    finds(
+        &world,
+        &["--endpoint", &plain],
+        "tls",
+        &parts,
+        &["server-clock"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_name_is_named() {
+    let world = World::new().await;
+    let by_address = format!("127.0.0.1:{}", world.address.port());
+    let parts = ["not for 127.0.0.1", "target.endpoint"];
+    finds(
+        &world,
+        &["--endpoint", &by_address],
+        "tls",
+        &parts,
+        &["server-clock"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_take_the_device_is_named() {
+    let world = World::new().await;
+    world.certify(&authority("another device CA"), "pi-01", |_| {});
+    let parts = [
+        "does not take this device's certificate",
+        "zk-setup device list",
+    ];
+    finds(&world, &[], "tls", &parts, &["server-clock"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_date_is_not_compared_with() {
+    let world = World::new().await;
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let server = world.server(&world.server_ca, "localhost", answer).await;
+    let run = world
+        .ctl(&["doctor", "--json", "--endpoint", &server])
+        .ends(0);
+    assert_eq!(checks(&run)["server-clock"].0, "not run");
+
+    let answer =
+        "HTTP/1.1 200 OK\r\ncontent-length: 0\r\ndate: Sat, 01 Feb 2020 10:00:00 GMT\r\n\r\n";
+    let server = world.server(&world.server_ca, "localhost", answer).await;
+    let parts = ["ahead of the server's", "timedatectl"];
+    finds(
+        &world,
+        &["--endpoint", &server],
+        "server-clock",
+        &parts,
+        &[],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_and_roots_and_spool_are_looked_at() {
+    let world = World::new().await;
+    fs::write(world.path("owner.pub.pem"), "nothing").unwrap();
+    finds(
+        &world,
+        &[],
+        "owners",
+        &["owner.pub.pem", "zk-reader keygen"],
+        &[],
+    );
+    world.reconfigure("owner.pub.pem", "owner-2.pub.pem");
+    finds(
+        &world,
+        &[],
+        "owners",
+        &["owner-2.pub.pem", "No such file"],
+        &[],
+    );
+
+    let world = World::new().await;
+    fs::write(world.path("roots.pem"), "nothing").unwrap();
+    let not_run = ["tls", "server-clock"];
+    finds(
+        &world,
+        &[],
+        "roots",
+        &["roots.pem", "target.roots"],
+        &not_run,
+    );
+
+    let world = World::new().await;
+    fs::write(world.path("spool"), "a file").unwrap();
+    let run = world.ctl(&["doctor", "--json"]).ends(3);
+    assert_eq!(checks(&run)["spool"].0, "failed");
+}

@@ -1,0 +1,199 @@
+//! What a person is told who gets it wrong, and that help and document agree.
+
+use std::fs;
+use std::path::Path;
+
+use crate::world::{World, ctl};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_arguments_are_told_with_what_is_right() {
+    let world = World::new().await;
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["publish", "--timeout", "soon"], &["--timeout", "30s"]),
+        (&["publish", "--timeout=-3s"], &["--timeout", "30s"]),
+        (
+            &["publish", "--timeout", "3d"],
+            &["--timeout", "up to a day"],
+        ),
+        (
+            &["publish", "--content-type", ""],
+            &["--content-type", "text/csv"],
+        ),
+        (
+            &["publish", "--content-type", "text\n"],
+            &["printable ASCII"],
+        ),
+        (
+            &["publish", "--forge", "time"],
+            &["signature", "device", "replay"],
+        ),
+        (
+            &["publish", "--endpoint", "https://localhost"],
+            &["scheme", "host:port"],
+        ),
+        (&["publish", "--endpoint", "localhost:0"], &["port"]),
+        (&["doctor", "--endpoint", "a b"], &["--endpoint", "host"]),
+        (&["doctor", "--timeout", "x"], &["--timeout", "30s"]),
+        (
+            &["doctor", "--hsm", "yubikey:1"],
+            &["--hsm", "zymkey:slot=0"],
+        ),
+        (
+            &["hsm", "info", "--hsm", "soft:key.pem"],
+            &["absolute path"],
+        ),
+        (
+            &["hsm", "csr", "--name", "pi/01"],
+            &["--name", "A-Z a-z 0-9 _ -"],
+        ),
+        (&["hsm", "random", "0"], &["1..=65536"]),
+        (&["hsm", "random", "many"], &["many"]),
+        (
+            &["spool", "list", "--limit", "0"],
+            &["--limit", "1..=10000"],
+        ),
+        (
+            &["spool", "list", "--dir", "nowhere"],
+            &["nowhere", "--dir"],
+        ),
+        (
+            &["publish", "--config", "nowhere.toml"],
+            &["nowhere.toml", "--config", "zk-setup"],
+        ),
+        (&["publish"], &["standard input: no data"]),
+        (&["hsm", "sign", "-"], &["standard input: no data"]),
+        (&["spool"], &["Usage"]),
+        (&["what"], &["what"]),
+    ];
+    for (arguments, says) in cases {
+        let run = world.ctl(arguments);
+        assert_eq!(run.code, 2, "{arguments:?}: {}", run.err);
+        for part in *says {
+            assert!(
+                run.err.contains(part),
+                "{arguments:?}: no {part:?} in {}",
+                run.err
+            );
+        }
+        assert!(run.out.is_empty(), "{arguments:?}");
+    }
+    // what is at fault here is not what was typed
+    let missing = world.ctl(&["publish", "nothing-there"]).ends(1);
+    missing.says(&["cannot read nothing-there", "No such file"]);
+    let out = world
+        .ctl(&["hsm", "csr", "--out", "no/such/dir.pem"])
+        .ends(1);
+    out.says(&["no/such/dir.pem"]);
+    let hardware = world
+        .ctl(&["hsm", "info", "--hsm", "zymkey:slot=0"])
+        .ends(1);
+    hardware.says(&["zymkey:slot=0", "no zymkey backend"]);
+    assert!(world.stored().await.is_empty());
+}
+
+/// Flags go before the environment, that before the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_come_in_their_order() {
+    let world = World::new().await;
+    let (from_variable, from_flag) = (world.arg("variable.pem"), world.arg("flag.pem"));
+    let run = |flag: Option<&str>, variable: Option<&str>| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_zk-ctl"));
+        command.args(["hsm", "info", "--json"]);
+        command.env("ZK_CTL_CONFIG", world.path("agent.toml"));
+        command.env_remove("ZK_CTL_HSM");
+        if let Some(variable) = variable {
+            command.env("ZK_CTL_HSM", format!("soft:{variable}"));
+        }
+        if let Some(flag) = flag {
+            command.args(["--hsm", &format!("soft:{flag}")]);
+        }
+        crate::world::finish(&mut command, b"").ends(0).json()["uri"].clone()
+    };
+    for path in [&from_variable, &from_flag] {
+        zk_hsm::create_soft_key(path).unwrap();
+    }
+    assert_eq!(run(None, None), format!("soft:{}", world.arg("key.pem")));
+    assert_eq!(
+        run(None, Some(&from_variable)),
+        format!("soft:{from_variable}")
+    );
+    assert_eq!(
+        run(Some(&from_flag), Some(&from_variable)),
+        format!("soft:{from_flag}")
+    );
+}
+
+#[test]
+fn help_and_document_agree() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("../../docs/ctl.md")).unwrap();
+    let help = |arguments: &[&str]| {
+        let run = ctl(root, &[arguments, &["--help"]].concat(), b"").ends(0);
+        run.text().to_owned()
+    };
+    // each command and each flag of the help is in the document
+    let commands = |help: &str| -> Vec<String> {
+        let list = help.split("Commands:\n").nth(1).unwrap_or_default();
+        list.lines()
+            .take_while(|line| !line.is_empty())
+            .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| *name != "help")
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut seen = 0;
+    for command in commands(&help(&[])) {
+        let text = help(&[&command]);
+        let below = commands(&text);
+        let paths = match below.is_empty() {
+            true => vec![vec![command.clone()]],
+            false => below
+                .into_iter()
+                .map(|name| vec![command.clone(), name])
+                .collect(),
+        };
+        for path in paths {
+            let full = format!("`zk-ctl {}", path.join(" "));
+            assert!(document.contains(&full), "docs/ctl.md lacks {full}");
+            let text = help(&path.iter().map(String::as_str).collect::<Vec<_>>());
+            let flags = text
+                .lines()
+                .map(str::trim_start)
+                .filter(|line| line.starts_with('-'))
+                .flat_map(str::split_whitespace)
+                .filter(|word| word.starts_with("--"));
+            for flag in flags {
+                if !["--help", "--version"].contains(&flag) {
+                    assert!(
+                        document.contains(flag),
+                        "docs/ctl.md lacks {flag} of {full}"
+                    );
+                }
+            }
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 12);
+
+    // and the exit codes are the same ones
+    let codes = help(&[]);
+    let codes = codes
+        .split("Exit codes:")
+        .nth(1)
+        .unwrap()
+        .replace('\n', " ");
+    let table = document.split("| exit code |").nth(1).unwrap();
+    let table: Vec<_> = table
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("| "))
+        .filter_map(|line| line.split_once(" | "))
+        .filter(|(code, _)| code.len() == 1 && code.as_bytes()[0].is_ascii_digit())
+        .collect();
+    assert_eq!(table.len(), 6, "{table:?}");
+    for (code, _) in table {
+        assert!(codes.contains(&format!(" {code} ")), "{code}: {codes}");
+    }
+}
