@@ -192,8 +192,8 @@ impl Config {
             detail,
         };
         let mut config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-        let base = path.parent().map(Path::to_path_buf).unwrap_or_default();
-        let base = std::path::absolute(&base).map_err(|e| Error::file(&base, e))?;
+        let absolute = std::path::absolute(path).map_err(|e| Error::file(path, e))?;
+        let base = absolute.parent().unwrap_or(&absolute);
         let paths = [
             &mut config.device.certificate,
             &mut config.target.roots,

@@ -74,7 +74,7 @@ impl Device {
         let owners = owners.collect::<Result<_, _>>()?;
         let chain = zk_agent::certificates(&config.device.certificate)?;
         let roots = zk_agent::roots(&config.target.roots)?;
-        let clock = Clock::new()?;
+        let clock = Clock::new(SystemTime::now)?;
         let hsm_error = |error| Error::hsm(&uri, error);
         let hsm = Hsm::open(&uri, Options::default()).map_err(hsm_error)?;
         let tls = hsm.client_config(chain, roots, &[]).map_err(hsm_error)?;

@@ -17,7 +17,7 @@ use x509_cert::der::Decode;
 use x509_cert::der::oid::db::rfc4519::CN;
 use x509_cert::name::RelativeDistinguishedName;
 use zk_agent::{Clock, Config};
-use zk_envelope::{KeyId, Timestamp};
+use zk_envelope::{ClockQuality, KeyId, Timestamp};
 use zk_hsm::{Hsm, HsmUri, Options};
 
 use crate::arguments::{self, Common};
@@ -220,7 +220,7 @@ fn configuration(common: &Common, arguments: &arguments::Doctor) -> Verdict<Conf
 }
 
 fn clock() -> Verdict<()> {
-    let clock = match Clock::new() {
+    let clock = match Clock::new(SystemTime::now) {
         Ok(clock) => clock,
         Err(error) => {
             return Verdict::Failed(
@@ -230,8 +230,12 @@ fn clock() -> Verdict<()> {
         }
     };
     let now = clock.now();
-    let said = format!("{} ({})", now.time, now.clock);
-    if now.time.as_millis() < Y2020_MS {
+    was_set(now.time, now.clock)
+}
+
+fn was_set(time: Timestamp, quality: ClockQuality) -> Verdict<()> {
+    let said = format!("{time} ({quality})");
+    if time.as_millis() < Y2020_MS {
         return Verdict::Failed(
             format!("{said}: it was never set, so that no certificate counts as valid"),
             "set it, or switch time synchronisation on: timedatectl set-ntp true".into(),
@@ -656,6 +660,15 @@ const LEAST_FREE: u64 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_nothing_has_set_fails() {
+        let at = |text: &str| was_set(text.parse().unwrap(), ClockQuality::Unknown);
+        for unset in ["1970-01-01T00:05:00.000Z", "2019-12-31T23:59:59.999Z"] {
+            assert!(matches!(at(unset), Verdict::Failed(..)), "{unset}");
+        }
+        assert!(matches!(at("2020-01-01T00:00:00.000Z"), Verdict::Ok(..)));
+    }
 
     #[test]
     fn a_clock_is_compared_with_the_servers() {

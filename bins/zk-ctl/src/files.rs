@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -26,7 +27,11 @@ pub(crate) fn read(
     let bound = limit as u64 + 1;
     let outcome = match file {
         Some(path) => File::open(path).and_then(|file| file.take(bound).read_to_end(&mut bytes)),
-        None => io::stdin().lock().take(bound).read_to_end(&mut bytes),
+        // past the buffer of std, which is not wiped
+        None => io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .and_then(|stdin| File::from(stdin).take(bound).read_to_end(&mut bytes)),
     };
     if let Err(source) = outcome {
         return Err(Error::Input { from, source });

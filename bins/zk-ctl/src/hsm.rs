@@ -183,12 +183,9 @@ fn result(bytes: Zeroizing<Vec<u8>>, out: Option<&Path>) -> Result<Outcome, Erro
             json!({ "out": out, "bytes": len }),
         ));
     }
-    let json = json!({ "data": base16ct::lower::encode_string(&bytes), "bytes": len });
     Ok(Outcome {
         output: Output::Bytes(bytes),
-        json,
-        hints: Vec::new(),
-        exit: 0,
+        ..Outcome::done(String::new(), json!({ "bytes": len }))
     })
 }
 
@@ -199,13 +196,12 @@ fn random(hsm: &Hsm, len: usize, raw: bool) -> Result<Outcome, Error> {
     let bytes = hsm
         .random(len)
         .map_err(|error| Error::hsm(hsm.uri(), error))?;
-    let mut outcome = result(bytes, None)?;
-    if let Output::Bytes(bytes) = &outcome.output
-        && !raw
-    {
-        outcome.output = Output::Text(base16ct::lower::encode_string(bytes));
+    if raw {
+        return result(bytes, None);
     }
-    Ok(outcome)
+    let text = base16ct::lower::encode_string(&bytes);
+    let json = json!({ "data": text, "bytes": len });
+    Ok(Outcome::done(text, json))
 }
 
 fn create(common: &Common) -> Result<Outcome, Error> {

@@ -6,8 +6,8 @@ use zeroize::Zeroizing;
 pub struct Outcome {
     /// For a person.
     pub output: Output,
-    /// For a script: one object. Members may be added, none goes away.
-    pub json: Value,
+    /// For a script, see [`Outcome::to_json`].
+    pub(crate) json: Value,
     /// What to do next.
     pub hints: Vec<String>,
     /// The program's exit code.
@@ -34,6 +34,17 @@ impl std::fmt::Debug for Output {
 }
 
 impl Outcome {
+    /// For a script: one object. Members may be added, none goes away.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut json = self.json.clone();
+        // here and not before, since they may be secret
+        if let Output::Bytes(bytes) = &self.output {
+            json["data"] = base16ct::lower::encode_string(bytes).into();
+        }
+        json
+    }
+
     pub(crate) fn done(text: String, json: Value) -> Self {
         Self {
             output: Output::Text(text),

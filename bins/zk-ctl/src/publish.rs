@@ -18,7 +18,6 @@ use crate::files;
 use crate::outcome::{Outcome, table};
 
 pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, Error> {
-    let deadline = Instant::now() + arguments.timeout;
     let device = Device::open(common, &arguments.endpoint)?;
     let dir = spool_dir(&device.config, arguments.spool.as_deref())?;
     let input = files::read(arguments.file.as_deref(), MAX_DATA, FITS)?;
@@ -27,6 +26,7 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
         None => guess(&input),
     };
 
+    let deadline = Instant::now() + arguments.timeout;
     let spool = Arc::new(open(&dir, deadline)?);
     let spool_error = |source| Error::Spool {
         dir: dir.clone(),
@@ -38,8 +38,8 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
         spool: &spool,
         dir: &dir,
     };
+    let earlier = sealing.stats()?.records;
     sealing.begin()?;
-    let earlier = spool.stats().map_err(spool_error)?.records;
     let content = Content::Data {
         content_type,
         body: &input,
@@ -69,13 +69,15 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
     let losses = spool.losses().map_err(spool_error)?;
     let lost = losses
         .iter()
-        .find(|loss| loss.stream == spool.stream() && (loss.first..=loss.last).contains(&sequence));
+        .filter(|loss| loss.stream == spool.stream())
+        .find(|loss| (loss.first..=loss.last).contains(&sequence))
+        .map(|loss| loss.reason);
     let end = match lost {
-        Some(loss) if loss.reason == Reason::Refused => End::Refused,
-        Some(_) => End::Lost,
-        None if !waits(&spool, &stats, sequence) => End::Delivered,
-        None if matches!(state, State::Forbidden | State::Refusing) => End::Forbidden,
-        None => End::Kept,
+        Some(Reason::Refused) => End::Refused,
+        Some(Reason::Damaged | Reason::Dropped) => End::Lost,
+        _ if !waits(&spool, &stats, sequence) => End::Delivered,
+        _ if matches!(state, State::Forbidden | State::Refusing) => End::Forbidden,
+        _ => End::Kept,
     };
     let stream = spool.stream();
     if let Some(spool) = Arc::into_inner(spool) {

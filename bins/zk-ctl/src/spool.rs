@@ -1,5 +1,6 @@
 //! `zk-ctl spool`: a look into a spool, whoever has it open.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -19,13 +20,7 @@ pub(crate) fn run(common: &Common, command: &SpoolCommand) -> Result<Outcome, Er
         }
         SpoolCommand::List { place, limit } => {
             let (dir, seen) = look(common, place)?;
-            let records =
-                seen.peek(*limit as usize, usize::MAX)
-                    .map_err(|source| Error::Spool {
-                        dir: dir.clone(),
-                        source,
-                    })?;
-            Ok(list(&dir, &seen, &records))
+            list(&dir, &seen, u64::from(*limit)).map_err(|source| Error::Spool { dir, source })
         }
     }
 }
@@ -89,48 +84,62 @@ fn status(dir: &Path, seen: &Inspection) -> Outcome {
     Outcome::done(table(&rows), json)
 }
 
-fn list(dir: &Path, seen: &Inspection, records: &[Record]) -> Outcome {
+fn list(dir: &Path, seen: &Inspection, limit: u64) -> Result<Outcome, zk_spool::Error> {
     let heading = ["STREAM", "SEQUENCE", "BYTES", "KIND", "TIME", "CLOCK"];
     let mut rows = vec![heading.map(str::to_owned)];
     let mut list = Vec::new();
-    for record in records {
-        let envelope = Envelope::from_bytes(record.bytes()).ok();
-        let header = envelope.as_ref().map(Envelope::unverified_header);
-        let text = |text: Option<String>| text.unwrap_or_else(|| "not a record".to_owned());
-        rows.push([
-            record.stream().to_string().chars().take(8).collect(),
-            record.sequence().to_string(),
-            record.bytes().len().to_string(),
-            text(header.map(|header| header.kind.to_string())),
-            header.map_or_else(String::new, |header| header.time.to_string()),
-            header.map_or_else(String::new, |header| header.clock.to_string()),
-        ]);
-        list.push(json!({
-            "stream": record.stream().to_string(),
-            "sequence": record.sequence(),
-            "bytes": record.bytes().len(),
-            "kind": header.map(|header| header.kind.to_string()),
-            "device": header.map(|header| header.device.as_str()),
-            "time": header.map(|header| header.time.to_string()),
-            "clock": header.map(|header| header.clock.to_string()),
-        }));
-    }
-    let shown = records.len() as u64;
-    let text = if records.is_empty() {
+    seen.visit(|record| {
+        let (row, object) = describe(&record);
+        rows.push(row);
+        list.push(object);
+        if (list.len() as u64) < limit {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    let shown = list.len() as u64;
+    let text = if shown == 0 {
         "nothing waits".to_owned()
     } else {
         table(&rows)
     };
     let json = json!({ "dir": dir, "waiting": seen.records, "records": list });
     let outcome = Outcome::done(text, json);
-    if shown > 0 && shown < seen.records {
-        outcome.hint(format!(
-            "{shown} of {} are shown; see --limit",
-            seen.records
-        ))
+    Ok(if shown == limit && shown < seen.records {
+        let waiting = seen.records;
+        outcome.hint(format!("{shown} of {waiting} are shown; see --limit"))
     } else {
         outcome
-    }
+    })
+}
+
+/// What the header says that is not encrypted. Nothing of it is verified.
+fn describe(record: &Record) -> ([String; 6], Value) {
+    let envelope = Envelope::from_bytes(record.bytes()).ok();
+    let header = envelope.as_ref().map(Envelope::unverified_header);
+    let kind = header.map(|header| header.kind.to_string());
+    let time = header.map(|header| header.time.to_string());
+    let clock = header.map(|header| header.clock.to_string());
+    let stream = record.stream().to_string();
+    let object = json!({
+        "stream": stream,
+        "sequence": record.sequence(),
+        "bytes": record.bytes().len(),
+        "kind": kind,
+        "device": header.map(|header| header.device.as_str()),
+        "time": time,
+        "clock": clock,
+    });
+    let row = [
+        stream.chars().take(8).collect(),
+        record.sequence().to_string(),
+        record.bytes().len().to_string(),
+        kind.unwrap_or_else(|| "not a record".to_owned()),
+        time.unwrap_or_default(),
+        clock.unwrap_or_default(),
+    ];
+    (row, object)
 }
 
 fn place_json(place: Option<(StreamId, u64)>) -> Value {

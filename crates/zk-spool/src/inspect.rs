@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +13,7 @@ use crate::{
     format::{self, Checked, FRAMES_AT, MARKER_FILE, MARKER_LEN, STATE_FILE, Seed},
     ledger::{Contents, Cursor, SLOT},
     segment::{Segment, header_copies, read_sealed, scan},
-    walk::{Step, Walk, read_salvaging},
+    walk::{CHUNK, Step, Walk, read_salvaging},
 };
 
 /// What the files of a spool said when [`inspect`] read them.
@@ -115,16 +116,13 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error>
 }
 
 impl Inspection {
-    /// The oldest records that wait, as [`Spool::peek`](crate::Spool::peek)
-    /// gives them. Damaged ones, and those that were drained since, are left
-    /// out.
+    /// Shows the records that wait, oldest first, until told to stop. Damaged
+    /// ones, and those that were drained since, are left out.
     ///
     /// # Errors
     ///
     /// [`Error::Io`].
-    pub fn peek(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Record>, Error> {
-        let mut records: Vec<Record> = Vec::new();
-        let mut bytes = 0;
+    pub fn visit(&self, mut see: impl FnMut(Record) -> ControlFlow<()>) -> Result<(), Error> {
         for segment in &self.log {
             let Some(first) = self.waits_from(segment) else {
                 continue;
@@ -134,7 +132,7 @@ impl Inspection {
             };
             let place = self.offset(segment)..segment.end;
             let sequences = (first, segment.last);
-            let mut walk = Walk::new(&file, segment.seed(), place, sequences, max_bytes);
+            let mut walk = Walk::new(&file, segment.seed(), place, sequences, CHUNK);
             loop {
                 let frame = match walk.step() {
                     Step::Frame(frame) => frame,
@@ -147,11 +145,6 @@ impl Inspection {
                     if !(first..=segment.last).contains(&sequence) {
                         continue;
                     }
-                    bytes += place.len();
-                    let enough = bytes > max_bytes && !records.is_empty();
-                    if enough || records.len() >= max_records {
-                        return Ok(records);
-                    }
                     let position = Position {
                         stream: segment.stream,
                         sequence,
@@ -159,11 +152,13 @@ impl Inspection {
                         resume: frame.offset,
                     };
                     let bytes = body[place].to_vec();
-                    records.push(Record { position, bytes });
+                    if see(Record { position, bytes }).is_break() {
+                        return Ok(());
+                    }
                 }
             }
         }
-        Ok(records)
+        Ok(())
     }
 
     /// The first number of a segment that is not done.

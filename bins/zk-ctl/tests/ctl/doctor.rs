@@ -1,9 +1,12 @@
 //! What doctor finds, and that it names the cause.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+use zk_spool::Spool;
 
 use crate::world::{Run, World, authority, closed_endpoint};
 
@@ -344,4 +347,49 @@ async fn owners_and_roots_and_spool_are_looked_at() {
     fs::write(world.path("spool"), "a file").unwrap();
     let run = world.ctl(&["doctor", "--json"]).ends(3);
     assert_eq!(checks(&run)["spool"].0, "failed");
+}
+
+/// What works still, and will not for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn warnings_are_no_failures() {
+    let world = World::new().await;
+    let warns = |check: &str, parts: &[&str]| {
+        let run = world.ctl(&["doctor", "--json"]).ends(0);
+        let (status, words) = &checks(&run)[check];
+        assert_eq!(status, "warning", "{words}");
+        for part in parts {
+            assert!(words.contains(part), "no {part:?} in {words}");
+        }
+    };
+    let in_ten_days = SystemTime::now() + Duration::from_secs(10 * 24 * 60 * 60);
+    world.certify(&world.device_ca, "pi-01", |params| {
+        params.not_after = in_ten_days.into();
+    });
+    warns(
+        "certificate",
+        &["valid until", "expires soon", "zk-ctl hsm csr"],
+    );
+
+    let options = zk_spool::Options {
+        cap: 1 << 20,
+        ..zk_spool::Options::default()
+    };
+    let spool = Spool::open(world.path("spool"), options).unwrap();
+    let append = |len| spool.append_with(|_| Ok::<_, Infallible>(vec![0; len]));
+    append(900_000).unwrap();
+    append(60_000).unwrap();
+    warns("spool", &["2 records wait", "nearly full", "spool.cap"]);
+    let oldest = spool.peek(1, 0).unwrap().pop().unwrap();
+    spool.reject(oldest.position()).unwrap();
+    warns(
+        "spool",
+        &[
+            "1 records wait",
+            "1 (refused), 1 to 1",
+            "zk-ctl spool status",
+        ],
+    );
+
+    world.reconfigure("1MiB", "4000PiB");
+    warns("disk", &["may grow by", "lower spool.cap"]);
 }

@@ -37,6 +37,10 @@ async fn what_is_published_is_stored_and_its_owner_reads_it() {
         (&json["device"], &json["bytes"]),
         (&"pi-01".into(), &14.into())
     );
+    assert_eq!(
+        (&json["earlier"], &json["delivered"]),
+        (&0.into(), &2.into())
+    );
     // the stream's own beginning is number 1
     assert_eq!(
         (&json["sequence"], &json["waiting"]),

@@ -29,7 +29,7 @@ async fn a_live_spool_is_seen_as_it_is() {
         &[owner.public_key().clone()],
     )
     .unwrap();
-    let clock = Clock::new().unwrap();
+    let clock = Clock::new(SystemTime::now).unwrap();
     let event = Report::DeviceEvent(DeviceEvent::StreamStarted { previous: None });
     for number in 0..5 {
         let content = match number {

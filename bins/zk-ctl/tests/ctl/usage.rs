@@ -91,6 +91,16 @@ async fn wrong_arguments_are_told_with_what_is_right() {
     assert!(world.stored().await.is_empty());
 }
 
+/// Paths in a configuration begin where it lies, wherever it was named from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_in_the_current_directory_is_found() {
+    let world = World::new().await;
+    for config in ["agent.toml", "./agent.toml"] {
+        let arguments = ["publish", "--config", config];
+        ctl(&world.path("."), &arguments, b"x").ends(0);
+    }
+}
+
 /// Flags go before the environment, that before the file.
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_come_in_their_order() {
