@@ -389,16 +389,17 @@ fn roots(config: &Config) -> Verdict<RootCertStore> {
 }
 
 fn owners(config: &Config) -> Verdict<()> {
-    for file in &config.owners.files {
-        if let Err(error) = zk_agent::owner(file) {
-            return Verdict::Failed(
-                with_causes(&error),
-                "give owners.files the public keys that zk-reader keygen made".into(),
-            );
+    let owners = config.owners.files.iter().map(|file| zk_agent::owner(file));
+    match owners.collect::<Result<Vec<_>, _>>() {
+        Ok(owners) => {
+            let ids: Vec<_> = owners.iter().map(|owner| owner.id().to_string()).collect();
+            Verdict::Ok((), format!("records are encrypted for {}", ids.join(", ")))
         }
+        Err(error) => Verdict::Failed(
+            with_causes(&error),
+            "give owners.files the public keys that zk-reader keygen made".into(),
+        ),
     }
-    let count = config.owners.files.len();
-    Verdict::Ok((), format!("records are encrypted for {count}"))
 }
 
 fn name(runtime: &Runtime, config: &Config, limit: Duration) -> Verdict<Vec<std::net::SocketAddr>> {

@@ -16,7 +16,7 @@ pub enum Error {
     Agent(#[from] AgentError),
 
     /// Bytes that are not text would go to a terminal.
-    #[error("the result is not text: name a file with --out, or send the output into one")]
+    #[error("the result is not text: send standard output into a file or a pipe")]
     BinaryToTerminal,
 
     /// The data is empty.
