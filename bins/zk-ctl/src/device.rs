@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::ClientConfig;
 use zk_agent::{Clock, Config};

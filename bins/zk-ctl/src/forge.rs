@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use zk_envelope::{Content, DeviceId, Entry, Message, StreamId};
+use zk_envelope::{Content, DeviceEvent, DeviceId, Entry, Message, Report, StreamId};
 use zk_publish::{Client, Delivered, PublishError, Timeouts};
 
 use crate::Error;
@@ -35,12 +35,26 @@ pub(crate) fn forge(
         Forgery::Device => another(&device.config.device.id)?,
         Forgery::Signature | Forgery::Replay => device.config.device.id.clone(),
     };
-    let mut message = record(&device, &claims, stream, content_type, &body)?;
+    // A replayed record is taken at first, so its stream has to begin like any other.
+    let started = Report::DeviceEvent(DeviceEvent::StreamStarted { previous: None });
+    let started = seal(&device, &claims, stream, 1, Content::Report(&started))?;
+    let content = Content::Data {
+        content_type,
+        body: &body,
+    };
+    let mut message = Message {
+        device_id: claims.to_string(),
+        entries: vec![seal(&device, &claims, stream, 2, content)?],
+    };
     if forgery == Forgery::Signature {
         change(&mut message);
     }
     let messages = match forgery {
-        Forgery::Replay => vec![message.clone(), message],
+        Forgery::Replay => {
+            let mut first = message.clone();
+            first.entries.insert(0, started);
+            vec![first, message]
+        }
         Forgery::Device | Forgery::Signature => vec![message],
     };
 
@@ -67,8 +81,9 @@ fn outcome(
         ),
         Forgery::Replay => (
             "a true record, sent twice".to_owned(),
-            json!({ "quarantine": null, "stored": 1 }),
-            "nothing in quarantine; the record is stored once, and one duplicate counted",
+            json!({ "quarantine": null, "stored": 2 }),
+            "nothing in quarantine; the record is stored once, behind the beginning of its stream, \
+             and one duplicate counted",
         ),
     };
     let mut rows = vec![
@@ -115,14 +130,14 @@ fn outcome(
     }
 }
 
-/// A message with one record, rightly encrypted and signed.
-fn record(
+/// A record, rightly encrypted and signed.
+fn seal(
     device: &Device,
     claims: &DeviceId,
     stream: StreamId,
-    content_type: &str,
-    body: &[u8],
-) -> Result<Message, Error> {
+    sequence: u64,
+    content: Content<'_>,
+) -> Result<Entry, Error> {
     let mut sealer = zk_envelope::Sealer::new(
         claims.clone(),
         stream,
@@ -130,14 +145,10 @@ fn record(
         &device.owners,
     )
     .map_err(Error::Seal)?;
-    let content = Content::Data { content_type, body };
     let envelope = sealer
-        .seal(&device.hsm, &device.clock.now(), 1, content)
+        .seal(&device.hsm, &device.clock.now(), sequence, content)
         .map_err(Error::Seal)?;
-    Ok(Message {
-        device_id: claims.to_string(),
-        entries: vec![Entry::from(&envelope)],
-    })
+    Ok(Entry::from(&envelope))
 }
 
 /// Turns one bit of the ciphertext over: the tag behind it has 32 bytes.

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs;
+use std::time::SystemTime;
 
 use zk_agent::Clock;
 use zk_envelope::{Content, DeviceEvent, OwnerKey, Report, Sealer, StreamId};
