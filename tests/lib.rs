@@ -13,12 +13,19 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 use zk_agent::Config;
-use zk_envelope::{DeviceId, OwnerKey, TrustFile};
-use zk_hsm::{Hsm, create_soft_key};
+use zk_envelope::{
+    BootId, ClockQuality, Content, DeviceId, Moment, OwnerKey, Sealer, StreamId, Timestamp,
+    TrustFile,
+};
+use zk_hsm::{Hsm, HsmUri, create_soft_key};
 use zk_provision::{CertificateRequest, Device, LocalSetup, Passphrase};
 use zk_reader::Reader;
 use zk_sensors::{SensorId, SimulatedBus};
@@ -39,6 +46,7 @@ pub struct System {
     /// The thermometers.
     pub bus: SimulatedBus,
     owner: OwnerKey,
+    key: HsmUri,
 }
 
 impl System {
@@ -96,7 +104,70 @@ impl System {
             device,
             bus,
             owner,
+            key: uri,
         }
+    }
+
+    /// A file that zk-setup made for the gateway.
+    pub fn gateway_file(&self, name: &str) -> PathBuf {
+        self.setup.dir().join("gateway").join(name)
+    }
+
+    /// A file that zk-setup made for the device.
+    pub fn device_file(&self, name: &str) -> PathBuf {
+        self.setup.dir().join("devices/pi-01").join(name)
+    }
+
+    /// Whom the device trusts.
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        for root in certificates(&self.device_file("gateway-ca.crt.pem")) {
+            roots.add(root).expect("a root");
+        }
+        Arc::new(roots)
+    }
+
+    /// The device's key, and a configuration with it for TLS, which shares no
+    /// sessions with others.
+    pub fn client(&self, alpn: &[&[u8]]) -> (Hsm, Arc<ClientConfig>) {
+        self.client_of(self, alpn)
+    }
+
+    /// The same for the gateway of another system.
+    pub fn client_of(&self, other: &Self, alpn: &[&[u8]]) -> (Hsm, Arc<ClientConfig>) {
+        let hsm = self.hsm();
+        let chain = certificates(&self.device_file("device.crt.pem"));
+        let tls = hsm
+            .client_config(chain, other.roots(), alpn)
+            .expect("a certificate of the key");
+        (hsm, tls)
+    }
+
+    /// Sealed records of the device, without end, from 1.
+    pub fn sealed(&self) -> impl Iterator<Item = Vec<u8>> {
+        let hsm = self.hsm();
+        let owners = [self.owner.public_key().clone()];
+        let stream = StreamId([0x51; 16]);
+        let sealer = Sealer::new(self.device.clone(), stream, hsm.public_key(), &owners);
+        let mut sealer = sealer.expect("a sealer");
+        (1..).map(move |sequence| {
+            let moment = Moment {
+                boot: BootId([0xb0; 16]),
+                since_boot_ms: sequence,
+                time: Timestamp::from_millis(1_795_432_844_123).expect("a time"),
+                clock: ClockQuality::Synchronised,
+            };
+            let content = Content::Data {
+                content_type: "text/plain",
+                body: b"21.437",
+            };
+            let sealed = sealer.seal(&hsm, &moment, sequence, content);
+            sealed.expect("a record").to_bytes()
+        })
+    }
+
+    fn hsm(&self) -> Hsm {
+        Hsm::open(&self.key, zk_hsm::Options::default()).expect("its key")
     }
 
     /// The owner's view of the store.
@@ -116,13 +187,13 @@ impl System {
 
     /// What zk-setup wrote for the gateway.
     pub fn gateway_config(&self) -> PathBuf {
-        self.setup.dir().join("gateway/gateway.toml")
+        self.gateway_file("gateway.toml")
     }
 
     /// The agent's configuration: as zk-setup wrote it, but for the places of
     /// sensors and spool and a faster pace. Returns the file.
     pub fn agent_config(&self) -> PathBuf {
-        let file = self.setup.dir().join("devices/pi-01/agent.toml");
+        let file = self.device_file("agent.toml");
         let text = fs::read_to_string(&file).expect("agent.toml");
         let replaced: Vec<String> = text
             .lines()
@@ -141,6 +212,13 @@ impl System {
         Config::read(&file).expect("a configuration that the agent takes");
         file
     }
+}
+
+fn certificates(file: &Path) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(file)
+        .expect("a file of certificates")
+        .map(|certificate| certificate.expect("a certificate"))
+        .collect()
 }
 
 /// This test program once more, in the role of another one; killed when

@@ -1,6 +1,7 @@
 //! Rust and Python against each other. `tests/envelope.py` was written from
 //! `docs/envelope-format.md` alone, so where the two agree, the page is right.
-//! The `openssl` command is a third opinion on key files.
+//! The `openssl` command is a third opinion on key files, and python-ecdsa, which
+//! the original project used, one on signatures.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use p256::SecretKey;
-use p256::ecdsa::SigningKey;
+use p256::ecdsa::{Signature, SigningKey};
 use p256::elliptic_curve::Generate;
 use pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use zk_envelope::{
     LossReceipt, MAX_MESSAGE, Message, Moment, OwnerKey, PreviousStream, Report, Sealer,
     SequenceRange, StreamId, TimeAnchor, Timestamp, pack,
 };
+use zk_tests::System;
 
 #[test]
 fn python_judges_every_vector_the_same_way() {
@@ -204,6 +206,70 @@ fn openssl_and_rust_read_each_others_key_files() {
     }
 }
 
+/// The original project's Lambda function took a message when python-ecdsa
+/// verified its 64 bytes of signature over the bytes of `encryptedData`.
+#[tokio::test]
+async fn python_ecdsa_takes_what_we_take_and_refuses_what_we_refuse() {
+    let (system, other) = (System::new().await, System::new().await);
+    let good: Vec<_> = system.sealed().take(8).collect();
+    let message = |record: &[u8]| {
+        let (data, signature) = record.split_at(record.len() - 64);
+        let data = json!({"encryptedData": hex(data), "signature": hex(signature)});
+        let time = "2026-11-23T11:20:44.123Z";
+        json!({"deviceId": "pi-01", "timestamp": time, "data": data}).to_string()
+    };
+
+    let record = &good[0];
+    let (data, signature) = record.split_at(record.len() - 64);
+    let (r, s) = Signature::from_slice(signature).unwrap().split_scalars();
+    let with = |numbers: &[u8]| [data, numbers].concat();
+    // Both values of s are right.
+    let negated = Signature::from_scalars(r, -s).unwrap().to_bytes();
+    let mut records = good.clone();
+    records.push(with(&negated));
+    let right = records.len();
+    // A bit of each byte of the signature and of every seventh of the data.
+    let places = (0..data.len()).step_by(7).chain(data.len()..record.len());
+    records.extend(places.map(|at| {
+        let mut changed = record.clone();
+        changed[at] ^= 1 << (at % 8);
+        changed
+    }));
+    let (r, s) = signature.split_at(32);
+    records.extend([
+        with(&good[1][data.len()..]),
+        with(&[s, r].concat()),
+        with(&[0; 64]),
+        with(&[0xff; 64]),
+        other.sealed().next().unwrap(),
+    ]);
+
+    let messages: Vec<_> = records.iter().map(|record| message(record)).collect();
+    let path = system.dir.path().join("messages");
+    fs::write(&path, messages.join("\n")).unwrap();
+    for (side, expected) in [(&system, right), (&other, 1)] {
+        let (hsm, _) = side.client(&[]);
+        let ours = |message: &String| {
+            let message = Message::parse(message.as_bytes()).unwrap();
+            let envelope = message.entries[0].envelope();
+            match envelope.and_then(|envelope| envelope.verify(hsm.public_key())) {
+                Ok(_) => "good",
+                Err(_) => "bad",
+            }
+        };
+        let ours: Vec<_> = messages.iter().map(ours).collect();
+        let theirs = success(
+            python("lambda_rule.py")
+                .arg(side.device_file("device.crt.pem"))
+                .stdin(File::open(&path).unwrap()),
+        );
+        let theirs = String::from_utf8(theirs).unwrap();
+        assert_eq!(theirs.lines().collect::<Vec<_>>(), ours);
+        let good = ours.iter().filter(|verdict| **verdict == "good").count();
+        assert_eq!(good, expected);
+    }
+}
+
 /// A device and eight owners, and a directory with their key files.
 struct Room {
     dir: TempDir,
@@ -318,10 +384,8 @@ impl Room {
         let mut lines = owners.iter().map(|owner| {
             let opened = verified.open(owner).unwrap();
             let body = opened.body();
-            let (name, body) = str::from_utf8(body).map_or_else(
-                |_| ("bodyHex", body.iter().map(|b| format!("{b:02x}")).collect()),
-                |text| ("body", text.to_owned()),
-            );
+            let (name, body) = str::from_utf8(body)
+                .map_or_else(|_| ("bodyHex", hex(body)), |text| ("body", text.to_owned()));
             json!({
                 "kind": header.kind.to_string(),
                 "deviceId": header.device,
@@ -372,7 +436,7 @@ fn python(program: &str) -> Command {
     assert!(
         python.exists(),
         "{} is missing; `cargo xtask test` installs it, or: cd {} && \
-         python3 -m venv target/venv && target/venv/bin/pip install cryptography",
+         python3 -m venv target/venv && target/venv/bin/pip install -r tests/requirements.txt",
         python.display(),
         workspace.display(),
     );
@@ -385,6 +449,10 @@ fn python(program: &str) -> Command {
         command.arg(tests().join(program));
     }
     command
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What it wrote, if it succeeded.
