@@ -22,7 +22,7 @@ enum Command {
     ///
     /// Without an area it runs all of them. `cargo test --workspace` alone needs no
     /// foreign program but the openssl command.
-    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test python")]
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test peers")]
     Test {
         /// One area only.
         area: Option<test::Area>,

@@ -1,10 +1,14 @@
 //! `cargo xtask test`: set up, run, and say how long each stage took.
 
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -13,6 +17,10 @@ pub(crate) enum Area {
     Workspace,
     /// Envelopes between our code, Python and OpenSSL.
     Python,
+    /// TLS, HTTP, certificates and signatures against curl, nginx and OpenSSL.
+    Peers,
+    /// The store on the embedded engine and on dynalite.
+    Store,
     /// The demo, built and run as the README says.
     Demo,
 }
@@ -21,36 +29,43 @@ pub(crate) enum Area {
 pub(crate) fn run(area: Option<Area>) -> Result<()> {
     let root = workspace_root()?;
     let mut stages = Vec::new();
-    stage(&mut stages, "set-up", || set_up(&root))?;
-    // Always the whole workspace: with one package alone cargo would choose
-    // other features of the dependencies and build them all again.
-    let tests = [
-        "test",
-        "--locked",
-        "--workspace",
-        "--features",
-        "zk-tests/peers",
-    ];
+    stage(&mut stages, "set-up", || set_up(&root, area))?;
+    let wanted = |one| area.is_none_or(|area| area == one);
     match area {
+        None => {
+            stage(&mut stages, "build", || test(&root, &["--no-run"]))?;
+            // Ignored are those that need a program which set-up has found.
+            let all = ["--", "--include-ignored"];
+            stage(&mut stages, "tests", || test(&root, &all))?;
+        }
         Some(Area::Workspace) => {
             stage(&mut stages, "workspace", || {
                 cargo(&root, &["test", "--locked", "--workspace"])
             })?;
         }
         Some(Area::Python) => {
-            let python = [&tests[..], &["--test", "python"]].concat();
-            stage(&mut stages, "python", || cargo(&root, &python))?;
+            stage(&mut stages, "python", || test(&root, &targets(["python"])))?;
+        }
+        Some(Area::Peers) => {
+            // Certificates are in `it`, requests in `csr`.
+            let openssl = targets(["openssl", "csr", "it"]);
+            stage(&mut stages, "openssl", || test(&root, &openssl))?;
+            stage(&mut stages, "nginx", || test(&root, &targets(["nginx"])))?;
+            let gateway = [&targets(["gateway"])[..], &["--", "curl::"]].concat();
+            let gateway = [&gateway[..], &["--include-ignored"]].concat();
+            stage(&mut stages, "curl", || test(&root, &gateway))?;
+        }
+        Some(Area::Store) => {
+            let tests = store_tests(&root)?;
+            let tests = targets(tests.iter().map(String::as_str));
+            stage(&mut stages, "embedded engine", || test(&root, &tests))?;
         }
         Some(Area::Demo) => {}
-        None => {
-            let build = [&tests[..], &["--no-run"]].concat();
-            stage(&mut stages, "build", || cargo(&root, &build))?;
-            // Ignored are those that need a program which set-up has found.
-            let all = [&tests[..], &["--", "--include-ignored"]].concat();
-            stage(&mut stages, "tests", || cargo(&root, &all))?;
-        }
     }
-    if area.is_none_or(|area| area == Area::Demo) {
+    if wanted(Area::Store) {
+        stage(&mut stages, "dynalite", || store_on_dynalite(&root))?;
+    }
+    if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
         stage(&mut stages, "demo", || cargo(&root, &demo))?;
     }
@@ -60,6 +75,136 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
     }
     Ok(())
 }
+
+/// `cargo test` with the tests that need a foreign program.
+///
+/// Always of the whole workspace: with one package alone cargo would choose
+/// other features of the dependencies and build them all again.
+fn test(root: &Path, more: &[&str]) -> Result<()> {
+    cargo(root, &[&TEST, more].concat())
+}
+
+const TEST: [&str; 5] = [
+    "test",
+    "--locked",
+    "--workspace",
+    "--features",
+    "zk-tests/peers",
+];
+
+fn targets<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    names
+        .into_iter()
+        .flat_map(|name| ["--test", name])
+        .collect()
+}
+
+/// zk-store's test programs.
+fn store_tests(root: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for file in fs::read_dir(root.join("crates/zk-store/tests"))? {
+        let name = file?.file_name().into_string().unwrap_or_default();
+        names.extend(name.strip_suffix(".rs").map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Those of them that are about a store's file, or look into one, and have
+/// nothing to say of a service. All others run on dynalite too.
+const STORE_FILE_TESTS: [&str; 2] = ["file", "items"];
+
+fn store_on_dynalite(root: &Path) -> Result<()> {
+    let mut names = store_tests(root)?;
+    names.retain(|name| !STORE_FILE_TESTS.contains(&name.as_str()));
+    let dynalite = Dynalite::start(root)?;
+    let mut command = cargo_command(root);
+    command
+        .args(TEST)
+        .args(targets(names.iter().map(String::as_str)))
+        .env("ZK_TEST_STORE", "dynamodb:us-east-1")
+        .env("AWS_ENDPOINT_URL_DYNAMODB", &dynalite.endpoint)
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test")
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let stdout = child.stdout.take().context("no output")?;
+    let mut passed = 0;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        // test result: ok. 19 passed; 0 failed; …
+        let count = line
+            .strip_prefix("test result: ok. ")
+            .and_then(|rest| rest.split(' ').next());
+        passed += count.map_or(Ok(0), str::parse::<u64>)?;
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "the store's tests on dynalite: {status}");
+    let requests = dynalite.stop()?;
+    println!(
+        "{passed} tests ran on dynalite ({}), with {requests} requests; \
+         about files and therefore not among them: {}",
+        names.join(", "),
+        STORE_FILE_TESTS.join(", ")
+    );
+    ensure!(
+        passed > 0 && requests > passed,
+        "they ran on something else"
+    );
+    Ok(())
+}
+
+/// DynamoDB's stand-in, which ends when its standard input does.
+struct Dynalite {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    endpoint: String,
+}
+
+impl Dynalite {
+    fn start(root: &Path) -> Result<Self> {
+        let mut command = Command::new("node");
+        command
+            .args(["--eval", DYNALITE])
+            .current_dir(root.join("target/node"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().context("cannot start node")?;
+        let stdin = child.stdin.take().context("no input")?;
+        let mut stdout = BufReader::new(child.stdout.take().context("no output")?);
+        let mut port = String::new();
+        stdout.read_line(&mut port)?;
+        let port: u16 = port.trim().parse().context("dynalite does not start")?;
+        Ok(Self {
+            child,
+            stdin,
+            stdout,
+            endpoint: format!("http://127.0.0.1:{port}"),
+        })
+    }
+
+    /// How many requests it had.
+    fn stop(mut self) -> Result<u64> {
+        drop(self.stdin);
+        let mut requests = String::new();
+        self.stdout.read_to_string(&mut requests)?;
+        self.child.wait()?;
+        requests.trim().parse().context("dynalite failed")
+    }
+}
+
+const DYNALITE: &str = r"
+const server = require('dynalite')({ createTableMs: 0, deleteTableMs: 0, updateTableMs: 0 })
+let requests = 0
+server.on('request', () => { requests += 1 })
+server.listen(0, '127.0.0.1', () => console.log(server.address().port))
+process.stdin.resume().on('end', () => {
+    console.log(requests)
+    process.exit()
+})
+";
 
 fn stage(
     stages: &mut Vec<(&'static str, Duration)>,
@@ -73,11 +218,31 @@ fn stage(
     Ok(())
 }
 
-/// Below target/ a Python environment; from the system what only it can give.
-fn set_up(root: &Path) -> Result<()> {
-    system_program("openssl", "openssl")?;
-    system_program("curl", "curl")?;
-    system_program("python3", "python3 python3-venv")?;
+/// Below target/ a Python environment and npm's packages; from the system what
+/// only it can give.
+fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
+    let needs = |one| area.is_none_or(|area| area == one);
+    let mut programs = vec![("openssl version", "openssl")];
+    if needs(Area::Python) {
+        programs.push(("python3 -c __import__('ensurepip')", "python3 python3-venv"));
+    }
+    if needs(Area::Peers) {
+        programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
+    }
+    if needs(Area::Store) {
+        programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);
+    }
+    system_programs(&programs)?;
+    if needs(Area::Python) {
+        python_packages(root)?;
+    }
+    if needs(Area::Store) {
+        npm_packages(root)?;
+    }
+    Ok(())
+}
+
+fn python_packages(root: &Path) -> Result<()> {
     let environment = root.join("target/venv");
     let python = environment.join("bin/python");
     if !python.exists() {
@@ -85,28 +250,48 @@ fn set_up(root: &Path) -> Result<()> {
         finish(make.args(["-m", "venv"]).arg(&environment))?;
     }
     let mut install = Command::new(&python);
-    install.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]);
     finish(
         install
-            .arg("--requirement")
+            .args(["-m", "pip", "install", "--quiet"])
+            .args(["--disable-pip-version-check", "--requirement"])
             .arg(root.join("tests/requirements.txt")),
     )
 }
 
-/// Finds a program on the PATH, or installs the package that has it when this
-/// is root on Debian, or says how.
-fn system_program(program: &str, packages: &str) -> Result<()> {
-    let found = || {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir| dir.join(program).exists())
+fn npm_packages(root: &Path) -> Result<()> {
+    let directory = root.join("target/node");
+    fs::create_dir_all(&directory)?;
+    let wanted = root.join("tests/package.json");
+    fs::copy(wanted, directory.join("package.json"))?;
+    let mut install = Command::new("npm");
+    finish(
+        install
+            .args(["install", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .args(["--loglevel=error", "--prefix"])
+            .arg(directory),
+    )
+}
+
+/// Sees that these commands work. Where one doesn't, installs the packages it is
+/// in when this is root on Debian, or says how.
+fn system_programs(programs: &[(&str, &str)]) -> Result<()> {
+    // nginx is where only root's PATH leads
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin");
+    let works = |command: &str| {
+        let mut words = command.split(' ');
+        let mut command = Command::new(words.next().unwrap_or_default());
+        let command = command.args(words).env("PATH", &path);
+        command.output().is_ok_and(|output| output.status.success())
     };
-    if found() {
+    let missing = || -> Vec<&str> {
+        let missing = programs.iter().filter(|(command, _)| !works(command));
+        missing
+            .flat_map(|(_, packages)| packages.split(' '))
+            .collect()
+    };
+    let packages = missing();
+    if packages.is_empty() {
         return Ok(());
     }
     let root_user = Command::new("id")
@@ -119,18 +304,28 @@ fn system_program(program: &str, packages: &str) -> Result<()> {
         finish(
             install
                 .args(["install", "--yes", "--no-install-recommends"])
-                .args(packages.split(' ')),
+                .args(&packages)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
         )?;
     }
-    if found() {
-        return Ok(());
-    }
-    bail!("{program} is missing; run: sudo apt-get install {packages}")
+    let packages = missing();
+    ensure!(
+        packages.is_empty(),
+        "programs are missing; run: sudo apt-get install {}",
+        packages.join(" ")
+    );
+    Ok(())
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    finish(Command::new(cargo).args(arguments).current_dir(root))
+    finish(cargo_command(root).args(arguments))
+}
+
+fn cargo_command(root: &Path) -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    command.current_dir(root);
+    command
 }
 
 fn finish(command: &mut Command) -> Result<()> {
