@@ -140,6 +140,12 @@ struct Nginx {
 impl Nginx {
     /// With the files that zk-setup made for a gateway.
     fn start(system: &System) -> Self {
+        let mut tries = (0..10).filter_map(|_| Self::try_start(system));
+        tries.next().expect("free ports")
+    }
+
+    /// `None` if a port that was free has been taken meanwhile.
+    fn try_start(system: &System) -> Option<Self> {
         let dir = TempDir::new().unwrap();
         let mut servers = String::new();
         let mut ports = Vec::new();
@@ -197,15 +203,18 @@ impl Nginx {
         // it says so once it listens
         let mut said = String::new();
         while !said.contains("event method") {
-            let read = errors.read_line(&mut said).unwrap();
-            assert_ne!(read, 0, "nginx does not start: {said}");
+            if errors.read_line(&mut said).unwrap() == 0 {
+                child.wait().unwrap();
+                assert!(said.contains("already in use"), "nginx fails: {said}");
+                return None;
+            }
         }
-        Self {
+        Some(Self {
             child,
             _errors: errors,
             ports,
             _dir: dir,
-        }
+        })
     }
 
     fn client(&self, way: Way, tls: &Arc<ClientConfig>) -> Client {
