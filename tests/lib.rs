@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -27,9 +27,17 @@ use zk_envelope::{
 };
 use zk_hsm::{Hsm, HsmUri, create_soft_key};
 use zk_provision::{CertificateRequest, Device, LocalSetup, Passphrase};
+use zk_publish::Timeouts;
 use zk_reader::Reader;
 use zk_sensors::{SensorId, SimulatedBus};
 use zk_store::{Options, Store};
+
+/// Long enough not to matter.
+pub const PATIENT: Timeouts = Timeouts {
+    connect: Duration::from_secs(60),
+    handshake: Duration::from_secs(60),
+    response: Duration::from_secs(60),
+};
 
 /// Everything that zk-setup makes for one gateway and the device `pi-01`, in a
 /// directory of its own.

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use rustls::{AlertDescription, ClientConfig};
 use tempfile::TempDir;
-use zk_publish::{Client, PublishError, Target, Timeouts};
-use zk_tests::System;
+use zk_publish::{Client, PublishError, Target};
+use zk_tests::{PATIENT, System};
 
 /// A version of TLS, and how a session of it can be resumed.
 type Way = (&'static str, &'static str);
@@ -220,7 +220,7 @@ impl Nginx {
     fn client(&self, way: Way, tls: &Arc<ClientConfig>) -> Client {
         let (_, port) = self.ports.iter().find(|(has, _)| *has == way).unwrap();
         let target = Target::new(&format!("localhost:{port}"), "Zymkey/pi-01").unwrap();
-        Client::new(target, Arc::clone(tls), Timeouts::default())
+        Client::new(target, Arc::clone(tls), PATIENT)
     }
 }
 

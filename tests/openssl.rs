@@ -13,8 +13,8 @@ use std::thread;
 
 use serde_json::Value;
 use zk_envelope::pack;
-use zk_publish::{Client, Target, Timeouts};
-use zk_tests::System;
+use zk_publish::{Client, Target};
+use zk_tests::{PATIENT, System};
 
 #[tokio::test]
 async fn a_record_is_verified_from_its_json_alone() {
@@ -80,7 +80,7 @@ async fn the_server_sees_certificate_and_protocol_in_both_versions_of_tls() {
             let before = hsm.counters().signatures;
             let mut server = Server::start(&system, version);
             let target = Target::new(&format!("localhost:{}", server.address.port()), "t");
-            let mut client = Client::new(target.unwrap(), tls, Timeouts::default());
+            let mut client = Client::new(target.unwrap(), tls, PATIENT);
             let publishing = thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
