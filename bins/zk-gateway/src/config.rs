@@ -102,11 +102,12 @@ pub struct Limits {
     /// Handshakes under way. Default 128. They have a limit of their own so
     /// that strangers cannot take the place of devices that are connected. Eight
     /// times as many may wait for one; the address of which the fewest are under
-    /// way (of IPv6, the first 64 bits) is always next.
+    /// way (of IPv6, the first 64 bits) is always next, and takes the place of
+    /// one that has many.
     #[serde(deserialize_with = "number")]
     pub handshakes: usize,
     /// Requests whose body is in memory. Default 64, each with at most
-    /// 128 KiB. Further ones wait, unread.
+    /// 128 KiB. Further ones wait, with at most the first 8 KiB of it read.
     #[serde(deserialize_with = "number")]
     pub requests: usize,
     /// Time for a TLS handshake. Default 10 s, of which a slow chip may need
@@ -114,11 +115,12 @@ pub struct Limits {
     #[serde(deserialize_with = "duration")]
     pub handshake: Duration,
     /// Time from the end of one answer to the end of the next request's
-    /// header: for silence between requests and for slow headers alike.
-    /// Default 2 min.
+    /// header: for silence between requests and for slow headers alike. And
+    /// for a client to take what is sent to it. Default 2 min.
     #[serde(deserialize_with = "duration")]
     pub idle: Duration,
-    /// Time for a request's body. Default 30 s.
+    /// Time for a request's body. Default 30 s. When a connection is closed, so
+    /// long is read, and thrown away, what the client still sends.
     #[serde(deserialize_with = "duration")]
     pub body: Duration,
     /// Time for the store to take a message. Default 30 s.

@@ -22,7 +22,7 @@ pub struct Counters {
     /// Connections closed because their device opened more than it may have.
     pub displaced: u64,
     /// Handshakes that failed, by cause: `certificate` (none, or one that is
-    /// not accepted), `crowded` (too many of its address waited for one), `full`
+    /// not accepted), `crowded` (too many of its address were under way or waited), `full`
     /// (no connection was free in time), `timeout`, and `other`.
     pub handshakes_failed: BTreeMap<&'static str, u64>,
     /// Records that were stored.

@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Instant, SystemTime};
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::sync::SemaphorePermit;
+use tokio::task::unconstrained;
+use tokio::time::{timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 use zk_envelope::{MAX_MESSAGE, Timestamp};
@@ -68,15 +70,7 @@ impl Gateway {
             self.discard(request).await;
             return Err(refusal);
         }
-        // one place for each message that is in memory
-        let place = timeout(self.limits().body, self.places().acquire()).await;
-        let Ok(Ok(_place)) = place else {
-            return Err(Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many requests at once",
-            ));
-        };
-        let message = self.read(request).await?;
+        let (message, _place) = self.read(request).await?;
         self.meters()
             .count(|counters| counters.bytes += message.len() as u64);
 
@@ -113,7 +107,12 @@ impl Gateway {
         Err(Refusal::new(StatusCode::FORBIDDEN, message))
     }
 
-    async fn read(&self, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    /// The message, with its place among those that are in memory. A body that
+    /// has just begun needs none, so that slow ones keep nobody waiting.
+    async fn read(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal> {
         let too_large = || {
             Refusal::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -121,32 +120,50 @@ impl Gateway {
             )
         };
         if request.body().size_hint().lower() > MAX_MESSAGE as u64 {
-            self.discard(request).await;
             return Err(too_large());
         }
-        let body = Limited::new(request.into_body(), MAX_MESSAGE);
-        match timeout(self.limits().body, body.collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-            Ok(Err(error)) => {
+        let deadline = Instant::now() + self.limits().body;
+        let mut body = request.into_body();
+        // Copied into one piece: of a body in many small chunks each would cost
+        // more than it holds.
+        let mut message = Vec::new();
+        let mut place = None;
+        while let Some(frame) = in_time(deadline, body.frame()).await? {
+            let frame = frame.map_err(|error| {
                 debug!(%error, "a body broke off");
-                Err(Refusal::new(StatusCode::BAD_REQUEST, "the body is broken"))
+                Refusal::new(StatusCode::BAD_REQUEST, "the body is broken")
+            })?;
+            let data = frame.into_data().unwrap_or_default();
+            if message.len() + data.len() > MAX_MESSAGE {
+                return Err(too_large());
             }
-            Err(_) => Err(Refusal::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body took too long",
-            )),
+            if message.len() + data.len() > BEGINNING && place.is_none() {
+                place = Some(self.place(deadline).await?);
+            }
+            message.extend_from_slice(&data);
         }
+        let place = match place {
+            Some(place) => place,
+            None => self.place(Instant::now() + self.limits().store).await?,
+        };
+        Ok((message, place))
     }
 
-    /// Takes in a body that nobody will look at, within the usual limits. A
-    /// client that is still sending when the connection closes may never see
-    /// the answer; one that waits for leave to send never gets it.
+    async fn place(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Refusal> {
+        // it is never closed
+        let place = timeout_at(deadline.into(), self.places().acquire()).await;
+        place.ok().and_then(Result::ok).ok_or_else(|| {
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once")
+        })
+    }
+
+    /// Takes in a body that nobody will look at, within the usual limits: then
+    /// the connection can go on. One who waits for leave to send never gets it.
     async fn discard(&self, request: Request<Incoming>) {
         if !request.headers().contains_key(EXPECT) {
-            let mut body = Limited::new(request.into_body(), MAX_DISCARDED);
-            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-            let _ = timeout(self.limits().body, rest).await;
+            let deadline = Instant::now() + self.limits().body;
+            let mut body = Limited::new(request.into_body(), MAX_MESSAGE);
+            while let Ok(Some(Ok(_))) = in_time(deadline, body.frame()).await {}
         }
     }
 
@@ -217,6 +234,15 @@ impl Gateway {
     }
 }
 
+/// Waits for more of a body, until `deadline`.
+async fn in_time<T>(deadline: Instant, more: impl Future<Output = T>) -> Result<T, Refusal> {
+    // Whoever sends without a pause uses up the budget that the runtime gives a
+    // task, and a timer that shares it would never fire.
+    unconstrained(timeout_at(deadline.into(), more))
+        .await
+        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body took too long"))
+}
+
 /// An answer that is not 200.
 #[derive(Debug)]
 struct Refusal {
@@ -246,7 +272,7 @@ impl Refusal {
             StatusCode::METHOD_NOT_ALLOWED => {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }
-            StatusCode::REQUEST_TIMEOUT => {
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             StatusCode::SERVICE_UNAVAILABLE => {
@@ -317,5 +343,6 @@ fn topic_of(method: &Method, uri: &Uri) -> Result<String, Refusal> {
     }
 }
 
-/// As much of an unwanted body is read before the answer.
-const MAX_DISCARDED: usize = 2 * MAX_MESSAGE;
+/// So much of a body is read, on each connection, before it needs a place: more
+/// than most messages have.
+const BEGINNING: usize = 8 * 1024;

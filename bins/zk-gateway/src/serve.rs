@@ -1,6 +1,7 @@
 //! Sockets: accepting, proving, serving, and closing them.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -15,11 +16,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt::set_tcp_user_timeout;
 use rustls::HandshakeKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, info, warn};
@@ -33,32 +36,33 @@ use crate::turns::{Turn, Turns};
 /// more connections, answers the requests under way, and closes; what has no
 /// answer when [`Limits::stop`](crate::Limits::stop) is over is cut off.
 pub async fn run(listener: TcpListener, gateway: Gateway, shutdown: impl Future<Output = ()>) {
-    let turns = Turns::new(gateway.limits().handshakes);
+    let (turns, mut given) = Turns::new(gateway.limits().handshakes);
     let connections = Arc::new(Semaphore::new(gateway.limits().connections));
     let (stopping, stop) = watch::channel(());
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
-        let (stream, peer) = tokio::select! {
+        tokio::select! {
             biased;
             () = &mut shutdown => break,
-            Some(ended) = tasks.join_next() => {
-                reap(ended);
-                continue;
+            Some(ended) = tasks.join_next() => reap(ended),
+            Some(((stream, peer), turn)) = given.recv() => {
+                let connections = Arc::clone(&connections);
+                let stop = stop.clone();
+                tasks.spawn(visit(gateway.clone(), stream, peer, turn, connections, stop));
             }
-            accepted = accept(&listener) => accepted,
-        };
-        let turn = turns.ask(peer.ip());
-        let connections = Arc::clone(&connections);
-        tasks.spawn(connection(
-            gateway.clone(),
-            stream,
-            peer,
-            turn,
-            connections,
-            stop.clone(),
-        ));
+            (stream, peer) = accept(&listener) => {
+                give_up_after(gateway.limits().idle, &stream);
+                let sent_away = turns.ask(peer.ip(), (stream, peer));
+                if let Some((_, peer)) = sent_away {
+                    debug!(%peer, "too many wait for a handshake, most of them from there");
+                    failed(&gateway, "crowded");
+                }
+            }
+        }
     }
+    turns.close();
+    drop(given);
     drop(listener);
     drop(stopping);
     info!(
@@ -108,6 +112,7 @@ pub async fn run_metrics(
             }
             next = next => next,
         };
+        give_up_after(SCRAPE, &stream);
         let gateway = gateway.clone();
         tasks.spawn(async move {
             let service = service_fn(|request| {
@@ -123,25 +128,55 @@ pub async fn run_metrics(
     }
 }
 
+/// Who has connected, and nothing more.
+type Visitor = (TcpStream, SocketAddr);
+
+/// One connection whose turn it is.
+async fn visit(
+    gateway: Gateway,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut turn: Turn<Visitor>,
+    connections: Arc<Semaphore>,
+    mut stop: watch::Receiver<()>,
+) {
+    // Whoever connects and says nothing costs no more than this.
+    let begun = Instant::now();
+    let spoken = tokio::select! {
+        spoken = timeout(gateway.limits().handshake, stream.readable()) => spoken,
+        () = turn.taken() => return failed(&gateway, "crowded"),
+        _ = stop.changed() => return,
+    };
+    if spoken.is_err() {
+        return failed(&gateway, "timeout");
+    }
+    let deadline = begun + gateway.limits().handshake;
+    Box::pin(connection(
+        gateway,
+        stream,
+        peer,
+        (turn, deadline),
+        connections,
+        stop,
+    ))
+    .await;
+}
+
 /// One connection, from the handshake to its end.
 async fn connection(
     gateway: Gateway,
     stream: TcpStream,
     peer: SocketAddr,
-    turn: oneshot::Receiver<Turn>,
+    (mut turn, deadline): (Turn<Visitor>, Instant),
     connections: Arc<Semaphore>,
     mut stop: watch::Receiver<()>,
 ) {
-    let turn = tokio::select! {
-        turn = turn => turn,
-        _ = stop.changed() => return,
-    };
-    let Ok(turn) = turn else {
-        debug!(%peer, "too many wait for a handshake, most of them from there");
-        return failed(&gateway, "crowded");
-    };
     let proven = tokio::select! {
-        proven = timeout(gateway.limits().handshake, prove(&gateway, stream)) => proven,
+        () = turn.taken() => {
+            debug!(%peer, "its turn is another's, as most are from there");
+            return failed(&gateway, "crowded");
+        }
+        proven = timeout_at(deadline, Box::pin(prove(&gateway, stream))) => proven,
         _ = stop.changed() => return,
     };
     let (stream, principal) = match proven {
@@ -162,6 +197,7 @@ async fn connection(
     }
     let place = tokio::select! {
         place = timeout(gateway.limits().handshake, connections.acquire_owned()) => place,
+        () = turn.taken() => return failed(&gateway, "crowded"),
         _ = stop.changed() => return,
     };
     let Ok(Ok(_place)) = place else {
@@ -178,33 +214,54 @@ async fn connection(
     };
     debug!(principal = %peer.principal, peer = %peer.address, "connected");
     let (gateway, peer) = (&gateway, &peer);
-    let service = service_fn(move |request| async move {
-        Ok::<_, Infallible>(gateway.answer(peer, request).await)
+    let service = service_fn(move |request| {
+        Box::pin(async move { Ok::<_, Infallible>(gateway.answer(peer, request).await) })
     });
-    let mut serving =
-        pin!(http(gateway.limits().idle).serve_connection(TokioIo::new(stream), service));
+    let mut serving = http(gateway.limits().idle).serve_connection(TokioIo::new(stream), service);
     let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
+        ended = poll_fn(|cx| serving.poll_without_shutdown(cx)) => ended,
         () = entry.displaced() => {
             debug!(principal = %peer.principal, "closed for a newer connection");
             return;
         }
         () = sleep(gateway.limits().age) => {
-            serving.as_mut().graceful_shutdown();
+            std::pin::Pin::new(&mut serving).graceful_shutdown();
             // whoever takes longer than all limits together is not reading
             let limits = gateway.limits();
-            match timeout(limits.body * 2 + limits.store * 2, serving).await {
+            let rest = poll_fn(|cx| serving.poll_without_shutdown(cx));
+            match timeout(limits.body * 2 + limits.store * 2, rest).await {
                 Ok(ended) => ended,
                 Err(_) => return,
             }
         }
         _ = stop.changed() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+            std::pin::Pin::new(&mut serving).graceful_shutdown();
+            poll_fn(|cx| serving.poll_without_shutdown(cx)).await
         }
     };
     if let Err(error) = ended {
         debug!(principal = %peer.principal, %error, "a connection ended");
+        // what could not be parsed has had an answer too
+        if !error.is_parse() {
+            return;
+        }
+    }
+    let mut stream = serving.into_parts().io.into_inner();
+    tokio::select! {
+        () = linger(&mut stream, Instant::now() + gateway.limits().body) => {}
+        _ = stop.changed() => {}
+    }
+}
+
+/// Closes, and until `deadline` takes in what is still on its way: who closes a
+/// connection with something unread resets it, and the client may lose the answer.
+async fn linger(stream: &mut TlsStream<TcpStream>, deadline: Instant) {
+    let mut unread = [0; 1024];
+    if let Ok(Ok(())) = timeout_at(deadline, stream.shutdown()).await {
+        // a timer does not fire while there is something to read all the time
+        while Instant::now() < deadline
+            && let Ok(Ok(1..)) = timeout_at(deadline, stream.read(&mut unread)).await
+        {}
     }
 }
 
@@ -218,7 +275,7 @@ struct Unproven {
 async fn prove(
     gateway: &Gateway,
     stream: TcpStream,
-) -> Result<(TlsStream<TcpStream>, String), Unproven> {
+) -> Result<(Box<TlsStream<TcpStream>>, String), Unproven> {
     let tls = gateway.tls();
     let stream = TlsAcceptor::from(tls.config())
         .accept(stream)
@@ -249,7 +306,16 @@ async fn prove(
         .meters()
         .count(|counters| counters.resumed += u64::from(resumed));
     let principal = principal_of(leaf);
-    Ok((stream, principal))
+    Ok((Box::new(stream), principal))
+}
+
+/// Has the system end a connection whose peer takes nothing for so long, be it
+/// gone or not reading.
+fn give_up_after(time: Duration, stream: &TcpStream) {
+    let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = set_tcp_user_timeout(stream, millis) {
+        debug!(%error, "the time for a silent peer cannot be set");
+    }
 }
 
 /// The next connection.
@@ -287,6 +353,7 @@ fn reap(ended: Result<(), tokio::task::JoinError>) {
 fn http(idle: Duration) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
+        .half_close(true)
         .header_read_timeout(idle)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS);

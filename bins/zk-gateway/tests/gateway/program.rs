@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::Arc;
 
+use crate::service::{Service, configuration, gateway, told};
 use crate::world::{PATIENCE, World, connect, write_secret};
 use rcgen::KeyPair;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::process::{Resource, Rlimit, Signal, prlimit};
 
 #[test]
 fn help_has_examples_and_the_exit_codes() {
@@ -292,35 +292,8 @@ async fn settings_of_the_command_line_go_before_the_environment_before_the_file(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_says_when_it_is_ready_and_obeys_signals() {
     let world = World::new().await;
-    let path = world.path("gateway.toml");
-    fs::write(&path, configuration()).unwrap();
-    let socket = world.path("notify");
-    let systemd = UnixDatagram::bind(&socket).unwrap();
-    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
-    let notified = || {
-        let mut bytes = [0; 1024];
-        let length = systemd.recv(&mut bytes).unwrap();
-        String::from_utf8(bytes[..length].to_vec()).unwrap()
-    };
-    let mut service = Service(
-        gateway()
-            .env("NOTIFY_SOCKET", &socket)
-            .arg("--config")
-            .arg(&path)
-            .args(["--log-format", "json"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let ready = notified();
-    assert!(ready.starts_with("READY=1\n"), "{ready}");
-    let address: SocketAddr = ready
-        .trim_end()
-        .rsplit_once("STATUS=listening on ")
-        .unwrap()
-        .1
-        .parse()
-        .unwrap();
+    let mut service = Service::start(&world, "", gateway().args(["--log-format", "json"]));
+    let address = service.address;
 
     let mut device = world.device("pi-01").await;
     let message = device.message([1]);
@@ -350,7 +323,7 @@ async fn a_service_says_when_it_is_ready_and_obeys_signals() {
         .unwrap();
 
     service.signal(Signal::TERM);
-    assert_eq!(notified(), "STOPPING=1\n");
+    assert_eq!(service.notified(), "STOPPING=1\n");
     let output = service.end();
     let told = told(&output);
     assert_eq!(output.status.code(), Some(0), "{told}");
@@ -367,32 +340,16 @@ async fn a_service_says_when_it_is_ready_and_obeys_signals() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_no_delivery_and_is_told_once() {
     let world = World::new().await;
-    let path = world.path("gateway.toml");
-    fs::write(&path, configuration()).unwrap();
-    let socket = world.path("notify");
-    let systemd = UnixDatagram::bind(&socket).unwrap();
-    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut service = Service(
-        Command::new("sh")
-            .env_clear()
-            .env("NOTIFY_SOCKET", &socket)
-            // 25: the signal that would end it in place of an error
-            .args(["-c", "trap '' 25 && ulimit -Sf 1000 && exec \"$0\" \"$@\""])
-            .arg(env!("CARGO_BIN_EXE_zk-gateway"))
-            .arg("--config")
-            .arg(&path)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut bytes = [0; 1024];
-    let length = systemd.recv(&mut bytes).unwrap();
-    let ready = std::str::from_utf8(&bytes[..length]).unwrap();
-    let address = ready.trim_end().rsplit_once("listening on ").unwrap().1;
+    // 25: the signal that would end it in place of an error
+    let small = "trap '' 25 && ulimit -Sf 1000 && exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.env_clear().args(["-c", small]);
+    command.arg(env!("CARGO_BIN_EXE_zk-gateway"));
+    let mut service = Service::start(&world, "", &mut command);
 
     let mut device = world.device("pi-01").await;
     let tls = Arc::new(device.tls.clone());
-    let mut conversation = connect(address.parse().unwrap(), tls).await.unwrap();
+    let mut conversation = connect(service.address, tls).await.unwrap();
     let mut delivered = 0;
     let refused = loop {
         let message = device.message([delivered + 1]);
@@ -456,43 +413,6 @@ async fn it_takes_the_open_files_that_it_needs_or_says_so() {
     }
 }
 
-/// Ends with the test, whatever becomes of it.
-struct Service(Child);
-
-impl Service {
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.0.id().try_into().unwrap()).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).unwrap();
-    }
-
-    fn end(&mut self) -> Output {
-        let status = self.0.wait().unwrap();
-        let mut stderr = Vec::new();
-        std::io::Read::read_to_end(self.0.stderr.as_mut().unwrap(), &mut stderr).unwrap();
-        Output {
-            status,
-            stdout: Vec::new(),
-            stderr,
-        }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn gateway() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zk-gateway"));
-    command.env_clear();
-    command
-}
-
 fn check(configuration: &Path) -> Output {
     gateway()
         .arg("--check")
@@ -500,18 +420,4 @@ fn check(configuration: &Path) -> Output {
         .arg(configuration)
         .output()
         .unwrap()
-}
-
-fn told(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn configuration() -> String {
-    "listen = \"127.0.0.1:0\"\n\
-     store = \"file:readings.db\"\n\
-     [tls]\n\
-     certificate = \"gateway.crt.pem\"\n\
-     key = \"gateway.key.pem\"\n\
-     device-ca = \"device-ca.crt.pem\"\n"
-        .to_owned()
 }

@@ -15,6 +15,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair,
 };
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
@@ -218,6 +219,24 @@ pub(crate) struct Device {
 }
 
 impl Device {
+    /// Puts what it needs for TLS where [`Self::read_files`] finds it.
+    pub(crate) fn write_files(&self, world: &World) {
+        fs::write(world.path("device.crt.pem"), &self.pem).unwrap();
+        write_secret(&world.path("device.key.pem"), &self.key_pem);
+    }
+
+    pub(crate) fn read_files(world: &Path) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_file(world.join("gateway-ca.crt.pem"));
+        roots.add(root.unwrap()).unwrap();
+        let certificate = CertificateDer::from_pem_file(world.join("device.crt.pem"));
+        let key = PrivateKeyDer::from_pem_file(world.join("device.key.pem"));
+        ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate.unwrap()], key.unwrap())
+            .unwrap()
+    }
+
     /// A sealed record.
     pub(crate) fn record_of(&mut self, sequence: u64) -> Vec<u8> {
         let moment = Moment {
