@@ -1,9 +1,16 @@
 //! What the gateway counts.
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write as _};
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, NoLabelSet, prometheus_text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
 
 /// A snapshot of what the gateway has counted since it was started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,73 +54,15 @@ pub struct Counters {
 
 impl Counters {
     /// The Prometheus text format, version 0.0.4.
-    pub(crate) fn prometheus(&self, certificate_expires: SystemTime) -> String {
-        let expires = certificate_expires
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        let mut page = Page::default();
-        page.counter("answers_total", "Answers by status.")
-            .by("status", &self.answers);
-        page.counter("body_bytes_total", "Bytes of request bodies.")
-            .value(self.bytes);
-        page.gauge(
-            "certificate_expires_seconds",
-            "When the gateway's own certificate expires, since the epoch.",
-        )
-        .value(expires);
-        page.gauge("connections_open", "Connections of proven devices.")
-            .value(self.connections_open);
-        page.counter("connections_total", "Connections of proven devices.")
-            .value(self.connections);
-        page.counter(
-            "connections_displaced_total",
-            "Connections closed for a newer one of their device.",
-        )
-        .value(self.displaced);
-        page.counter(
-            "handshakes_failed_total",
-            "Handshakes that failed, by cause.",
-        )
-        .by("cause", &self.handshakes_failed);
-        page.counter(
-            "records_ahead_total",
-            "Records stored that are over an hour ahead of their receipt.",
-        )
-        .value(self.ahead);
-        page.counter(
-            "records_duplicate_total",
-            "Records that were stored already.",
-        )
-        .value(self.duplicates);
-        page.counter(
-            "records_over_budget_total",
-            "Records not accepted, and not kept for want of room.",
-        )
-        .value(self.over_budget);
-        page.counter(
-            "records_quarantined_total",
-            "Records and whole messages not accepted, by reason.",
-        )
-        .by("reason", &self.quarantined);
-        page.counter("records_stored_total", "Records stored.")
-            .value(self.stored);
-        page.counter(
-            "sessions_resumed_total",
-            "Connections that resumed a session.",
-        )
-        .value(self.resumed);
-        page.counter("store_calls_total", "Messages handed to the store.")
-            .value(self.store_calls);
-        page.counter("store_failures_total", "Times the store failed.")
-            .value(self.store_failures);
-        page.gauge(
-            "store_failing",
-            "Whether the store has failed since it last took a message.",
-        )
-        .value(u8::from(self.store_failing));
-        page.counter("store_seconds_total", "Time the store took over messages.")
-            .value(self.store_time.as_secs_f64());
-        page.text
+    pub(crate) fn prometheus(&self, certificate_expires: SystemTime) -> Result<String, fmt::Error> {
+        let mut registry = Registry::with_prefix("zk_gateway");
+        registry.register_collector(Box::new(Page {
+            counters: self.clone(),
+            certificate_expires,
+        }));
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &registry)?;
+        Ok(text)
     }
 }
 
@@ -136,42 +85,135 @@ impl Meters {
     }
 }
 
-/// A page of metrics. Writing to a `String` cannot fail.
-#[derive(Default)]
+/// One scrape.
+#[derive(Debug)]
 struct Page {
-    text: String,
-    name: &'static str,
+    counters: Counters,
+    certificate_expires: SystemTime,
 }
 
-impl Page {
-    fn counter(&mut self, name: &'static str, help: &str) -> &mut Self {
-        self.family(name, "counter", help)
+impl Collector for Page {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Counters {
+            answers,
+            bytes,
+            connections_open,
+            connections,
+            resumed,
+            displaced,
+            handshakes_failed,
+            stored,
+            duplicates,
+            ahead,
+            quarantined,
+            over_budget,
+            store_calls,
+            store_time,
+            store_failures,
+            store_failing,
+        } = &self.counters;
+        let expires = self.certificate_expires.duration_since(UNIX_EPOCH);
+        let expires = expires.map_or(0, |since| since.as_secs());
+        let mut page = Families(encoder);
+
+        page.counters("answers", "Answers by status", "status", answers)?;
+        page.counter("body_bytes", "Bytes of request bodies", bytes)?;
+        page.gauge(
+            "certificate_expires_seconds",
+            "When the gateway's own certificate expires, since the epoch",
+            expires,
+        )?;
+        page.gauge(
+            "connections_open",
+            "Connections of proven devices",
+            *connections_open,
+        )?;
+        page.counter("connections", "Connections of proven devices", connections)?;
+        page.counter(
+            "connections_displaced",
+            "Connections closed for a newer one of their device",
+            displaced,
+        )?;
+        page.counters(
+            "handshakes_failed",
+            "Handshakes that failed, by cause",
+            "cause",
+            handshakes_failed,
+        )?;
+        page.counter(
+            "records_ahead",
+            "Records stored that are over an hour ahead of their receipt",
+            ahead,
+        )?;
+        page.counter(
+            "records_duplicate",
+            "Records that were stored already",
+            duplicates,
+        )?;
+        page.counter(
+            "records_over_budget",
+            "Records not accepted, and not kept for want of room",
+            over_budget,
+        )?;
+        page.counters(
+            "records_quarantined",
+            "Records and whole messages not accepted, by reason",
+            "reason",
+            quarantined,
+        )?;
+        page.counter("records_stored", "Records stored", stored)?;
+        page.counter(
+            "sessions_resumed",
+            "Connections that resumed a session",
+            resumed,
+        )?;
+        page.counter("store_calls", "Messages handed to the store", store_calls)?;
+        page.counter("store_failures", "Times the store failed", store_failures)?;
+        page.gauge(
+            "store_failing",
+            "Whether the store has failed since it last took a message",
+            u64::from(*store_failing),
+        )?;
+        page.counter(
+            "store_seconds",
+            "Time the store took over messages",
+            &store_time.as_secs_f64(),
+        )
+    }
+}
+
+/// Writes one family after the other.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: &impl EncodeCounterValue) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(value, None)
     }
 
-    fn gauge(&mut self, name: &'static str, help: &str) -> &mut Self {
-        self.family(name, "gauge", help)
-    }
-
-    fn family(&mut self, name: &'static str, kind: &str, help: &str) -> &mut Self {
-        self.name = name;
-        let _ = write!(
-            self.text,
-            "# HELP zk_gateway_{name} {help}\n# TYPE zk_gateway_{name} {kind}\n"
-        );
-        self
-    }
-
-    fn value(&mut self, value: impl Display) {
-        let _ = writeln!(self.text, "zk_gateway_{} {value}", self.name);
-    }
-
-    fn by(&mut self, label: &str, values: &BTreeMap<impl Display, u64>) {
-        for (name, value) in values {
-            let _ = writeln!(
-                self.text,
-                "zk_gateway_{}{{{label}=\"{name}\"}} {value}",
-                self.name
-            );
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &BTreeMap<impl ToString, u64>,
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (of, value) in values {
+            family
+                .encode_family(&[(label, of.to_string())])?
+                .encode_counter::<NoLabelSet, _, u64>(value, None)?;
         }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
     }
 }

@@ -363,10 +363,14 @@ fn http(idle: Duration) -> http1::Builder {
 fn metrics(gateway: &Gateway, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let counters = gateway.counters();
     let (status, kind, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => {
-            let page = counters.prometheus(gateway.tls().expires());
-            (StatusCode::OK, "text/plain; version=0.0.4", page)
-        }
+        (&Method::GET, "/metrics") => match counters.prometheus(gateway.tls().expires()) {
+            Ok(page) => (StatusCode::OK, "text/plain; version=0.0.4", page),
+            Err(error) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "text/plain",
+                format!("{error}\n"),
+            ),
+        },
         (&Method::GET, "/healthz") if counters.store_failing => (
             StatusCode::SERVICE_UNAVAILABLE,
             "text/plain",
