@@ -80,7 +80,8 @@ pub struct TlsFiles {
     /// The gateway's certificate, first, and any that lead to the CA which
     /// devices trust.
     pub certificate: PathBuf,
-    /// Its private key, in clear, readable for nobody but the gateway.
+    /// Its private key, in clear, readable for nobody but the gateway: mode 0600,
+    /// or 0640 if another user owns it.
     pub key: PathBuf,
     /// The authorities of device certificates, and of nothing else.
     pub device_ca: PathBuf,

@@ -40,9 +40,10 @@ pub enum Error {
         /// The line, what is wrong with it, and what is allowed.
         error: Box<toml::de::Error>,
     },
-    /// A key that others can read.
+    /// A key that others can read or write. Its group may read it if the gateway's
+    /// user is not the owner.
     #[error(
-        "the TLS key {} can be read by everybody on this machine (mode {mode:04o}); make it private: chmod 600 {}",
+        "the TLS key {} is open to other users of this machine (mode {mode:04o}); make it private: chmod 600 {}",
         path.display(), path.display()
     )]
     KeyExposed {

@@ -1,8 +1,11 @@
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use std::{fmt, io, mem};
 
 use tokio::sync::{Notify, Semaphore};
+use tracing::{debug, info};
 use zk_store::Store;
 
 use crate::config::Limits;
@@ -21,6 +24,14 @@ struct Inner {
     meters: Meters,
     places: Semaphore,
     devices: Mutex<HashMap<String, VecDeque<Arc<Notify>>>>,
+    refusals: Mutex<Refusals>,
+}
+
+/// Refused connections that the log does not have.
+#[derive(Default)]
+struct Refusals {
+    logged: Option<Instant>,
+    since: u64,
 }
 
 impl Gateway {
@@ -32,6 +43,7 @@ impl Gateway {
             meters: Meters::default(),
             places: Semaphore::new(limits.requests),
             devices: Mutex::default(),
+            refusals: Mutex::default(),
             limits,
         }))
     }
@@ -71,6 +83,30 @@ impl Gateway {
 
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// Logs that a stranger was refused, but not every one of them: whoever is
+    /// nobody must not fill the log.
+    pub(crate) fn log_refusal(&self, peer: SocketAddr, error: &io::Error) {
+        let mut refusals = self
+            .0
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let seldom = refusals.logged.is_none_or(|at| at.elapsed() > SELDOM);
+        let others = if seldom {
+            refusals.logged = Some(Instant::now());
+            mem::take(&mut refusals.since)
+        } else {
+            refusals.since += 1;
+            0
+        };
+        drop(refusals);
+        if seldom {
+            info!(%peer, %error, others, "refused a connection; others since the last such line");
+        } else {
+            debug!(%peer, %error, "refused a connection");
+        }
     }
 
     /// Enters a connection of the device with this principal. When that makes
@@ -154,3 +190,6 @@ impl Drop for Entry {
             .count(|counters| counters.connections_open -= 1);
     }
 }
+
+/// So long after one refusal the next is logged.
+const SELDOM: Duration = Duration::from_secs(60);

@@ -183,7 +183,7 @@ async fn connection(
         Ok(Ok(proven)) => proven,
         Ok(Err(Unproven { cause, error })) => {
             match cause {
-                "certificate" => info!(%peer, %error, "refused a connection"),
+                "certificate" => gateway.log_refusal(peer, &error),
                 _ => debug!(%peer, %error, "a handshake failed"),
             }
             return failed(&gateway, cause);

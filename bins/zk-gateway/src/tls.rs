@@ -133,8 +133,12 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     let unreadable = |error| Error::unreadable("TLS key", path, error);
-    let mode = fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
-    if mode & 0o007 != 0 {
+    let found = fs::metadata(path).map_err(unreadable)?;
+    let mode = found.mode() & 0o7777;
+    // As with sshd: whose key it is can make it his alone. Only who runs without
+    // owning it, as with a systemd credential, has it by its group.
+    let own = found.uid() == rustix::process::geteuid().as_raw();
+    if mode & if own { 0o077 } else { 0o027 } != 0 {
         return Err(Error::KeyExposed {
             path: path.to_owned(),
             mode,

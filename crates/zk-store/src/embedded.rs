@@ -14,11 +14,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
@@ -41,6 +43,11 @@ use crate::StoreError;
 
 /// Opens the engine on the file `path`, which must exist.
 pub(crate) async fn open(path: &Path) -> Result<SharedHttpClient, StoreError> {
+    let connector = SharedHttpConnector::new(start(path).await?);
+    Ok(http_client_fn(move |_, _| connector.clone()))
+}
+
+async fn start(path: &Path) -> Result<Connector, StoreError> {
     let path = std::path::absolute(path).map_err(|source| StoreError::file(path, source))?;
     let (jobs, mut inbox) = mpsc::channel(WAITING);
     let (opened, is_open) = oneshot::channel();
@@ -52,7 +59,7 @@ pub(crate) async fn open(path: &Path) -> Result<SharedHttpClient, StoreError> {
                 Ok(engine) => {
                     // If nobody waits any more, the inbox is closed as well.
                     let _ = opened.send(Ok(()));
-                    engine.serve(&mut inbox);
+                    serve(engine, &path, &mut inbox);
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
@@ -65,8 +72,39 @@ pub(crate) async fn open(path: &Path) -> Result<SharedHttpClient, StoreError> {
             return Err(StoreError::file(&path, source));
         }
     }
-    let connector = SharedHttpConnector::new(Connector { jobs });
-    Ok(http_client_fn(move |_, _| connector.clone()))
+    Ok(Connector { jobs })
+}
+
+/// Serves until the inbox is closed. What panics is not answered for, and the
+/// engine is opened anew: what it had not committed is gone with the old one.
+fn serve(engine: Engine, path: &Path, inbox: &mut mpsc::Receiver<Job>) {
+    let mut engine = Some(engine);
+    while let Some(first) = inbox.blocking_recv() {
+        // One attempt for each request that comes: its sender gets an error.
+        let open = match engine.take() {
+            Some(open) => open,
+            None => match Engine::open(path) {
+                Ok(open) => open,
+                Err(error) => {
+                    tracing::error!("the embedded engine cannot be opened again: {error}");
+                    continue;
+                }
+            },
+        };
+        match catch_unwind(AssertUnwindSafe(|| open.serve(first, inbox))) {
+            Ok(()) => engine = Some(open),
+            Err(_) => {
+                tracing::error!(
+                    path = %path.display(),
+                    "the embedded engine panicked, and is opened anew: this is a defect, please report it"
+                );
+                open.close();
+            }
+        }
+    }
+    if let Some(open) = engine {
+        open.close();
+    }
 }
 
 /// Makes the file `path` and the directories above it, as far as they are
@@ -210,7 +248,7 @@ impl Engine {
         {
             let _ = writing.set_permissions(Permissions::from_mode(mode));
         }
-        let held = Held::lock(&writing).map_err(|source| StoreError::file(&beside, source))?;
+        let held = Held::lock_soon(&writing, &beside)?;
         let opened = Database::new(name);
         drop(held);
         let source = match opened {
@@ -223,40 +261,42 @@ impl Engine {
         })
     }
 
-    fn serve(self, inbox: &mut mpsc::Receiver<Job>) {
-        while let Some(first) = inbox.blocking_recv() {
-            let (mut jobs, mut bytes) = (Vec::new(), 0);
-            let mut next = Some(first);
-            while let Some(job) = next {
-                // Whoever has given up asks again: to do it now, after the disk
-                // was slow, would only make the others wait who still do.
-                if !job.reply.is_closed() {
-                    bytes += job.body.len();
-                    jobs.push(job);
-                }
-                let more = jobs.len() < GROUP_JOBS && bytes < GROUP_BYTES;
-                next = if more { inbox.try_recv().ok() } else { None };
-            }
-            // Those who wait at the same time have no order among them.
-            let mut writes = Vec::new();
-            for job in jobs {
-                match Write::of(job) {
-                    Ok(write) => writes.push(write),
-                    Err(job) => self.answer(job),
-                }
-            }
-            while !writes.is_empty() {
-                let mut items = HashSet::new();
-                let (group, rest) = writes
-                    .into_iter()
-                    .partition(|write| items.insert(write.item.clone()));
-                self.commit(group);
-                writes = rest;
-            }
-        }
+    fn close(self) {
         // Whoever closes the file last copies the log back.
         let _writing = Held::lock(&self.writing);
         drop(self.db);
+    }
+
+    /// Does `first` and what waits with it.
+    fn serve(&self, first: Job, inbox: &mut mpsc::Receiver<Job>) {
+        let (mut jobs, mut bytes) = (Vec::new(), 0);
+        let mut next = Some(first);
+        while let Some(job) = next {
+            // Whoever has given up asks again: to do it now, after the disk
+            // was slow, would only make the others wait who still do.
+            if !job.reply.is_closed() {
+                bytes += job.body.len();
+                jobs.push(job);
+            }
+            let more = jobs.len() < GROUP_JOBS && bytes < GROUP_BYTES;
+            next = if more { inbox.try_recv().ok() } else { None };
+        }
+        // Those who wait at the same time have no order among them.
+        let mut writes = Vec::new();
+        for job in jobs {
+            match Write::of(job) {
+                Ok(write) => writes.push(write),
+                Err(job) => self.answer(job),
+            }
+        }
+        while !writes.is_empty() {
+            let mut items = HashSet::new();
+            let (group, rest) = writes
+                .into_iter()
+                .partition(|write| items.insert(write.item.clone()));
+            self.commit(group);
+            writes = rest;
+        }
     }
 
     /// Commits `group` together. Whatever keeps one from it, a failed condition
@@ -319,6 +359,8 @@ impl Engine {
             "GetItem" => return call(body, |request| db.get_item(request)),
             "Query" => return call(body, |request| db.query(request)),
             "Scan" => return call(body, |request| db.scan(request)),
+            #[cfg(test)]
+            tests::PANIC => tests::panic(),
             _ => {}
         }
         let _writing = Held::lock(&self.writing)
@@ -355,6 +397,39 @@ impl<'a> Held<'a> {
         file.lock()?;
         Ok(Self(file))
     }
+
+    /// Waits for it as long as anybody may need it, and says who has it then.
+    fn lock_soon(file: &'a File, path: &Path) -> Result<Self, StoreError> {
+        let asked = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::WouldBlock) if asked.elapsed() > PATIENCE => {
+                    return Err(StoreError::Locked {
+                        path: path.to_owned(),
+                        holder: holder(file).unwrap_or_else(|| "another process".into()),
+                    });
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN),
+                Err(TryLockError::Error(error)) => return Err(StoreError::file(path, error)),
+            }
+        }
+    }
+}
+
+/// Who holds the lock on a file, as far as Linux tells.
+fn holder(file: &File) -> Option<String> {
+    let inode = file.metadata().ok()?.ino();
+    // 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let process = locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (kind, process) = (words.next()?, words.nth(2)?);
+        let locked = words.next()?.rsplit(':').next()?;
+        (kind == "FLOCK" && locked.parse() == Ok(inode)).then_some(process)
+    })?;
+    let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+    Some(format!("process {process} ({})", name.trim_end()))
 }
 
 impl Drop for Held<'_> {
@@ -453,6 +528,11 @@ static OPENING: Mutex<()> = Mutex::new(());
 
 const TARGET_PREFIX: &str = "DynamoDB_20120810.";
 
+/// How long opening waits for others who write: longer than any disk should take
+/// for a commit, or for the log to be copied back.
+const PATIENCE: Duration = Duration::from_secs(10);
+const BETWEEN: Duration = Duration::from_millis(10);
+
 /// So many requests wait in memory for the engine's thread, and the senders of
 /// more with theirs.
 const WAITING: usize = 1024;
@@ -462,3 +542,48 @@ const GROUP_JOBS: usize = 100;
 /// A group takes no more requests from here on. With the largest request, an
 /// item of 400 KB in base64, it stays below the 4 MB of a transaction.
 const GROUP_BYTES: usize = 2 << 20;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    /// Stands for a defect in the engine: one that is known would be mended.
+    pub(super) const PANIC: &str = "Panic";
+
+    pub(super) fn panic() -> ! {
+        panic!("as the test asked")
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_panicked_is_opened_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("zk.db");
+        create(&path).unwrap();
+        let connector = start(&path).await.unwrap();
+        let ask = async |operation: &str, body: &'static str| {
+            let mut request = HttpRequest::new(SdkBody::from(body));
+            let target = format!("{TARGET_PREFIX}{operation}");
+            request.headers_mut().insert("x-amz-target", target);
+            let answer = connector.call(request).await;
+            answer.map(|answer| answer.status().as_u16())
+        };
+        let table = r#"{"TableName":"test","BillingMode":"PAY_PER_REQUEST",
+            "KeySchema":[{"AttributeName":"k","KeyType":"HASH"}],
+            "AttributeDefinitions":[{"AttributeName":"k","AttributeType":"S"}]}"#;
+        assert_eq!(ask("CreateTable", table).await.unwrap(), 200);
+        let name = r#"{"TableName":"test"}"#;
+        for _ in 0..3 {
+            ask(PANIC, "").await.unwrap_err();
+            assert_eq!(ask("DescribeTable", name).await.unwrap(), 200);
+        }
+
+        // and when it cannot be opened, it is tried again
+        ask(PANIC, "").await.unwrap_err();
+        let allow = |mode| std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        allow(0o666);
+        ask("DescribeTable", name).await.unwrap_err();
+        allow(0o600);
+        assert_eq!(ask("DescribeTable", name).await.unwrap(), 200);
+    }
+}

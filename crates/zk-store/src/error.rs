@@ -68,6 +68,20 @@ pub enum StoreError {
         error: io::Error,
     },
 
+    /// Somebody else has held the lock of those who write for longer than any
+    /// commit takes.
+    #[error(
+        "{}: {holder} has held this lock for too long: it may be stopped or stuck; \
+         end it, or let it go on, and try again",
+        path.display()
+    )]
+    Locked {
+        /// The file of the lock, beside the store's.
+        path: PathBuf,
+        /// Its number and name, if they are known.
+        holder: String,
+    },
+
     /// There is no store in this place.
     #[error("{}: there is no store here; check the path, or set one up first", path.display())]
     NoStore {

@@ -84,8 +84,8 @@ impl Store {
     /// Opens the store at `uri`, which must have been [created](Store::create).
     ///
     /// # Errors
-    /// [`StoreError::NoStore`], [`StoreError::Writable`], [`StoreError::File`] or
-    /// [`StoreError::Engine`] for a file; [`StoreError::Uri`] for a prefix that
+    /// [`StoreError::NoStore`], [`StoreError::Writable`], [`StoreError::Locked`],
+    /// [`StoreError::File`] or [`StoreError::Engine`] for a file; [`StoreError::Uri`] for a prefix that
     /// makes no table names. DynamoDB is not asked yet: a table that is missing
     /// there shows with the first request.
     pub async fn open(uri: &StoreUri, options: Options) -> Result<Self, StoreError> {

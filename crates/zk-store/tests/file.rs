@@ -316,6 +316,25 @@ async fn writers_take_turns_and_readers_do_not_wait() {
     assert_eq!(writer.await.unwrap().unwrap().stored, 1);
 }
 
+#[tokio::test]
+async fn whoever_keeps_the_lock_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("zk.db");
+    drop(create(&path).await);
+    let lock = path.with_extension("db-lock");
+    let turn = fs::File::open(&lock).unwrap();
+    turn.lock().unwrap();
+    let told = open(&path).await.unwrap_err().to_string();
+    for part in [
+        lock.to_str().unwrap(),
+        &format!("process {} (", std::process::id()),
+    ] {
+        assert!(told.contains(part), "{part:?} is missing in {told}");
+    }
+    turn.unlock().unwrap();
+    open(&path).await.unwrap();
+}
+
 /// A disk that was slow for a while is not made to do what nobody waits for.
 #[tokio::test]
 async fn what_its_caller_gave_up_before_its_turn_is_not_done() {

@@ -74,6 +74,40 @@ async fn what_is_damaged_is_told_and_the_rest_is_read() {
     assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
 }
 
+/// Or the device would send it for ever, and nothing behind it.
+#[tokio::test]
+async fn a_record_whose_place_holds_a_damaged_item_goes_to_quarantine() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("zk.db");
+    let store = create(&path).await;
+    let mut device = Device::registered("pi-01", &store).await;
+    let batch = message(&(1..=4).map(|n| device.seal(n)).collect::<Vec<_>>());
+    store.ingest(&batch, &device.context()).await.unwrap();
+    let there = readings(&store, &device.id).await;
+
+    let raw = Raw::open(&path);
+    let damage = |n: usize, more: &[(&str, AttributeValue)]| {
+        let key = [("deviceId", s("pi-01")), ("timestamp", s(&there[n].key))];
+        raw.put("zk-readings", &[&key, more].concat());
+    };
+    let bytes = ("e", AttributeValue::B(there[1].encrypted_data.clone()));
+    damage(0, &[]);
+    damage(1, &[bytes]);
+    damage(2, &[("e", s("text"))]);
+
+    for times in 1..=2 {
+        let again = store.ingest(&batch, &device.context()).await.unwrap();
+        assert_eq!((again.stored, again.duplicates), (0, 1));
+        let reasons: Vec<_> = again.quarantined.iter().map(|held| held.reason).collect();
+        assert_eq!(reasons, [Reason::Conflict; 3]);
+        for held in again.quarantined {
+            let held = store.quarantined(&held.id).await.unwrap().unwrap();
+            assert!(held.authentic);
+            assert_eq!(held.times, times);
+        }
+    }
+}
+
 /// Whoever reserved room for a message and stopped before it was put is
 /// followed by the one who tries again.
 #[tokio::test]

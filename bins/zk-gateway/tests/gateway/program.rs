@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -150,8 +151,10 @@ async fn what_is_wrong_with_certificates_or_key_is_told_with_the_cure() {
         }
     };
     let name = files.key.to_str().unwrap();
-    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
-    complains(&[name, "mode 0644", "chmod 600"]);
+    for mode in [0o644, 0o640, 0o620, 0o602] {
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(mode)).unwrap();
+        complains(&[name, &format!("mode {mode:04o}"), "chmod 600"]);
+    }
 
     write_secret(&files.key, &KeyPair::generate().unwrap().serialize_pem());
     complains(&[name, "gateway.crt.pem does not belong to the key"]);
@@ -195,29 +198,41 @@ async fn a_key_that_another_user_owns_is_told_with_who_does() {
     fs::set_permissions(world.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = world.path("zk-gateway");
     fs::copy(env!("CARGO_BIN_EXE_zk-gateway"), &program).unwrap();
-    let mut command = Command::new(&program);
-    command
-        .env_clear()
-        .arg("--check")
-        .arg("--config")
-        .arg(&path);
-    std::os::unix::process::CommandExt::uid(&mut command, 65_534);
-    let output = loop {
-        match command.output() {
-            // while another test's thread is about to become a process, that
-            // has our copy open too
-            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {}
-            output => break output.unwrap(),
+    let check = || {
+        let mut command = Command::new(&program);
+        command.env_clear().arg("--check").arg("--config");
+        command.arg(&path).uid(65_534).gid(65_534);
+        loop {
+            match command.output() {
+                // while another test's thread is about to become a process, that
+                // has our copy open too
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {}
+                output => break output.unwrap(),
+            }
         }
     };
-    let told = told(&output);
-    assert_eq!(output.status.code(), Some(4), "{told}");
-    for part in [
-        "mode 0600, owner 0",
-        "this process is user 65534",
-        "chown 65534",
-    ] {
-        assert!(told.contains(part), "{part:?} is missing in {told}");
+    let complains = |parts: &[&str]| {
+        let output = check();
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(4), "{told}");
+        for part in parts {
+            assert!(told.contains(part), "{part:?} is missing in {told}");
+        }
+    };
+    let owner = "mode 0600, owner 0";
+    complains(&[owner, "this process is user 65534", "chown 65534"]);
+
+    // by its group it may be read, as a credential that systemd hands over
+    let key = world.files().key;
+    std::os::unix::fs::chown(&key, None, Some(65_534)).unwrap();
+    for (mode, open) in [(0o640, false), (0o660, true), (0o644, true)] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        if open {
+            complains(&[&format!("mode {mode:04o}"), "chmod 600"]);
+        } else {
+            // the key is fine, and the store is another's
+            assert_eq!(check().status.code(), Some(6), "{}", told(&check()));
+        }
     }
 }
 
@@ -383,6 +398,24 @@ async fn a_full_disk_is_no_delivery_and_is_told_once() {
     for part in ["the store failed;", "the store is well again"] {
         assert_eq!(told.matches(part).count(), 1, "{part:?} in {told}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_do_not_fill_the_log() {
+    let world = World::new().await;
+    let mut service = Service::start(&world, "", &mut gateway());
+    let nobody = Arc::new(world.nobody());
+    for _ in 0..100 {
+        // in TLS 1.3 the client learns of it with the first answer
+        if let Ok(mut conversation) = connect(service.address, Arc::clone(&nobody)).await {
+            conversation.closed().await;
+        }
+    }
+    service.signal(Signal::TERM);
+    let output = service.end();
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert_eq!(told.matches("refused a connection").count(), 1, "{told}");
 }
 
 /// Systems give a program 1024 open files at first, fewer than it has
