@@ -228,6 +228,40 @@ async fn who_sends_a_byte_at_a_time() {
     siege.end("128 slow bodies, 64 slow headers").await;
 }
 
+/// A record of TLS that is never whole, as many as there are turns.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_a_byte_of_a_handshake_at_a_time() {
+    let mut siege = Siege::new("[limits]\nhandshake = \"5s\"\n").await;
+    let (tick, ticks) = watch::channel(());
+    let mut slow = Vec::new();
+    for _ in 0..128 {
+        let mut stream = TcpStream::connect(siege.service.address).await.unwrap();
+        let mut ticks = ticks.clone();
+        slow.push(tokio::spawn(async move {
+            let mut hello = [22, 3, 1, 64, 0, 1].into_iter().chain([0; 16 * 1024]);
+            loop {
+                tokio::select! {
+                    read = stream.read_u8() => break read.is_err(),
+                    ticked = ticks.changed() => {
+                        ticked.unwrap();
+                        let byte = hello.next().unwrap();
+                        // it fails when the gateway has closed, which is read next
+                        let _ = stream.write_all(&[byte]).await;
+                    }
+                }
+            }
+        }));
+    }
+    while !slow.iter().all(JoinHandle::is_finished) {
+        tick.send_replace(());
+        siege.serve().await;
+    }
+    for closed in slow {
+        assert!(closed.await.unwrap());
+    }
+    siege.end("128 slow handshakes").await;
+}
+
 /// Sends `head`, then `rest` again and again until an answer comes.
 async fn endless(mut conversation: Conversation, head: String, rest: &str) -> u16 {
     let (mut reader, mut writer) = tokio::io::split(&mut conversation.stream);
