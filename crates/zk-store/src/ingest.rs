@@ -114,26 +114,11 @@ impl Store {
                     });
                 }
                 Put::Duplicate => return Ok(Outcome::Duplicate),
-                Put::Conflict => conflict(&accepted),
+                Put::Conflict => accepted.conflict(),
             },
             Err(evidence) => evidence,
         };
         Ok(Outcome::Quarantined(self.hold(&evidence, context).await?))
-    }
-}
-
-/// An accepted record whose place another one has.
-fn conflict(accepted: &Accepted) -> Evidence {
-    let record = &accepted.envelope;
-    let sealed = [record.encrypted_data(), record.signature()].concat();
-    // A verified record packs, and alone it fits any message.
-    let message = pack(&[sealed], usize::MAX)
-        .map(|(message, _)| message)
-        .unwrap_or_default();
-    Evidence {
-        reason: Reason::Conflict,
-        authentic: true,
-        message,
     }
 }
 

@@ -49,6 +49,7 @@
 //! | --- | --- | --- | --- |
 //! | [`Store::ingest`] | `GetItem` | `PutItem` `GetItem` `UpdateItem` | `PutItem` `GetItem` `UpdateItem` |
 //! | readers | `Scan` | `Query` | `Scan` `GetItem` |
+//! | [`Store::rehearse`], besides | `GetItem` | `GetItem` | |
 //! | [`Store::replay`], besides | `GetItem` | as `ingest` | as `ingest`, `DeleteItem` |
 //! | set-up | `GetItem` `PutItem` `DeleteItem` `Scan` | | |
 //! | [`Store::create`] | `CreateTable` `DescribeTable` | the same | the same |
@@ -73,7 +74,7 @@ mod uri;
 
 pub use error::StoreError;
 pub use ingest::Ingested;
-pub use quarantine::{Held, Overflow, Quarantine, Quarantined};
-pub use readings::{Readings, StoredReading};
+pub use quarantine::{Held, Overflow, Quarantine, Quarantined, Replayed};
+pub use readings::{ReadingKeys, Readings, StoredReading};
 pub use store::{Budget, Options, Store};
 pub use uri::StoreUri;

@@ -17,10 +17,11 @@ use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use sha2::{Digest, Sha256};
 use zk_envelope::Timestamp;
-use zk_verify::{Context, Evidence, Reason};
+use zk_verify::{Context, Evidence, Reason, check};
 
 use crate::devices::{ATTEMPTS, CONDITION_FAILED};
 use crate::item::{Item, Reader, b, n, s};
+use crate::readings::Put;
 use crate::{Ingested, Store, StoreError};
 
 /// A message in the quarantine.
@@ -29,7 +30,7 @@ pub struct Quarantined {
     /// SHA-256 over principal, topic and message, each after its length in 8
     /// bytes; in lower-case hex.
     pub id: String,
-    /// Why it was not accepted when it came in last.
+    /// Why it was not accepted when it came in or was replayed last.
     pub reason: Reason,
     /// Whether, when it came in first, a key of the device that was not
     /// revoked had signed it.
@@ -66,6 +67,15 @@ pub struct Held {
     /// Whether the quarantine has it; if not, its principal's budget is used
     /// up, and it was counted.
     pub kept: bool,
+}
+
+/// What a replay did, or would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// What became of the envelopes of the message.
+    pub ingested: Ingested,
+    /// Whether the message leaves the quarantine under the id that it had.
+    pub leaves: bool,
 }
 
 /// Messages of one principal that were past its budget.
@@ -206,18 +216,99 @@ impl Store {
 
     /// Takes a message in again as it came in then: same principal, topic and
     /// time of receipt. Once nothing of it is refused any more for what put it
-    /// here, it leaves the quarantine.
+    /// here, it leaves the quarantine; what is still refused of a batch stays on
+    /// its own, and if there is no room for that, the batch stays too. A message
+    /// that stays as it was gets the reason of now.
+    ///
+    /// What is accepted is durable before the message leaves: a replay that ends
+    /// in between is done again, and stores nothing twice.
     ///
     /// # Errors
     /// [`StoreError::NotQuarantined`]; as [`Store::ingest`].
-    pub async fn replay(&self, id: &str) -> Result<Ingested, StoreError> {
-        let found = self.quarantined(id).await?;
-        let found = found.ok_or_else(|| StoreError::NotQuarantined { id: id.to_owned() })?;
-        let result = self.ingest(&found.message, &found.context).await?;
-        if result.quarantined.iter().all(|held| held.id != found.id) {
+    pub async fn replay(&self, id: &str) -> Result<Replayed, StoreError> {
+        let found = self.known(id).await?;
+        let expected = self.would_become(&found).await?;
+        if !expected.leaves {
+            // Taken in once more it would count as having come in once more.
+            for held in &expected.ingested.quarantined {
+                if held.id == found.id && held.reason != found.reason {
+                    self.note(id, held.reason).await?;
+                }
+            }
+            return Ok(expected);
+        }
+        let ingested = self.ingest(&found.message, &found.context).await?;
+        let stays = |held: &Held| held.id == found.id || !held.kept;
+        let leaves = !ingested.quarantined.iter().any(stays);
+        if leaves {
             self.discard(id).await?;
         }
-        Ok(result)
+        Ok(Replayed { ingested, leaves })
+    }
+
+    /// What [`Store::replay`] would do now. Writes nothing, and does not ask
+    /// whether the quarantine has room for the parts of a batch.
+    ///
+    /// # Errors
+    /// [`StoreError::NotQuarantined`], [`StoreError::Request`],
+    /// [`StoreError::NoTable`], [`StoreError::Damaged`].
+    pub async fn rehearse(&self, id: &str) -> Result<Replayed, StoreError> {
+        let found = self.known(id).await?;
+        self.would_become(&found).await
+    }
+
+    async fn known(&self, id: &str) -> Result<Quarantined, StoreError> {
+        let found = self.quarantined(id).await?;
+        found.ok_or_else(|| StoreError::NotQuarantined { id: id.to_owned() })
+    }
+
+    async fn would_become(&self, found: &Quarantined) -> Result<Replayed, StoreError> {
+        let context = &found.context;
+        let device = self.refreshed(&context.principal).await?;
+        let mut ingested = Ingested::default();
+        for verdict in check(&found.message, context, device.as_deref()) {
+            let evidence = match verdict {
+                Ok(accepted) => match self.would_put(&accepted).await? {
+                    Put::Stored => {
+                        ingested.stored += 1;
+                        ingested.ahead += u64::from(accepted.ahead);
+                        continue;
+                    }
+                    Put::Duplicate => {
+                        ingested.duplicates += 1;
+                        continue;
+                    }
+                    Put::Conflict => accepted.conflict(),
+                },
+                Err(evidence) => evidence,
+            };
+            ingested.quarantined.push(Held {
+                id: id_of(context, &evidence.message),
+                reason: evidence.reason,
+                kept: true,
+            });
+        }
+        let leaves = ingested.quarantined.iter().all(|held| held.id != found.id);
+        Ok(Replayed { ingested, leaves })
+    }
+
+    /// Notes why a message is not accepted now.
+    async fn note(&self, id: &str, reason: Reason) -> Result<(), StoreError> {
+        let table = self.quarantine_table();
+        let updated = self
+            .client()
+            .update_item()
+            .table_name(table)
+            .key(ID, s(id))
+            .update_expression("SET #r = :reason")
+            .condition_expression("attribute_exists(#i)")
+            .expression_attribute_names("#r", REASON)
+            .expression_attribute_names("#i", ID)
+            .expression_attribute_values(":reason", s(reason.as_str()))
+            .send()
+            .await;
+        held(updated, "UpdateItem", table)?;
+        Ok(())
     }
 
     /// Deletes a message from the quarantine and frees its room. Answers

@@ -74,15 +74,7 @@ impl fmt::Debug for StoredReading {
 
 /// The readings of one device in a range of time, from [`Store::readings`].
 #[derive(Debug)]
-pub struct Readings {
-    store: Store,
-    device: DeviceId,
-    /// The bounds of the sort key.
-    between: (String, String),
-    page: VecDeque<Item>,
-    /// Where the next page begins; `None` after the last.
-    next: Option<Option<Item>>,
-}
+pub struct Readings(Pages);
 
 impl Readings {
     /// The next reading, or `None` after the last. Fetches page by page.
@@ -93,9 +85,51 @@ impl Readings {
     /// # Errors
     /// [`StoreError::Request`], [`StoreError::NoTable`], [`StoreError::Damaged`].
     pub async fn next(&mut self) -> Option<Result<StoredReading, StoreError>> {
+        let item = self.0.next().await?;
+        Some(item.and_then(|item| read(self.0.store.readings_table(), &self.0.device, &item)))
+    }
+}
+
+/// The keys of readings, from [`Store::reading_keys`] or [`Store::newest_keys`].
+#[derive(Debug)]
+pub struct ReadingKeys(Pages);
+
+impl ReadingKeys {
+    /// The next key, or `None` after the last. Fetches page by page; after an
+    /// error, the same page is asked for again.
+    ///
+    /// # Errors
+    /// [`StoreError::Request`], [`StoreError::NoTable`], [`StoreError::Damaged`].
+    pub async fn next(&mut self) -> Option<Result<String, StoreError>> {
+        let item = self.0.next().await?;
+        Some(item.and_then(|item| Ok(key_of(self.0.store.readings_table(), &item)?.to_owned())))
+    }
+}
+
+/// Items of one device in a range of time, page by page.
+#[derive(Debug)]
+struct Pages {
+    store: Store,
+    device: DeviceId,
+    /// The bounds of the sort key.
+    between: (String, String),
+    keys_only: bool,
+    /// If given, the newest come first, and so many more of them.
+    newest: Option<u32>,
+    page: VecDeque<Item>,
+    /// Where the next page begins; `None` after the last.
+    next: Option<Option<Item>>,
+}
+
+impl Pages {
+    async fn next(&mut self) -> Option<Result<Item, StoreError>> {
         loop {
+            if self.newest == Some(0) {
+                return None;
+            }
             if let Some(item) = self.page.pop_front() {
-                return Some(read(self.store.readings_table(), &self.device, &item));
+                self.newest = self.newest.map(|more| more - 1);
+                return Some(Ok(item));
             }
             let start = self.next.clone()?;
             if let Err(error) = self.fetch(start).await {
@@ -106,7 +140,7 @@ impl Readings {
 
     async fn fetch(&mut self, start: Option<Item>) -> Result<(), StoreError> {
         let table = self.store.readings_table();
-        let answer = self
+        let mut request = self
             .store
             .client()
             .query()
@@ -118,7 +152,15 @@ impl Readings {
             .expression_attribute_values(":d", s(self.device.as_str()))
             .expression_attribute_values(":from", s(&self.between.0))
             .expression_attribute_values(":to", s(&self.between.1))
-            .set_exclusive_start_key(start)
+            .set_exclusive_start_key(start);
+        if self.keys_only {
+            request = request.projection_expression("#t");
+        }
+        if let Some(more) = self.newest {
+            let limit = i32::try_from(more).unwrap_or(i32::MAX);
+            request = request.scan_index_forward(false).limit(limit);
+        }
+        let answer = request
             .send()
             .await
             .map_err(StoreError::request("Query", table))?;
@@ -148,13 +190,45 @@ impl Store {
     /// 1970: ask for those too.
     #[must_use]
     pub fn readings(&self, device: &DeviceId, times: RangeInclusive<Timestamp>) -> Readings {
+        Readings(self.pages(device, &times))
+    }
+
+    /// The keys of the same readings, in the same order. Asking for them costs
+    /// DynamoDB as much as asking for the readings; what is spared is the way.
+    #[must_use]
+    pub fn reading_keys(&self, device: &DeviceId, times: RangeInclusive<Timestamp>) -> ReadingKeys {
+        ReadingKeys(Pages {
+            keys_only: true,
+            ..self.pages(device, &times)
+        })
+    }
+
+    /// The keys of the newest `count` of them, the newest first. No others are
+    /// looked at.
+    #[must_use]
+    pub fn newest_keys(
+        &self,
+        device: &DeviceId,
+        times: RangeInclusive<Timestamp>,
+        count: u32,
+    ) -> ReadingKeys {
+        ReadingKeys(Pages {
+            keys_only: true,
+            newest: Some(count),
+            ..self.pages(device, &times)
+        })
+    }
+
+    fn pages(&self, device: &DeviceId, times: &RangeInclusive<Timestamp>) -> Pages {
         // '#' follows the time in every key, and '$' follows '#'.
         let between = (times.start().to_string(), format!("{}$", times.end()));
         let next = (times.start() <= times.end()).then_some(None);
-        Readings {
+        Pages {
             store: self.clone(),
             device: device.clone(),
             between,
+            keys_only: false,
+            newest: None,
             page: VecDeque::new(),
             next,
         }
@@ -218,18 +292,17 @@ impl Store {
         // Not every engine gives back what was there.
         let there = match there {
             Some(item) => item,
-            None => self.reading(record.header()).await?,
-        };
-        // The same bytes, so the same SHA-256. Signatures differ each time; the
-        // first one stays. What cannot be read is other bytes too: to wait for
-        // it to mend would hold up everything behind this record.
-        match read(table, &record.header().device, &there) {
-            Ok(there) if there.encrypted_data == record.encrypted_data() => {}
-            Ok(_) => return Ok(Put::Conflict),
-            Err(error) => {
-                tracing::error!("{error}: put the record that belongs there in quarantine");
-                return Ok(Put::Conflict);
+            None => {
+                let found = self.reading(record.header()).await?;
+                found.ok_or_else(|| StoreError::Damaged {
+                    table: table.to_owned(),
+                    key: sort_key(record.header()),
+                    detail: "was deleted while the same record came in: send it again".into(),
+                })?
             }
+        };
+        if !is_same(table, record, &there) {
+            return Ok(Put::Conflict);
         }
         self.client()
             .update_item()
@@ -246,7 +319,17 @@ impl Store {
         Ok(Put::Duplicate)
     }
 
-    async fn reading(&self, header: &Header) -> Result<Item, StoreError> {
+    /// What putting a reading would come to now.
+    pub(crate) async fn would_put(&self, accepted: &Accepted) -> Result<Put, StoreError> {
+        let record = &accepted.envelope;
+        let Some(there) = self.reading(record.header()).await? else {
+            return Ok(Put::Stored);
+        };
+        let same = is_same(self.readings_table(), record, &there);
+        Ok(if same { Put::Duplicate } else { Put::Conflict })
+    }
+
+    async fn reading(&self, header: &Header) -> Result<Option<Item>, StoreError> {
         let table = self.readings_table();
         let found = self
             .client()
@@ -257,11 +340,21 @@ impl Store {
             .send()
             .await
             .map_err(StoreError::request("GetItem", table))?;
-        found.item.ok_or_else(|| StoreError::Damaged {
-            table: table.to_owned(),
-            key: sort_key(header),
-            detail: "was deleted while the same record came in: send it again".into(),
-        })
+        Ok(found.item)
+    }
+}
+
+/// Whether the item under a record's key holds the same bytes, so the same
+/// SHA-256. Signatures differ each time; the first one stays. What cannot be
+/// read is other bytes too: to wait for it to mend would hold up everything
+/// behind this record.
+fn is_same(table: &str, record: &Verified, there: &Item) -> bool {
+    match read(table, &record.header().device, there) {
+        Ok(there) => there.encrypted_data == record.encrypted_data(),
+        Err(error) => {
+            tracing::error!("{error}: put the record that belongs there in quarantine");
+            false
+        }
     }
 }
 
@@ -293,13 +386,17 @@ fn write(accepted: &Accepted, context: &Context) -> Item {
     item
 }
 
-fn read(table: &str, device: &DeviceId, item: &Item) -> Result<StoredReading, StoreError> {
-    let key = Reader {
+fn key_of<'a>(table: &'a str, item: &'a Item) -> Result<&'a str, StoreError> {
+    Reader {
         table,
         key: "?",
         item,
     }
-    .string(TIMESTAMP)?;
+    .string(TIMESTAMP)
+}
+
+fn read(table: &str, device: &DeviceId, item: &Item) -> Result<StoredReading, StoreError> {
+    let key = key_of(table, item)?;
     let reader = Reader { table, key, item };
     let signature = reader.binary(SIGNATURE)?;
     Ok(StoredReading {

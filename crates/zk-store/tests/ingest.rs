@@ -315,6 +315,23 @@ async fn readings_come_in_the_order_of_their_time_page_by_page() {
     assert_eq!(sequences(after(7001)..=after(8999)).await, [8]);
     assert_eq!(sequences(epoch..=after(0)).await, [41]);
     assert_eq!(sequences(after(9000)..=after(7000)).await, [] as [u64; 0]);
+    let keys = async |mut keys: zk_store::ReadingKeys| {
+        let mut all = Vec::new();
+        while let Some(key) = keys.next().await {
+            all.push(key.unwrap());
+        }
+        all
+    };
+    let times = epoch..=after(20_000);
+    let ascending = keys(store.reading_keys(&device.id, times.clone())).await;
+    assert_eq!(ascending.len(), 21);
+    let stored = readings(&store, &device.id).await;
+    assert!(stored.iter().map(|r| &r.key).take(21).eq(&ascending));
+    for count in [0, 1, 5, 21, 1000] {
+        let newest = keys(store.newest_keys(&device.id, times.clone(), count)).await;
+        let expected = ascending.iter().rev().take(count as usize);
+        assert!(newest.iter().eq(expected), "{count}: {newest:?}");
+    }
     let latest = store.latest(&device.id).await.unwrap().unwrap();
     assert_eq!(latest.envelope().unwrap().unverified_header().sequence, 40);
     assert_eq!(store.latest(&"pi-03".parse().unwrap()).await.unwrap(), None);

@@ -4,7 +4,7 @@
 mod support;
 
 use support::{Device, TestStore, after, at_once, message, quarantine, readings};
-use zk_store::{Budget, Ingested, Options, Store, StoreError};
+use zk_store::{Budget, Ingested, Options, Replayed, Store, StoreError};
 use zk_verify::{Context, Reason};
 
 const MANY: u64 = 1 << 30;
@@ -297,19 +297,28 @@ async fn what_was_refused_for_the_registry_replays_once_that_is_mended() {
     let id = &result.quarantined[0].id;
 
     let still = store.replay(id).await.unwrap();
-    assert_eq!(still.quarantined[0].id, *id);
+    assert!(!still.leaves);
+    assert_eq!(still.ingested.quarantined[0].id, *id);
     assert!(store.quarantined(id).await.unwrap().is_some());
 
     store
         .register(&device.principal(), &device.record())
         .await
         .unwrap();
+    let expected = store.rehearse(id).await.unwrap();
+    assert_eq!(readings(&store, &device.id).await.len(), 0);
+    assert!(store.quarantined(id).await.unwrap().is_some());
     let replayed = store.replay(id).await.unwrap();
+    assert_eq!(replayed, expected);
+    let ingested = Ingested {
+        stored: 2,
+        ..Ingested::default()
+    };
     assert_eq!(
         replayed,
-        Ingested {
-            stored: 2,
-            ..Ingested::default()
+        Replayed {
+            ingested,
+            leaves: true
         }
     );
     assert_eq!(quarantine(&store).await, []);
@@ -345,10 +354,81 @@ async fn a_replay_that_fails_tells_the_reason_of_now() {
         .register(&device.principal(), &stranger.record())
         .await
         .unwrap();
+    let before = store.quarantined(&id).await.unwrap().unwrap();
+    let expected = store.rehearse(&id).await.unwrap();
+    assert_eq!(store.quarantined(&id).await.unwrap().unwrap(), before);
     let replayed = store.replay(&id).await.unwrap();
-    assert_eq!(replayed.quarantined[0].reason, Reason::SignerMismatch);
+    assert_eq!(replayed, expected);
+    let refused = &replayed.ingested.quarantined;
+    assert_eq!(refused[0].reason, Reason::SignerMismatch);
+    // Nothing came in.
     let there = store.quarantined(&id).await.unwrap().unwrap();
-    assert_eq!((there.reason, there.times), (Reason::SignerMismatch, 2));
+    assert_eq!((there.reason, there.times), (Reason::SignerMismatch, 1));
+    assert_eq!(there.last_received_at, before.last_received_at);
+}
+
+#[tokio::test]
+async fn a_replay_that_was_cut_short_is_done_again() {
+    let store = TestStore::new().await;
+    let mut device = Device::new("pi-01", 1);
+    let context = device.context();
+    let message = message(&[device.seal(1), device.seal(2)]);
+    let result = store.ingest(&message, &context).await.unwrap();
+    let id = &result.quarantined[0].id;
+    store
+        .register(&device.principal(), &device.record())
+        .await
+        .unwrap();
+    // What a replay does first; then it ends.
+    let first = store.ingest(&message, &context).await.unwrap();
+    assert_eq!(first.stored, 2);
+    assert!(store.quarantined(id).await.unwrap().is_some());
+
+    let again = store.replay(id).await.unwrap();
+    assert!(again.leaves);
+    assert_eq!((again.ingested.stored, again.ingested.duplicates), (0, 2));
+    assert_eq!(readings(&store, &device.id).await.len(), 2);
+    assert_eq!(quarantine(&store).await, []);
+}
+
+#[tokio::test]
+async fn a_conflict_replays_to_a_conflict() {
+    let store = TestStore::new().await;
+    let mut device = Device::registered("pi-01", &store).await;
+    let (first, second) = (device.message(1), device.message(1));
+    let context = device.context();
+    assert_eq!(store.ingest(&first, &context).await.unwrap().stored, 1);
+    let held = store.ingest(&second, &context).await.unwrap();
+    let held = &held.quarantined[0];
+    assert_eq!(held.reason, Reason::Conflict);
+    let before = store.quarantined(&held.id).await.unwrap().unwrap();
+    let replayed = store.replay(&held.id).await.unwrap();
+    assert!(!replayed.leaves);
+    assert_eq!(replayed.ingested.quarantined, std::slice::from_ref(held));
+    assert_eq!(store.quarantined(&held.id).await.unwrap().unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_batch_stays_while_there_is_no_room_for_what_is_bad_of_it() {
+    let store = TestStore::with(unproven(1, MANY)).await;
+    let mut device = Device::new("pi-01", 1);
+    let mut stranger = Device::new("pi-01", 2);
+    let context = device.context();
+    let batch = message(&[device.seal(1), stranger.seal(2)]);
+    let result = store.ingest(&batch, &context).await.unwrap();
+    let id = &result.quarantined[0].id;
+    store
+        .register(&device.principal(), &device.record())
+        .await
+        .unwrap();
+    for stored in [1, 0] {
+        let replayed = store.replay(id).await.unwrap();
+        assert!(!replayed.leaves && !replayed.ingested.quarantined[0].kept);
+        assert_eq!(replayed.ingested.stored, stored);
+        let left = store.quarantined(id).await.unwrap().unwrap();
+        assert_eq!(left.message, batch);
+    }
+    assert_eq!(readings(&store, &device.id).await.len(), 1);
 }
 
 #[tokio::test]
@@ -370,7 +450,9 @@ async fn a_message_of_which_a_part_is_still_bad_replays_into_its_parts() {
         .await
         .unwrap();
     let replayed = store.replay(&id).await.unwrap();
-    assert_eq!((replayed.stored, replayed.quarantined.len()), (1, 1));
+    let Replayed { ingested, leaves } = replayed;
+    assert!(leaves);
+    assert_eq!((ingested.stored, ingested.quarantined.len()), (1, 1));
     let left = quarantine(&store).await;
     assert_eq!(left.len(), 1);
     assert_eq!(

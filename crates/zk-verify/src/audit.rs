@@ -382,6 +382,16 @@ impl Findings {
             && self.unlinked.is_empty()
             && self.streams.iter().all(StreamFindings::is_clean)
     }
+
+    /// The streams that say that they are the device's first. With more than one
+    /// of them nothing need be wrong: each spool begins without a predecessor,
+    /// as does that of a storage card that was replaced, with what was on it.
+    #[must_use]
+    pub fn without_predecessor(&self) -> Vec<StreamId> {
+        let first = |stream: &&StreamFindings| stream.origin == Origin::First;
+        let streams = self.streams.iter().filter(first);
+        streams.map(|stream| stream.stream).collect()
+    }
 }
 
 /// What an [`Audit`] found of one stream.

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use zk_envelope::{
     DeviceId, Entry, Envelope, Error, KeyId, KeyState, MAX_MESSAGE, Message, Timestamp, TrustedKey,
-    Verified,
+    Verified, pack,
 };
 
 use crate::Reason;
@@ -55,6 +55,24 @@ pub struct Accepted {
     pub envelope: Verified,
     /// Its time is more than an hour ahead of its receipt.
     pub ahead: bool,
+}
+
+impl Accepted {
+    /// The evidence, once a store finds other bytes in its place.
+    #[must_use]
+    pub fn conflict(&self) -> Evidence {
+        let record = &self.envelope;
+        let sealed = [record.encrypted_data(), record.signature()].concat();
+        // A verified record packs, and alone it fits any message.
+        let message = pack(&[sealed], usize::MAX)
+            .map(|(message, _)| message)
+            .unwrap_or_default();
+        Evidence {
+            reason: Reason::Conflict,
+            authentic: true,
+            message,
+        }
+    }
 }
 
 /// An envelope, or a whole message, that is not accepted.
