@@ -1,6 +1,10 @@
 //! The commands: what is asked of the library, and what is printed.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub(crate) mod export;
+pub(crate) mod follow;
+pub(crate) mod quarantine;
+
+use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
@@ -8,14 +12,16 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, anyhow};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 use zk_envelope::{DeviceId, OwnerKey, Timestamp, TrustFile};
 use zk_reader::{
     Difference, Reader, Registry, State, Table, Wanted, all_times, describe, findings_json,
-    printable, quarantine_heading, quarantine_json, quarantine_page, quarantine_row,
 };
-use zk_store::{Options, Store, StoreError};
+use zk_store::{Options, Store};
 
 use crate::config::Settings;
+use crate::when::When;
 use crate::{Failure, Outcome, Selection, passphrase};
 
 pub(crate) fn keygen(
@@ -23,6 +29,7 @@ pub(crate) fn keygen(
     backup: Option<&Path>,
     no_backup: bool,
     passphrase_file: Option<&Path>,
+    json: bool,
 ) -> Result<Outcome, Failure> {
     if backup.is_none() && !no_backup {
         return Err(Failure::Usage(format!(
@@ -40,6 +47,17 @@ pub(crate) fn keygen(
     let passphrase = passphrase::new(passphrase_file)?;
     let files = zk_reader::keygen(out, backup, &passphrase)?;
     let mut to = output();
+    if json {
+        let made = json!({
+            "owner": files.owner.id().to_string(),
+            "key": files.key.display().to_string(),
+            "publicKey": files.public_key.display().to_string(),
+            "backup": files.backup.map(|path| path.display().to_string()),
+        });
+        writeln!(to, "{made}")?;
+        to.flush()?;
+        return Ok(Outcome::Fine);
+    }
     writeln!(to, "owner       {}", files.owner.id())?;
     writeln!(
         to,
@@ -91,12 +109,12 @@ pub(crate) async fn list(
         devices,
         differences,
     } = select(&reader, &store, selection).await?;
-    let table = Table::new(&devices);
+    let table = table(&devices);
     let mut tally = Tally::default();
     let mut to = output();
     for device in &devices {
         let mut records = match limit {
-            Some(limit) => reader.newest(device, times.clone(), limit as usize).await?,
+            Some(limit) => reader.newest(device, times.clone(), limit).await?,
             None => reader.records(device, times.clone()),
         };
         while let Some(record) = records.next().await {
@@ -128,17 +146,24 @@ pub(crate) async fn show(
     settings: &Settings,
     device: &DeviceId,
     record: &str,
+    times: RangeInclusive<Timestamp>,
     json: bool,
 ) -> Result<Outcome, Failure> {
     let wanted = match record.parse() {
         Ok(sequence) => Wanted::Sequence(sequence),
         Err(_) => Wanted::Key(record.to_owned()),
     };
-    let (reader, _) = open(settings).await?;
-    let mut found = reader.find(device, &wanted).await?;
-    let record = found
-        .pop()
-        .ok_or_else(|| anyhow!("{device} has no record {record}; `zk-reader list --device {device}` shows those there are"))?;
+    let (reader, store) = open(settings).await?;
+    let registry = reader.registry().await?;
+    known_device(&store, &registry, device).await?;
+    let differences = of_device(registry, Some(device)).differences;
+    let mut found = reader.find(device, times, &wanted).await?;
+    let record = found.pop().ok_or_else(|| {
+        anyhow!(
+            "{device} has no record {record}; `zk-reader list --device {device}` shows those \
+             there are"
+        )
+    })?;
     if !found.is_empty() {
         let keys = found
             .iter()
@@ -154,7 +179,8 @@ pub(crate) async fn show(
         write!(to, "{}", reader.page(&record))?;
     }
     to.flush()?;
-    Ok(outcome(record.is_fine()))
+    alarms(&differences);
+    Ok(outcome(record.is_fine() && differences.is_empty()))
 }
 
 pub(crate) async fn audit(
@@ -189,75 +215,6 @@ pub(crate) async fn audit(
     }
     alarms(&differences);
     Ok(outcome(fine))
-}
-
-pub(crate) async fn quarantine_list(settings: &Settings, json: bool) -> Result<Outcome, Failure> {
-    let store = Store::open(settings.store()?, Options::default()).await?;
-    let mut to = output();
-    let mut newest = BTreeMap::new();
-    let (mut total, mut damaged) = (0_u64, 0_u64);
-    let mut items = store.quarantine();
-    while let Some(item) = items.next().await {
-        let held = match item {
-            Ok(held) => held,
-            Err(error @ StoreError::Damaged { .. }) => {
-                damaged += 1;
-                eprintln!("zk-reader: {}", printable(&error.to_string()));
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        total += 1;
-        if json {
-            writeln!(to, "{}", quarantine_json(&held))?;
-        } else {
-            newest.insert((held.last_received_at, held.id.clone()), held);
-            if newest.len() > QUARANTINE_ROWS {
-                newest.pop_first();
-            }
-        }
-    }
-    if !newest.is_empty() {
-        writeln!(to, "{}", quarantine_heading())?;
-    }
-    for held in newest.values() {
-        writeln!(to, "{}", quarantine_row(held))?;
-    }
-    to.flush()?;
-    if total == 0 {
-        eprintln!("zk-reader: the quarantine is empty");
-    } else if !json && total > QUARANTINE_ROWS as u64 {
-        eprintln!(
-            "zk-reader: {} older ones; --json lists all",
-            total - QUARANTINE_ROWS as u64
-        );
-    }
-    for over in store.overflow().await? {
-        let line = format!(
-            "{} messages of certificate {} did not fit and were only counted, the last at {}",
-            over.messages, over.principal, over.last_received_at
-        );
-        eprintln!("zk-reader: {}", printable(&line));
-    }
-    Ok(outcome(damaged == 0))
-}
-
-pub(crate) async fn quarantine_show(
-    settings: &Settings,
-    id: &str,
-    json: bool,
-) -> Result<Outcome, Failure> {
-    let store = Store::open(settings.store()?, Options::default()).await?;
-    let held = store.quarantined(id).await?;
-    let held = held.ok_or_else(|| StoreError::NotQuarantined { id: id.to_owned() })?;
-    let mut to = output();
-    if json {
-        writeln!(to, "{}", quarantine_json(&held))?;
-    } else {
-        write!(to, "{}", quarantine_page(&held))?;
-    }
-    to.flush()?;
-    Ok(Outcome::Fine)
 }
 
 /// What a list was made of.
@@ -311,9 +268,12 @@ async fn open(settings: &Settings) -> Result<(Reader, Store), Failure> {
     let store = Store::open(uri, Options::default()).await?;
     // Nobody types a passphrase for a file that is not there.
     std::fs::metadata(key).with_context(|| key.display().to_string())?;
-    let passphrase = passphrase::known(settings.passphrase_file.as_deref())?;
+    let (passphrase, source) = passphrase::known(settings.passphrase_file.as_deref())?;
     let owner = OwnerKey::read(key, &passphrase).map_err(|error| match error {
-        zk_envelope::Error::Key { .. } => anyhow!(error).context(key.display().to_string()),
+        zk_envelope::Error::Key { .. } => anyhow!(error).context(format!(
+            "{}: the key does not open with the passphrase {source}",
+            key.display()
+        )),
         other => other.into(),
     })?;
     Ok((Reader::new(store.clone(), trust, owner), store))
@@ -325,31 +285,54 @@ async fn select(
     store: &Store,
     selection: &Selection,
 ) -> Result<Registry, Failure> {
-    let mut registry = reader.registry().await?;
-    let Some(device) = &selection.device else {
-        return Ok(registry);
-    };
-    if !registry.devices.contains(device) && matches!(store.latest(device).await, Ok(None)) {
-        let known: Vec<_> = registry.devices.iter().map(DeviceId::as_str).collect();
-        let known = if known.is_empty() {
-            "none".into()
-        } else {
-            known.join(", ")
-        };
-        return Err(anyhow!("nobody knows a device {device}; known are: {known}").into());
+    let registry = reader.registry().await?;
+    if let Some(device) = &selection.device {
+        known_device(store, &registry, device).await?;
     }
-    registry.devices = BTreeSet::from([device.clone()]);
+    Ok(of_device(registry, selection.device.as_ref()))
+}
+
+/// An error if neither the registry nor the readings know the device.
+async fn known_device(
+    store: &Store,
+    registry: &Registry,
+    device: &DeviceId,
+) -> Result<(), Failure> {
+    if registry.devices.contains(device) || store.latest(device).await?.is_some() {
+        return Ok(());
+    }
+    let known: Vec<_> = registry.devices.iter().map(DeviceId::as_str).collect();
+    let known = if known.is_empty() {
+        "none".into()
+    } else {
+        known.join(", ")
+    };
+    Err(anyhow!("nobody knows a device {device}; known are: {known}").into())
+}
+
+/// What is about one device, if one is asked for.
+fn of_device(mut registry: Registry, device: Option<&DeviceId>) -> Registry {
+    if let Some(device) = device {
+        registry.devices = BTreeSet::from([device.clone()]);
+        registry
+            .differences
+            .retain(|found| found.device().is_none_or(|about| about == device));
+    }
     registry
-        .differences
-        .retain(|found| found.device().is_none_or(|about| about == device));
-    Ok(registry)
 }
 
 fn times(selection: &Selection) -> Result<RangeInclusive<Timestamp>, Failure> {
+    range(selection.from, selection.to)
+}
+
+pub(crate) fn range(
+    from: Option<When>,
+    to: Option<When>,
+) -> Result<RangeInclusive<Timestamp>, Failure> {
     let now = now();
     let (first, last) = all_times().into_inner();
-    let from = selection.from.map_or(first, |when| when.start(now));
-    let to = selection.to.map_or(last, |when| when.end(now));
+    let from = from.map_or(first, |when| when.start(now));
+    let to = to.map_or(last, |when| when.end(now));
     if from > to {
         return Err(Failure::Usage(format!(
             "--from ({from}) is after --to ({to})"
@@ -398,6 +381,29 @@ fn outcome(fine: bool) -> Outcome {
     }
 }
 
+/// Resolves once the user, or the system, wants this to end.
+fn stopped() -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// As wide as the terminal that it is printed on, if it is.
+fn table(devices: &BTreeSet<DeviceId>) -> Table {
+    let table = Table::new(devices);
+    columns().map_or(table, |columns| table.fit(columns))
+}
+
+/// Those of the terminal that the output goes to.
+fn columns() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0.into())
+}
+
 fn output() -> BufWriter<io::StdoutLock<'static>> {
     BufWriter::new(io::stdout().lock())
 }
@@ -409,9 +415,6 @@ fn now() -> Timestamp {
 const ALL_IS_LOST: &str = "\
 Whoever loses this key or its passphrase can never read anything again that was \
 encrypted for it: there is no other way in.";
-
-/// So many messages of the quarantine are shown.
-const QUARANTINE_ROWS: usize = 1000;
 
 /// So many differences are shown.
 const ALARMS: usize = 100;

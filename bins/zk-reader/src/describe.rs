@@ -61,6 +61,19 @@ pub fn describe(findings: &Findings, now: Timestamp) -> String {
             &format!("a heartbeat every {every}, the last one {ago}"),
         );
     }
+    let first = findings.without_predecessor();
+    if first.len() > 1 {
+        line(
+            &mut out,
+            indent,
+            &format!(
+                "note: {} streams without a predecessor: each says that it is the device's \
+                 first. So does what `zk-ctl publish` sends without an agent, and a device \
+                 whose storage was replaced, with what was waiting there",
+                first.len()
+            ),
+        );
+    }
     list(&mut out, indent, &findings.unlinked, |stream| {
         format!(
             "UNLINKED: the record that tells what stream {stream} came after is not there, so \

@@ -34,7 +34,8 @@ impl Record {
 /// registry says of the same device.
 ///
 /// `clean` says whether everything is there or stated as lost, nothing is to be
-/// looked into, and anything was heard at all.
+/// looked into, and anything was heard at all. The members are described in
+/// `docs/reader.md`.
 #[must_use]
 pub fn findings_json(findings: &Findings, differences: &[&Difference]) -> String {
     line(&FindingsView::of(findings, differences))
@@ -179,6 +180,7 @@ struct FindingsView {
     last_heard: Option<HeardView>,
     streams: Vec<StreamView>,
     unlinked: Vec<String>,
+    without_predecessor: Vec<String>,
     rejected: Vec<RejectedView>,
     clock_repairs: Vec<RepairView>,
     clock_unknown: u64,
@@ -300,6 +302,11 @@ impl FindingsView {
                 }),
             streams: findings.streams.iter().map(StreamView::of).collect(),
             unlinked: findings.unlinked.iter().map(ToString::to_string).collect(),
+            without_predecessor: findings
+                .without_predecessor()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             rejected: findings
                 .rejected
                 .iter()

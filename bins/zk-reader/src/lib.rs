@@ -54,6 +54,8 @@
 mod audit;
 mod describe;
 mod error;
+mod export;
+mod follow;
 mod json;
 mod keygen;
 mod quarantine;
@@ -63,9 +65,13 @@ mod text;
 
 pub use describe::describe;
 pub use error::Error;
+pub use export::Csv;
+pub use follow::{Follow, Following, News, Reach};
 pub use json::findings_json;
 pub use keygen::{KeyFiles, MIN_PASSPHRASE, keygen};
-pub use quarantine::{quarantine_heading, quarantine_json, quarantine_page, quarantine_row};
+pub use quarantine::{
+    quarantine_heading, quarantine_json, quarantine_page, quarantine_rows, replay_json, replay_row,
+};
 pub use reader::{Delivery, Reader, Record, Records, State, Wanted, all_times};
 pub use registry::{Difference, Registry};
 pub use text::{Table, printable};

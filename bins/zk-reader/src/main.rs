@@ -12,13 +12,15 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use zk_envelope::DeviceId;
 use zk_reader::printable;
 use zk_store::StoreUri;
+use zk_verify::Reason;
 
 use crate::config::Settings;
 use crate::when::When;
@@ -77,6 +79,9 @@ enum Command {
         /// encrypted for it.
         #[arg(long)]
         no_backup: bool,
+        /// The owner's id and the files as a JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// List records: a row for each sensor reading, a summary of the others.
     ///
@@ -105,10 +110,36 @@ enum Command {
         /// key in the store, which is found at once.
         #[arg(value_name = "NUMBER|KEY")]
         record: String,
+        /// Signed at this time or later, as for list.
+        #[arg(long, value_name = "TIME")]
+        from: Option<When>,
+        /// Signed at this time or earlier.
+        #[arg(long, value_name = "TIME")]
+        to: Option<When>,
         /// As a JSON object.
         #[arg(long)]
         json: bool,
     },
+    /// Print records as they come in, until Ctrl-C.
+    ///
+    /// Also those that come in late, with an older time than others before them,
+    /// as after an outage. What is new about a device's newest record shows with
+    /// the next look. With each 30th look what lies further back is asked for as
+    /// well: as far as --late before the newest record, and in 1970, where records
+    /// of a clock that was not set stand. What comes in behind newer records with
+    /// a time older than that is not shown; list that time later.
+    ///
+    /// When the store fails this says so, and tries again. At the end the exit
+    /// status is 3 if records did not verify or open, or there were alarms.
+    #[command(after_help = FOLLOW_EXAMPLES)]
+    Follow(FollowArguments),
+    /// Write sensor readings or whole records to a file, or to standard output.
+    ///
+    /// csv has a row for each sensor reading, jsonl an object for each record, as
+    /// `list --json`. Only what verifies and opens is written, unless
+    /// --include-refused is given; if anything does not, the exit status is 3.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArguments),
     /// Say whether anything is missing, twice, or not as it should be.
     ///
     /// Without --from and --to, every stored record is part of it, and numbers
@@ -123,7 +154,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look into what was not accepted. Needs only the store.
+    /// Look into what was not accepted, and replay it. Needs only the store.
     #[command(subcommand)]
     Quarantine(Quarantine),
 }
@@ -131,12 +162,16 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Quarantine {
     /// The newest 1000, the newest last.
+    #[command(after_help = QUARANTINE_EXAMPLES)]
     List {
+        #[command(flatten)]
+        among: Among,
         /// All of them in no particular order, one JSON object in a line for each.
         #[arg(long)]
         json: bool,
     },
     /// All that can be told of one message, and its first bytes.
+    #[command(after_help = QUARANTINE_EXAMPLES)]
     Show {
         /// Its id.
         id: String,
@@ -144,6 +179,139 @@ enum Quarantine {
         #[arg(long)]
         json: bool,
     },
+    /// Take messages in again, once what was wrong is mended.
+    ///
+    /// Each is checked as it came in then, with the same certificate, topic and
+    /// time of receipt, by what is registered now. What is accepted goes to the
+    /// readings and leaves the quarantine; what is not stays, with the reason of
+    /// now. Without --apply this only says what would happen.
+    ///
+    /// --apply writes to readings and quarantine: it needs the right to (with
+    /// dynamodb: PutItem, UpdateItem and DeleteItem besides those of reading).
+    ///
+    /// Messages that did not fit into the quarantine were only counted: they
+    /// can't be replayed.
+    #[command(after_help = QUARANTINE_EXAMPLES)]
+    Replay(ReplayArguments),
+}
+
+#[derive(Debug, Args)]
+struct FollowArguments {
+    /// One device; otherwise all that the trust file or the store knows.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceId>,
+    /// Begin with what was signed at this time or later, as for list. Without it
+    /// begin with what comes in now.
+    #[arg(long, value_name = "TIME")]
+    from: Option<When>,
+    /// How often to look: 100ms, 2s, 1m.
+    #[arg(long, value_name = "SPAN", default_value = "2s", value_parser = interval)]
+    interval: Duration,
+    /// How far behind the newest record to look for late ones: 6h, 7d. Each of
+    /// those looks asks for every key of that time.
+    #[arg(long, value_name = "SPAN", default_value = "1d", value_parser = when::span)]
+    late: Duration,
+    /// One JSON object in a line for each record.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExportArguments {
+    #[command(flatten)]
+    selection: Selection,
+    /// What to write.
+    #[arg(long, value_enum)]
+    format: Format,
+    /// The file, mode 0600. It appears when all is written, or not at all.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace the file if it exists.
+    #[arg(long, requires = "out")]
+    force: bool,
+    /// Write what does not verify or open as well, as what it is.
+    #[arg(long)]
+    include_refused: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A heading and a row for each sensor reading (RFC 4180).
+    Csv,
+    /// A JSON object in a line for each record.
+    Jsonl,
+}
+
+#[derive(Debug, Args)]
+struct ReplayArguments {
+    /// Their ids.
+    #[arg(value_name = "ID", conflicts_with_all = ["all", "device", "principal", "reason", "from", "to"])]
+    ids: Vec<String>,
+    /// All of them.
+    #[arg(long, conflicts_with_all = ["device", "principal", "reason", "from", "to"])]
+    all: bool,
+    #[command(flatten)]
+    among: Among,
+    /// Do it.
+    #[arg(long)]
+    apply: bool,
+    /// One JSON object in a line for each message.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which messages of the quarantine.
+#[derive(Debug, Args)]
+struct Among {
+    /// Sent on this device's topic, or with a certificate of it.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceId>,
+    /// Sent with this certificate: SHA-256 of its DER, in hex.
+    #[arg(long, value_name = "PRINCIPAL")]
+    principal: Option<String>,
+    /// Not accepted for this reason; may be given several times.
+    #[arg(long, value_name = "REASON", value_parser = reason)]
+    reason: Vec<Reason>,
+    /// Last received at this time or later, as for list.
+    #[arg(long, value_name = "TIME")]
+    from: Option<When>,
+    /// Last received at this time or earlier.
+    #[arg(long, value_name = "TIME")]
+    to: Option<When>,
+}
+
+impl Among {
+    fn is_all(&self) -> bool {
+        let Self {
+            device,
+            principal,
+            reason,
+            from,
+            to,
+        } = self;
+        device.is_none()
+            && principal.is_none()
+            && reason.is_empty()
+            && from.is_none()
+            && to.is_none()
+    }
+}
+
+fn reason(name: &str) -> Result<Reason, String> {
+    name.parse().map_err(|_| {
+        let known = Reason::ALL.map(Reason::as_str).join(", ");
+        format!("is no reason; there are {known}")
+    })
+}
+
+/// Often enough for a person, and not so often that the store does nothing else.
+fn interval(text: &str) -> Result<Duration, String> {
+    let span = when::span(text)?;
+    if (Duration::from_millis(10)..=Duration::from_hours(1)).contains(&span) {
+        Ok(span)
+    } else {
+        Err("takes 10ms to 1h".into())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -249,10 +417,11 @@ fn run(common: Common, command: Command) -> Result<Outcome, Failure> {
         out,
         backup,
         no_backup,
+        json,
     } = &command
     {
         let passphrase_file = common.passphrase_file.as_deref();
-        return commands::keygen(out, backup.as_deref(), *no_backup, passphrase_file);
+        return commands::keygen(out, backup.as_deref(), *no_backup, passphrase_file, *json);
     }
     let settings = Settings::resolve(common)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -269,17 +438,29 @@ fn run(common: Common, command: Command) -> Result<Outcome, Failure> {
             Command::Show {
                 device,
                 record,
+                from,
+                to,
                 json,
-            } => commands::show(&settings, &device, &record, json).await,
+            } => {
+                let times = commands::range(from, to)?;
+                commands::show(&settings, &device, &record, times, json).await
+            }
+            Command::Follow(arguments) => commands::follow::follow(&settings, &arguments).await,
+            Command::Export(arguments) => commands::export::export(&settings, &arguments).await,
             Command::Audit { selection, json } => {
                 commands::audit(&settings, &selection, json).await
             }
-            Command::Quarantine(Quarantine::List { json }) => {
-                commands::quarantine_list(&settings, json).await
-            }
-            Command::Quarantine(Quarantine::Show { id, json }) => {
-                commands::quarantine_show(&settings, &id, json).await
-            }
+            Command::Quarantine(command) => match command {
+                Quarantine::List { among, json } => {
+                    commands::quarantine::list(&settings, &among, json).await
+                }
+                Quarantine::Show { id, json } => {
+                    commands::quarantine::show(&settings, &id, json).await
+                }
+                Quarantine::Replay(arguments) => {
+                    commands::quarantine::replay(&settings, &arguments).await
+                }
+            },
         }
     })
 }
@@ -310,7 +491,9 @@ Exit status:
 Examples:
   zk-reader keygen --out owner.pem --backup /media/stick
   zk-reader --store file:zk.db --key owner.pem --trust trust.toml list --limit 20
+  zk-reader follow --device pi-01
   zk-reader audit --from 7d
+  zk-reader export --format csv --from 2026-11-01 --out november.csv
   zk-reader quarantine list";
 
 const KEYGEN_EXAMPLES: &str = "\
@@ -328,6 +511,24 @@ const SHOW_EXAMPLES: &str = "\
 Examples:
   zk-reader show pi-01 17
   zk-reader show pi-01 '2026-11-23T11:20:44.123Z#<stream>#00000000000000000017'";
+
+const FOLLOW_EXAMPLES: &str = "\
+Examples:
+  zk-reader follow
+  zk-reader follow --device pi-01 --from 1h --json | jq -c .json.readings
+  zk-reader follow --interval 30s --late 30d";
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  zk-reader export --format csv --device pi-01 --from 2026-11-01 --out november.csv
+  zk-reader export --format jsonl --from 1d | jq -c 'select(.header.kind == \"data\")'";
+
+const QUARANTINE_EXAMPLES: &str = "\
+Examples:
+  zk-reader quarantine list --device pi-01 --reason unknown-device --from 7d
+  zk-reader quarantine show 3f2a…
+  zk-reader quarantine replay --reason unknown-device
+  zk-reader quarantine replay --reason unknown-device --apply";
 
 const AUDIT_EXAMPLES: &str = "\
 Examples:

@@ -9,11 +9,18 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use zeroize::Zeroizing;
 
-/// The passphrase of a key that exists.
-pub(crate) fn known(file: Option<&Path>) -> Result<Zeroizing<String>> {
+/// The passphrase of a key that exists, and where it comes from, in words.
+pub(crate) fn known(file: Option<&Path>) -> Result<(Zeroizing<String>, String)> {
+    let source = match file {
+        Some(path) => format!("in {}", path.display()),
+        None => format!("in {VARIABLE}"),
+    };
     match without_asking(file)? {
-        Some(passphrase) => Ok(passphrase),
-        None => ask("Passphrase of the owner's key: "),
+        Some(passphrase) => Ok((passphrase, source)),
+        None => {
+            let passphrase = ask("Passphrase of the owner's key: ")?;
+            Ok((passphrase, "that was typed".into()))
+        }
     }
 }
 

@@ -4,30 +4,26 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use zk_envelope::Message;
-use zk_store::Quarantined;
+use zk_store::{Quarantined, Replayed};
 
 use crate::json::{hex, line};
 use crate::text::{clipped, counted, dump};
 
-/// The names of the columns of [`quarantine_row`].
+/// The names of the columns of [`quarantine_rows`].
 #[must_use]
-pub fn quarantine_heading() -> String {
-    row("LAST RECEIVED", "TIMES", "REASON", "TOPIC", "ID")
+pub fn quarantine_heading(columns: Option<usize>) -> String {
+    rows("LAST RECEIVED", "TIMES", "REASON", "TOPIC", "ID", columns).join("\n")
 }
 
-/// A message of the quarantine in one line.
+/// A message of the quarantine in one line, or in two if the terminal has fewer
+/// `columns` than that takes.
 #[must_use]
-pub fn quarantine_row(held: &Quarantined) -> String {
+pub fn quarantine_rows(held: &Quarantined, columns: Option<usize>) -> Vec<String> {
     let last = held.last_received_at.to_string();
     let topic = clipped(&held.context.topic, 40).to_string();
     let id = clipped(&held.id, 64).to_string();
-    row(
-        &last,
-        &held.times.to_string(),
-        held.reason.as_str(),
-        &topic,
-        &id,
-    )
+    let times = held.times.to_string();
+    rows(&last, &times, held.reason.as_str(), &topic, &id, columns)
 }
 
 /// All that can be told of a message of the quarantine: who sent it where and
@@ -86,6 +82,77 @@ pub fn quarantine_json(held: &Quarantined) -> String {
     })
 }
 
+/// What a replay did, or with `applied` false would do, in one line.
+#[must_use]
+pub fn replay_row(id: &str, replayed: &Replayed, applied: bool) -> String {
+    let ingested = &replayed.ingested;
+    let what = match (replayed.leaves, applied) {
+        (true, true) => "left",
+        (true, false) => "would leave",
+        (false, true) => "stays",
+        (false, false) => "would stay",
+    };
+    let mut parts = Vec::new();
+    let counts = [
+        (ingested.stored, "stored"),
+        (ingested.duplicates, "stored before"),
+        (ingested.ahead, "over an hour ahead of its receipt"),
+    ];
+    let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+    parts.extend(counts.map(|(count, what)| format!("{count} {what}")));
+    parts.extend(ingested.quarantined.iter().map(|held| {
+        let room = if held.kept { "" } else { ", no room for it" };
+        let place = if held.id == id {
+            String::new()
+        } else {
+            format!(" (now {})", clipped(&held.id, 64))
+        };
+        format!("{}{place}{room}", held.reason)
+    }));
+    format!("{} {what}: {}", clipped(id, 64), parts.join(", "))
+}
+
+/// The same as one JSON object in one line of ASCII.
+#[must_use]
+pub fn replay_json(id: &str, replayed: &Replayed, applied: bool) -> String {
+    let ingested = &replayed.ingested;
+    line(&ReplayView {
+        id,
+        applied,
+        leaves: replayed.leaves,
+        stored: ingested.stored,
+        duplicates: ingested.duplicates,
+        ahead: ingested.ahead,
+        refused: ingested
+            .quarantined
+            .iter()
+            .map(|held| RefusedView {
+                id: &held.id,
+                reason: held.reason.as_str(),
+                kept: held.kept,
+            })
+            .collect(),
+    })
+}
+
+#[derive(Serialize)]
+struct ReplayView<'a> {
+    id: &'a str,
+    applied: bool,
+    leaves: bool,
+    stored: u64,
+    duplicates: u64,
+    ahead: u64,
+    refused: Vec<RefusedView<'a>>,
+}
+
+#[derive(Serialize)]
+struct RefusedView<'a> {
+    id: &'a str,
+    reason: &'static str,
+    kept: bool,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct View<'a> {
@@ -138,9 +205,24 @@ fn claims(message: &[u8]) -> Vec<String> {
     claims
 }
 
-fn row(last: &str, times: &str, reason: &str, topic: &str, id: &str) -> String {
-    format!("{last:<24} {times:>6}  {reason:<19}  {topic:<24}  {id}")
+fn rows(
+    last: &str,
+    times: &str,
+    reason: &str,
+    topic: &str,
+    id: &str,
+    columns: Option<usize>,
+) -> Vec<String> {
+    let row = format!("{last:<24} {times:>6}  {reason:<19}");
+    if columns.is_some_and(|columns| columns < FULL_WIDTH) {
+        vec![format!("{row}  {topic}"), format!("    {id}")]
+    } else {
+        vec![format!("{row}  {topic:<24}  {id}")]
+    }
 }
+
+/// As wide as a row with an id and a topic of the usual length is.
+const FULL_WIDTH: usize = 24 + 1 + 6 + 2 + 19 + 2 + 24 + 2 + 64;
 
 /// So many bytes of a message are shown.
 const PREVIEW: usize = 1024;

@@ -1,6 +1,6 @@
 //! Records out of the store, judged by what the owner knows.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
@@ -64,8 +64,8 @@ impl Reader {
         }
     }
 
-    /// The newest `count` of them, in the same order. Records that come in
-    /// meanwhile may follow.
+    /// The newest `count` of them, in the same order; no others are looked at.
+    /// Records that come in meanwhile may follow.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -73,21 +73,13 @@ impl Reader {
         &self,
         device: &DeviceId,
         times: RangeInclusive<Timestamp>,
-        count: usize,
+        count: u32,
     ) -> Result<Records<'_>, Error> {
-        let mut keys = VecDeque::new();
-        let mut stored = self.store.readings(device, times.clone());
-        while let Some(item) = stored.next().await {
-            if keys.len() == count {
-                keys.pop_front();
-            }
-            keys.push_back(match item {
-                Ok(reading) => reading.key,
-                Err(StoreError::Damaged { key, .. }) => key,
-                Err(error) => return Err(error.into()),
-            });
+        let mut keys = self.store.newest_keys(device, times.clone(), count);
+        let mut first = None;
+        while let Some(key) = keys.next().await {
+            first = Some(key?);
         }
-        let first = keys.pop_front();
         let from = first.as_deref().and_then(time_of_key);
         let from = from.unwrap_or(*times.start()).max(*times.start());
         let mut records = self.records(device, from..=*times.end());
@@ -95,13 +87,18 @@ impl Reader {
         Ok(records)
     }
 
-    /// The records that `wanted` tells of, 16 at most.
+    /// The records of these times that `wanted` tells of, 16 at most.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn find(&self, device: &DeviceId, wanted: &Wanted) -> Result<Vec<Record>, Error> {
+    pub async fn find(
+        &self,
+        device: &DeviceId,
+        times: RangeInclusive<Timestamp>,
+        wanted: &Wanted,
+    ) -> Result<Vec<Record>, Error> {
         let mut found = Vec::new();
-        let mut records = self.records(device, wanted.times());
+        let mut records = self.records(device, wanted.within(times));
         while let Some(record) = records.next_where(|key| wanted.is(key)).await {
             found.push(record?);
             if found.len() == 16 {
@@ -137,6 +134,10 @@ impl Reader {
     #[must_use]
     pub fn page(&self, record: &Record) -> String {
         page(record, &self.trust, self.owner.id())
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     fn judge(&self, stored: StoredReading) -> Record {
@@ -198,13 +199,15 @@ impl Reader {
 }
 
 impl Wanted {
-    /// The times at which it can be.
-    fn times(&self) -> RangeInclusive<Timestamp> {
-        let time = match self {
-            Self::Key(key) => time_of_key(key),
-            Self::Sequence(_) => None,
-        };
-        time.map_or(all_times(), |time| time..=time)
+    /// Those of the times at which it can be.
+    fn within(&self, times: RangeInclusive<Timestamp>) -> RangeInclusive<Timestamp> {
+        match self {
+            Self::Key(key) => match time_of_key(key) {
+                Some(at) => at.max(*times.start())..=at.min(*times.end()),
+                None => times,
+            },
+            Self::Sequence(_) => times,
+        }
     }
 
     fn is(&self, key: &str) -> bool {
@@ -241,7 +244,10 @@ impl Records<'_> {
     }
 
     /// Looks at the others' keys only.
-    async fn next_where(&mut self, wanted: impl Fn(&str) -> bool) -> Option<Result<Record, Error>> {
+    pub(crate) async fn next_where(
+        &mut self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Option<Result<Record, Error>> {
         while !self.failed {
             match self.stored.next().await? {
                 Ok(reading) if self.is_before(&reading.key) || !wanted(&reading.key) => {}
@@ -363,6 +369,9 @@ impl Record {
     }
 }
 
-fn time_of_key(key: &str) -> Option<Timestamp> {
+pub(crate) fn time_of_key(key: &str) -> Option<Timestamp> {
     key.split_once('#')?.0.parse().ok()
 }
+
+/// As long as that: the time of records whose clock was not set.
+pub(crate) const YEAR_1970_MS: u64 = 365 * 86_400_000;

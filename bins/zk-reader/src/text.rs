@@ -24,6 +24,8 @@ use crate::reader::{Record, State};
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     device_width: usize,
+    /// Of the terminal, if rows have to be narrower than they would be.
+    fit: Option<usize>,
 }
 
 impl Table {
@@ -36,7 +38,17 @@ impl Table {
             .max();
         Self {
             device_width: widest.unwrap_or(0).max("DEVICE".len()),
+            fit: None,
         }
+    }
+
+    /// The same in so many columns: closer together if it takes that, and then
+    /// what is still too long is cut off, with a `…`.
+    #[must_use]
+    pub fn fit(self, columns: usize) -> Self {
+        let widest = WIDTH_BESIDES_DEVICE + self.device_width;
+        let fit = (columns < widest).then_some(columns);
+        Self { fit, ..self }
     }
 
     /// The names of the columns.
@@ -47,7 +59,7 @@ impl Table {
             "DEVICE",
             "NUMBER",
             "KIND",
-            &sensor("SENSOR", "VALUE", "QUALITY"),
+            &self.sensor("SENSOR", "VALUE", "QUALITY"),
         )
     }
 
@@ -64,7 +76,8 @@ impl Table {
                 if let Some(readings) = record.readings() {
                     rows.extend(readings.readings.iter().map(|reading| {
                         let time = time(&format!("{:.3}", reading.at), header.clock);
-                        self.row(&time, device, &number, &kind, &sensor_of(reading))
+                        let rest = self.sensor_of(reading);
+                        self.row(&time, device, &number, &kind, &rest)
                     }));
                 }
                 if rows.is_empty() {
@@ -90,7 +103,8 @@ impl Table {
             .alarms
             .iter()
             .filter(|kind| !matches!(kind, AlarmKind::Refused { .. }));
-        rows.extend(alarms.map(|kind| format!("{:26}ALARM: {}", "", alarm(kind))));
+        let indent = if self.fit.is_some() { 2 } else { 26 };
+        rows.extend(alarms.map(|kind| format!("{:indent$}ALARM: {}", "", alarm(kind))));
         rows
     }
 
@@ -107,10 +121,40 @@ impl Table {
 
     fn row(&self, time: &str, device: &str, number: &str, kind: &str, rest: &str) -> String {
         let width = self.device_width;
-        let row = format!("{time:<25} {device:<width$} {number:>8}  {kind:<12}  {rest}");
+        let row = match self.fit {
+            None => format!("{time:<25} {device:<width$} {number:>8}  {kind:<12}  {rest}"),
+            Some(columns) => {
+                let row = format!("{time:<25} {device:<width$} {number:>6} {kind} {rest}");
+                let row = row.trim_end();
+                if row.chars().count() <= columns {
+                    return row.to_owned();
+                }
+                let left = row.chars().take(columns.saturating_sub(1));
+                left.chain(['…']).collect()
+            }
+        };
         row.trim_end().to_owned()
     }
+
+    fn sensor_of(&self, reading: &Reading) -> String {
+        let value = reading
+            .value
+            .map_or("-".to_owned(), |value| format!("{value} °C"));
+        let name = reading.sensor.to_string();
+        self.sensor(&name, &value, reading.quality.as_str())
+    }
+
+    fn sensor(&self, sensor: &str, value: &str, quality: &str) -> String {
+        match self.fit {
+            None => format!("{sensor:<15}  {value:>12}  {quality}"),
+            Some(_) => format!("{sensor:<15} {value:>10} {quality}"),
+        }
+    }
 }
+
+/// The widest row of a reading, without its device: time 25, number 8, kind 12,
+/// sensor 15, value 12, quality 13, and what is between them.
+const WIDTH_BESIDES_DEVICE: usize = 25 + 1 + 1 + 8 + 2 + 12 + 2 + 15 + 2 + 12 + 2 + 13;
 
 /// A record in full.
 pub(crate) fn page(record: &Record, trust: &TrustFile, owner: RecipientId) -> String {
@@ -254,12 +298,13 @@ impl Page {
 
     fn body(&mut self, record: &Record, content: &zk_envelope::Opened) {
         if let Some(readings) = record.readings() {
+            let table = Table::new([&record.device]);
             for reading in &readings.readings {
                 let _ = writeln!(
                     self.0,
                     "{:.3}  {}",
                     reading.at,
-                    sensor_of(reading).trim_end()
+                    table.sensor_of(reading).trim_end()
                 );
             }
         } else if content.header().kind != Kind::Data && content.report().is_ok() {
@@ -403,7 +448,7 @@ pub(crate) fn span(ms: u64) -> String {
     }
 }
 
-fn explain(reason: Reason) -> &'static str {
+pub(crate) fn explain(reason: Reason) -> &'static str {
     match reason {
         Reason::BadSignature => "changed, or not signed by the key that it names",
         Reason::PrincipalMismatch => "names another device",
@@ -421,21 +466,6 @@ fn time(text: &str, clock: ClockQuality) -> String {
         ""
     };
     format!("{text}{doubt}")
-}
-
-fn sensor(sensor: &str, value: &str, quality: &str) -> String {
-    format!("{sensor:<15}  {value:>12}  {quality}")
-}
-
-fn sensor_of(reading: &Reading) -> String {
-    let value = reading
-        .value
-        .map_or("-".to_owned(), |value| format!("{value} °C"));
-    sensor(
-        &reading.sensor.to_string(),
-        &value,
-        reading.quality.as_str(),
-    )
 }
 
 fn summary(content: &zk_envelope::Opened) -> String {

@@ -1,8 +1,9 @@
 //! Points in time, as people write them.
 
 use std::str::FromStr;
+use std::time::Duration;
 
-use jiff::{Span, SpanRelativeTo, civil};
+use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use zk_envelope::Timestamp;
 use zk_reader::all_times;
 
@@ -62,14 +63,23 @@ impl FromStr for When {
              or how long ago, like 90m, 12h or 7d"
                 .to_owned()
         };
-        let span: Span = text.parse().map_err(|_| wrong())?;
-        let ago = span
-            .to_duration(SpanRelativeTo::days_are_24_hours())
-            .map_err(|_| wrong())?;
+        let ago = duration(text).ok_or_else(wrong)?;
         u64::try_from(ago.abs().as_millis())
             .map(Self::Ago)
             .map_err(|_| outside())
     }
+}
+
+/// A length of time, such as `500ms`, `2s`, `12h` or `7d`.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .and_then(|span| Duration::try_from(span).ok())
+        .ok_or_else(|| "is no length of time: give one like 500ms, 2s, 12h or 7d".to_owned())
+}
+
+fn duration(text: &str) -> Option<SignedDuration> {
+    let span: Span = text.parse().ok()?;
+    span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
 }
 
 fn millis(since: i64) -> Option<Timestamp> {
@@ -143,6 +153,16 @@ mod tests {
                 (at(start), at(end)),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn takes_spans() {
+        assert_eq!(span("1m 500ms"), Ok(Duration::from_millis(60_500)));
+        assert_eq!(span("1d"), Ok(Duration::from_hours(24)));
+        assert_eq!(span("0s"), Ok(Duration::ZERO));
+        for text in ["", "10", "2 days ago", "-2s", "1 month", "2026-11-23"] {
+            assert!(span(text).is_err(), "{text}");
         }
     }
 

@@ -3,28 +3,44 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 
-use serde_json::Value;
-use support::{Device, PASSPHRASE, World, noon, uri};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::{Device, PASSPHRASE, World, drop_readings, noon, tamper, uri};
+use zk_envelope::{KeyState, StreamId};
+use zk_store::{Options, Store};
 use zk_verify::{Context, topic_of};
 
-/// Runs the program in `dir` with nothing of this process's environment.
-fn zk_reader(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_zk-reader"))
+/// The program in `dir` with nothing of this process's environment.
+fn command(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zk-reader"));
+    command
         .args(arguments)
         .current_dir(dir)
         .env_clear()
-        .env("HOME", dir)
-        .output()
-        .unwrap()
+        .env("HOME", dir);
+    command
+}
+
+fn zk_reader(dir: &Path, arguments: &[&str]) -> Output {
+    command(dir, arguments).output().unwrap()
 }
 
 /// With the files of a world.
 fn run(world: &World, arguments: &[&str]) -> Output {
+    write_files(world);
+    zk_reader(world.dir.path(), arguments)
+}
+
+fn write_files(world: &World) {
     let dir = world.dir.path();
     fs::create_dir_all(dir.join(".config/zk")).unwrap();
     let config = format!(
@@ -34,7 +50,59 @@ fn run(world: &World, arguments: &[&str]) -> Output {
     fs::write(dir.join(".config/zk/reader.toml"), config).unwrap();
     secret(&dir.join(".config/zk/passphrase"), PASSPHRASE);
     world.trust.write(&dir.join("trust.toml")).unwrap();
-    zk_reader(dir, arguments)
+}
+
+/// The program while it runs.
+struct Running {
+    child: Child,
+    out: Receiver<String>,
+    err: Receiver<String>,
+}
+
+impl Running {
+    fn new(world: &World, arguments: &[&str]) -> Self {
+        write_files(world);
+        let mut child = command(world.dir.path(), arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        fn lines(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
+            let (to, lines) = mpsc::channel();
+            thread::spawn(move || {
+                for line in BufReader::new(from).lines() {
+                    if to.send(line.unwrap()).is_err() {
+                        break;
+                    }
+                }
+            });
+            lines
+        }
+        let out = lines(child.stdout.take().unwrap());
+        let err = lines(child.stderr.take().unwrap());
+        Self { child, out, err }
+    }
+
+    /// The next record's stream and number.
+    fn record(&self) -> (String, u64) {
+        let line: Value = serde_json::from_str(&self.out.recv().unwrap()).unwrap();
+        let header = line.get("header").or(line.get("claimed")).unwrap();
+        let stream = header["stream"].as_str().unwrap();
+        (stream[..2].into(), header["sequence"].as_u64().unwrap())
+    }
+
+    /// Waits for a line on standard error that has this in it.
+    fn says(&self, what: &str) {
+        while !self.err.recv().expect(what).contains(what) {}
+    }
+
+    /// Exit status, and what else it said on both.
+    fn stop(mut self, signal: Signal) -> (i32, Vec<String>, Vec<String>) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let status = self.child.wait().unwrap();
+        let (out, err) = (self.out.iter().collect(), self.err.iter().collect());
+        (status.code().unwrap(), out, err)
+    }
 }
 
 fn secret(path: &Path, text: &str) {
@@ -156,6 +224,404 @@ async fn says_what_does_not_verify_and_where_the_store_differs() {
 }
 
 #[tokio::test]
+async fn follows_what_comes_in_late_and_a_store_that_comes_and_goes() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    world.fill(&mut device, 2).await;
+    let follow = [
+        "follow",
+        "--json",
+        "--interval",
+        "20ms",
+        "--from",
+        "2026-11-23",
+    ];
+    let running = Running::new(&world, &follow);
+    let record = |stream: &str, number| (stream.to_owned(), number);
+    assert_eq!(running.record(), record("07", 1));
+    assert_eq!(running.record(), record("07", 2));
+
+    // Another stream has newer records when the first one's come in.
+    let owner = std::slice::from_ref(&world.owner);
+    device.reseal(owner, StreamId([8; 16]));
+    device.sequence = 0;
+    let newer = device.reading(noon(3 * 3_600_000), 20_000);
+    world.deliver(&device, &newer, noon(0)).await;
+    assert_eq!(running.record(), record("08", 1));
+    device.reseal(owner, StreamId([7; 16]));
+    device.sequence = 2;
+    world.fill(&mut device, 3).await;
+    for number in [3, 4, 5] {
+        assert_eq!(running.record(), record("07", number));
+    }
+
+    drop_readings(world.dir.path());
+    running.says("; trying again");
+    Store::create(&uri(world.dir.path()), Options::default())
+        .await
+        .unwrap();
+    running.says("the store answers again");
+    world.fill(&mut device, 1).await;
+    assert_eq!(running.record(), record("07", 6));
+    // A device that is new to all is followed too.
+    let mut second = Device::new("pi-02", owner);
+    second.reseal(owner, StreamId([9; 16]));
+    let registered = second.record();
+    world
+        .store
+        .register(&second.principal, &registered)
+        .await
+        .unwrap();
+    world.fill(&mut second, 1).await;
+    assert_eq!(running.record(), record("09", 1));
+    running.says("ALARM: pi-02: the store knows this device");
+    let (status, out, err) = running.stop(Signal::INT);
+    assert_eq!((status, out), (3, vec![]), "{err:?}");
+}
+
+#[tokio::test]
+async fn follow_ends_with_what_it_saw() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    world.device("pi-02").await;
+    world.fill(&mut device, 1).await;
+    let follow = ["follow", "--interval", "20ms", "--from", "2026-11-23"];
+    for signal in [Signal::INT, Signal::TERM] {
+        let running = Running::new(&world, &follow);
+        assert!(running.out.recv().unwrap().starts_with("TIME "));
+        assert!(running.out.recv().unwrap().contains(" 21.437 °C  ok"));
+        running.says("following 2 devices; Ctrl-C ends");
+        let (status, out, err) = running.stop(signal);
+        assert_eq!((status, out.len(), err), (0, 1, vec![]));
+    }
+    let other = [&follow[..], &["--json", "--device", "pi-02"]].concat();
+    let other = Running::new(&world, &other);
+    other.says("following 1 device;");
+    // A key that is revoked from the start refuses its records.
+    world.trust.devices.get_mut(&device.id).unwrap().keys[0].state =
+        KeyState::Revoked { at: noon(0) };
+    let all = [&follow[..], &["--json"]].concat();
+    let running = Running::new(&world, &all);
+    assert_eq!(running.record().1, 1);
+    running.says("ALARM: pi-01: the store calls key");
+    running.says("following 2 devices;");
+    let (status, _, err) = running.stop(Signal::INT);
+    assert_eq!(status, 3);
+    let err = err.join("\n");
+    assert!(err.contains("of 1 records 1 are refused"), "{err}");
+    let (status, out, _) = other.stop(Signal::INT);
+    assert_eq!((status, out), (0, vec![]));
+
+    let unknown = run(&world, &["follow", "--device", "pi-10"]);
+    assert_eq!(code(&unknown), 1);
+    assert!(self::err(&unknown).contains("nobody knows a device pi-10"));
+    for wrong in [
+        &["follow", "--interval", "1ms"][..],
+        &["follow", "--interval", "2"],
+        &["follow", "--late", "yesterday"],
+    ] {
+        assert_eq!(code(&run(&world, wrong)), 2, "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn exports_readings_and_records() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    let started = device.started(noon(0), None);
+    world.deliver(&device, &started, noon(0)).await;
+    world.fill(&mut device, 3).await;
+    let csv = ["export", "--format", "csv"];
+    let exported = run(&world, &csv);
+    assert_eq!(code(&exported), 0);
+    assert_eq!(
+        err(&exported),
+        "zk-reader: 6 rows of 4 records; 1 have no sensor reading, --format jsonl has them\n"
+    );
+    let rows: Vec<_> = out(&exported).split_terminator("\r\n").collect();
+    assert_eq!(rows.len(), 7);
+    assert!(rows[0].starts_with("time,device,stream,sequence,sensor,celsius,quality,"));
+    assert!(
+        rows[1].contains(",pi-01,07070707070707070707070707070707,2,28-0000000a0001,21.437,ok,"),
+        "{rows:?}"
+    );
+    let lines = run(
+        &world,
+        &["export", "--format", "jsonl", "--from", "2026-11-23"],
+    );
+    assert_eq!(code(&lines), 0);
+    assert_eq!(out(&lines), out(&run(&world, &["list", "--json"])));
+
+    // A file appears whole, and is not overwritten by chance.
+    let to_file = [&csv[..], &["--out", "readings.csv"]].concat();
+    let file = world.path("readings.csv");
+    let written = run(&world, &to_file);
+    assert_eq!((code(&written), out(&written)), (0, ""));
+    assert!(err(&written).starts_with("zk-reader: readings.csv: 6 rows of 4 records"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), out(&exported));
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    fs::write(&file, "mine").unwrap();
+    let refused = run(&world, &to_file);
+    assert_eq!(code(&refused), 1);
+    assert!(
+        err(&refused).contains("readings.csv: exists; --force replaces it"),
+        "{}",
+        err(&refused)
+    );
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    let failed = [&to_file[..], &["--force", "--key", "absent.pem"]].concat();
+    assert_eq!(code(&run(&world, &failed)), 1);
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    let forced = [&to_file[..], &["--force"]].concat();
+    assert_eq!(code(&run(&world, &forced)), 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), out(&exported));
+    std::os::unix::fs::symlink("/dev/null", world.path("link")).unwrap();
+    let link = [&csv[..], &["--out", "link", "--force"]].concat();
+    assert_eq!(code(&run(&world, &link)), 1);
+    let left = fs::read_dir(world.dir.path()).unwrap();
+    let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(
+        left.filter(|name| name.starts_with(".zk-reader")).count(),
+        0
+    );
+    assert_eq!(code(&run(&world, &["export"])), 2);
+
+    // What does not verify is left out unless it is asked for.
+    let keys = run(&world, &["list", "--json"]);
+    let keys: Vec<Value> = out(&keys)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let key = |n: usize| keys[n]["key"].as_str().unwrap();
+    tamper(world.dir.path(), "pi-01", key(1), |item| {
+        item["s"] = json!({"S": "x"});
+    });
+    tamper(world.dir.path(), "pi-01", key(2), |item| {
+        item["s"] = json!({"B": format!("{}==", "A".repeat(86))});
+    });
+    let exported = run(&world, &csv);
+    assert_eq!((code(&exported), out(&exported).lines().count()), (3, 3));
+    assert!(
+        err(&exported).contains("; left out: 1 refused, 0 sealed, 1 damaged\n"),
+        "{}",
+        err(&exported)
+    );
+    let all = run(&world, &[&csv[..], &["--include-refused"]].concat());
+    assert_eq!((code(&all), out(&all).lines().count()), (3, 5));
+    assert!(out(&all).contains(",refused,\"bad-signature: changed, or not signed by"));
+    assert!(out(&all).contains(",damaged,"));
+    let lines = ["export", "--format", "jsonl"];
+    assert_eq!(out(&run(&world, &lines)).lines().count(), 2);
+    let lines = [&lines[..], &["--include-refused", "--out", "all.jsonl"]].concat();
+    assert_eq!(code(&run(&world, &lines)), 3);
+    let lines = fs::read_to_string(world.path("all.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 4);
+}
+
+#[tokio::test]
+async fn a_registry_that_differs_is_an_alarm_everywhere() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    world.fill(&mut device, 1).await;
+    let change = |record: &mut zk_verify::DeviceRecord| {
+        record.keys[0].state = KeyState::Retired;
+    };
+    world
+        .store
+        .update_device(&device.principal, change)
+        .await
+        .unwrap();
+    for arguments in [
+        &["list"][..],
+        &["show", "pi-01", "1"],
+        &["audit"],
+        &["export", "--format", "csv"],
+        &["export", "--format", "jsonl", "--device", "pi-01"],
+    ] {
+        let done = run(&world, arguments);
+        assert_eq!(code(&done), 3, "{arguments:?}");
+        assert!(!out(&done).is_empty());
+        let alarm = "ALARM: pi-01: the store calls key";
+        assert!(err(&done).contains(alarm), "{arguments:?}: {}", err(&done));
+    }
+    let running = Running::new(&world, &["follow", "--json", "--from", "2026-11-23"]);
+    running.says("ALARM: pi-01: the store calls key");
+    assert_eq!(running.record().1, 1);
+    running.says("following 1 device;");
+    assert_eq!(running.stop(Signal::INT).0, 3);
+}
+
+#[tokio::test]
+async fn replays_the_quarantine_once_its_cause_is_mended() {
+    let mut world = World::new().await;
+    let owner = std::slice::from_ref(&world.owner);
+    let mut early = Device::new("pi-02", owner);
+    let mut ids = Vec::new();
+    for n in 1..=2 {
+        let record = early.reading(noon(n), 21_437);
+        let result = world.deliver(&early, &record, noon(n)).await;
+        ids.push(result.quarantined[0].id.clone());
+    }
+    let device = world.device("pi-01").await;
+    let mut forger = Device::new("pi-01", std::slice::from_ref(&world.owner));
+    forger.principal = device.principal.clone();
+    let record = forger.reading(noon(3), 21_437);
+    let forged = world.deliver(&forger, &record, noon(3)).await;
+    ids.push(forged.quarantined[0].id.clone());
+
+    // Filters: each finds those it should.
+    let listed = |more: &[&str]| {
+        let listed = run(&world, &[&["quarantine", "list", "--json"], more].concat());
+        assert_eq!(code(&listed), 0, "{}", err(&listed));
+        let ids = out(&listed).lines().map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            line["id"].as_str().unwrap().to_owned()
+        });
+        ids.collect::<BTreeSet<_>>()
+    };
+    let set = |ids: &[String]| ids.iter().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(listed(&[]), set(&ids));
+    assert_eq!(listed(&["--device", "pi-01"]), set(&ids[2..]));
+    assert_eq!(listed(&["--principal", &early.principal]), set(&ids[..2]));
+    assert_eq!(listed(&["--reason", "signer-mismatch"]), set(&ids[2..]));
+    assert_eq!(
+        listed(&["--reason", "signer-mismatch", "--reason", "unknown-device"]),
+        set(&ids)
+    );
+    assert_eq!(listed(&["--reason", "conflict"]), BTreeSet::new());
+    assert_eq!(
+        listed(&[
+            "--from",
+            "2026-11-23T12:00:00.002Z",
+            "--to",
+            "2026-11-23T12:00:00.002Z"
+        ]),
+        set(&ids[1..2])
+    );
+
+    // Nothing is mended yet.
+    let replay = ["quarantine", "replay", "--all"];
+    let still = run(&world, &replay);
+    assert_eq!((code(&still), out(&still).lines().count()), (3, 3));
+    assert!(out(&still).contains(&format!("{} would stay: unknown-device", ids[0])));
+    assert!(
+        err(&still).contains("0 of 3 would leave the quarantine, 3 stay, 0 failed"),
+        "{}",
+        err(&still)
+    );
+
+    world
+        .store
+        .register(&early.principal, &early.record())
+        .await
+        .unwrap();
+    let rehearsed = run(&world, &replay);
+    assert_eq!(code(&rehearsed), 3);
+    assert!(out(&rehearsed).contains(&format!("{} would leave: 1 stored", ids[0])));
+    assert!(err(&rehearsed).contains("nothing was changed, --apply does it"));
+    assert_eq!(listed(&[]), set(&ids));
+    let one = run(
+        &world,
+        &["quarantine", "replay", &ids[1], "--apply", "--json"],
+    );
+    assert_eq!(code(&one), 0);
+    assert_eq!(
+        serde_json::from_str::<Value>(out(&one)).unwrap(),
+        json!({"id": ids[1], "applied": true, "leaves": true, "stored": 1, "duplicates": 0,
+               "ahead": 0, "refused": []})
+    );
+    let again = run(&world, &["quarantine", "replay", &ids[1], "--apply"]);
+    assert_eq!(code(&again), 1);
+    assert!(err(&again).contains("`zk-reader quarantine list`"));
+    let by_reason = [
+        "quarantine",
+        "replay",
+        "--reason",
+        "unknown-device",
+        "--apply",
+    ];
+    let rest = run(&world, &by_reason);
+    assert_eq!(code(&rest), 0);
+    assert!(out(&rest).contains(" left: 1 stored"));
+    let rest = run(&world, &[&replay[..], &["--apply", "--json"]].concat());
+    assert_eq!(code(&rest), 3);
+    let line: Value = serde_json::from_str(out(&rest)).unwrap();
+    assert_eq!(line["refused"][0]["reason"], "signer-mismatch");
+    assert_eq!(listed(&[]), set(&ids[2..]));
+    let exported = run(&world, &["list", "--device", "pi-02", "--json"]);
+    assert_eq!(out(&exported).lines().count(), 2);
+    let line: Value = serde_json::from_str(out(&exported).lines().next().unwrap()).unwrap();
+    assert_eq!(line["receivedAt"], noon(1).to_string(), "received then");
+
+    for wrong in [
+        &["quarantine", "replay"][..],
+        &["quarantine", "replay", "--all", "00"],
+        &["quarantine", "replay", "--all", "--reason", "conflict"],
+        &["quarantine", "list", "--reason", "weather"],
+    ] {
+        assert_eq!(code(&run(&world, wrong)), 2, "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_only_counted_can_not_be_replayed() {
+    let world = World::new().await;
+    let options = Options {
+        unproven: zk_store::Budget {
+            items: 1,
+            bytes: 1 << 20,
+        },
+        ..Options::default()
+    };
+    let store = Store::open(&uri(world.dir.path()), options).await.unwrap();
+    let context = Context {
+        principal: "somebody".into(),
+        topic: "Zymkey/pi-01".into(),
+        received_at: noon(0),
+    };
+    let mut counted = String::new();
+    for message in [b"one", b"two"] {
+        let result = store.ingest(message, &context).await.unwrap();
+        counted.clone_from(&result.quarantined[0].id);
+    }
+    let all = run(&world, &["quarantine", "replay", "--all"]);
+    assert_eq!(code(&all), 3);
+    assert!(
+        err(&all).contains("1 messages of certificate somebody did not fit and were only counted"),
+        "{}",
+        err(&all)
+    );
+    for verb in ["replay", "show"] {
+        let one = run(&world, &["quarantine", verb, &counted]);
+        assert_eq!((code(&one), out(&one)), (1, ""));
+        assert!(
+            err(&one).contains("only the hash was kept"),
+            "{}",
+            err(&one)
+        );
+    }
+}
+
+#[tokio::test]
+async fn shows_one_of_several_by_its_time() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    world.fill(&mut device, 1).await;
+    device.reseal(std::slice::from_ref(&world.owner), StreamId([8; 16]));
+    device.sequence = 0;
+    let record = device.reading(noon(86_400_000), 21_437);
+    world.deliver(&device, &record, noon(86_400_000)).await;
+    let both = run(&world, &["show", "pi-01", "1"]);
+    assert_eq!(code(&both), 1);
+    assert!(err(&both).contains("several records have this number"));
+    let one = run(&world, &["show", "pi-01", "1", "--from", "2026-11-24"]);
+    assert_eq!(code(&one), 0);
+    assert!(out(&one).contains("stream       0808"));
+    let none = run(&world, &["show", "pi-01", "1", "--to", "2026-11-22"]);
+    assert_eq!(code(&none), 1);
+}
+
+#[tokio::test]
 async fn points_at_records_of_an_unset_clock() {
     let mut world = World::new().await;
     let mut device = world.device("pi-01").await;
@@ -230,6 +696,7 @@ async fn looks_into_the_quarantine() {
     let shown = run(&world, &["quarantine", "show", "00"]);
     assert_eq!(code(&shown), 1);
     assert!(err(&shown).contains("nothing under 00"));
+    assert!(err(&shown).contains("`zk-reader quarantine list`"));
 }
 
 #[tokio::test]
@@ -303,11 +770,14 @@ async fn refuses_wrong_passphrases_and_open_keys() {
     secret(&wrong, "not the passphrase");
     let refused = run(&world, &["list", "--passphrase-file", "wrong"]);
     assert_eq!((code(&refused), out(&refused)), (1, ""));
-    assert!(
-        err(&refused).contains("is the passphrase right"),
-        "{}",
-        err(&refused)
+    let said = err(&refused);
+    let start = "zk-reader: owner.pem: the key does not open with the passphrase in wrong: ";
+    let said_path = said.replace(
+        &format!("{}/.config/zk/../../", world.dir.path().display()),
+        "",
     );
+    assert!(said_path.starts_with(start), "{said}");
+    assert!(said.contains("is the passphrase right"), "{said}");
     fs::set_permissions(&wrong, fs::Permissions::from_mode(0o644)).unwrap();
     let refused = run(&world, &["list", "--passphrase-file", "wrong"]);
     assert_eq!(code(&refused), 1);

@@ -286,15 +286,19 @@ async fn the_newest_and_single_records_are_found() {
     assert_eq!(numbers(2, noon(1000)..=noon(4000)).await, [4, 5]);
     assert!(numbers(2, noon(50_000)..=noon(60_000)).await.is_empty());
 
-    let found = reader.find(&device.id, &Wanted::Sequence(4)).await.unwrap();
+    let found = reader
+        .find(&device.id, all_times(), &Wanted::Sequence(4))
+        .await
+        .unwrap();
     assert_eq!(found.len(), 1);
     let by_key = reader
-        .find(&device.id, &Wanted::Key(found[0].key.clone()))
+        .find(&device.id, all_times(), &Wanted::Key(found[0].key.clone()))
         .await
         .unwrap();
     assert_eq!(by_key[0].header(), found[0].header());
     for wanted in [Wanted::Sequence(8), Wanted::Key("nothing".into())] {
-        assert!(reader.find(&device.id, &wanted).await.unwrap().is_empty());
+        let found = reader.find(&device.id, all_times(), &wanted).await;
+        assert!(found.unwrap().is_empty());
     }
 }
 
@@ -376,6 +380,117 @@ pi-01: 1 missing; last heard at 2026-11-23T12:00:12.000Z (500 ms ago)
         ])
     );
     assert_eq!(shown["streams"][1]["previous"]["last"], 11);
+}
+
+#[tokio::test]
+async fn an_audit_tells_what_is_not_known() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    let started = device.started(noon(0), None);
+    world.deliver(&device, &started, noon(0)).await;
+    world.fill(&mut device, 2).await;
+    // Its storage could not be read from 3 on, and nobody knows how much was there.
+    let receipt = Report::LossReceipt(LossReceipt {
+        reason: LossReason::Damaged,
+        records: 0,
+        range: Some(SequenceRange {
+            stream: device.stream,
+            first: 4,
+            last: 4,
+        }),
+        noticed_at: noon(7000),
+    });
+    // Of the next stream the first record is not there.
+    device.reseal(std::slice::from_ref(&world.owner), StreamId([8; 16]));
+    device.sequence = 1;
+    let record = device.report(noon(10_000), &receipt);
+    world.deliver(&device, &record, noon(10_000)).await;
+
+    let findings = world.reader().audit(&device.id, all_times()).await.unwrap();
+    assert!(!findings.is_clean());
+    let words = describe(&findings, noon(10_500));
+    let first = words.lines().next().unwrap();
+    assert_eq!(
+        first,
+        "pi-01: 1 missing, 1 stream with a loss of unknown extent, 1 stream of unknown beginning; \
+         last heard at 2026-11-23T12:00:10.000Z (500 ms ago)"
+    );
+    for line in [
+        "    LOST: from 4 on the device's storage could not be read; how much was there is not known\n",
+        "  UNLINKED: the record that tells what stream 08080808080808080808080808080808 came after is \
+         not there, so where the streams before it ended is not known\n",
+        "    MISSING: 1\n",
+    ] {
+        assert!(words.contains(line), "{line:?} is not in\n{words}");
+    }
+    let shown: Value = serde_json::from_str(&zk_reader::findings_json(&findings, &[])).unwrap();
+    assert_eq!(shown["clean"], false);
+    assert_eq!(shown["unlinked"], json!(["08".repeat(16)]));
+    assert_eq!(shown["streams"][0]["doubtFrom"], 4);
+    assert_eq!(shown["streams"][1]["doubtFrom"], Value::Null);
+    assert_eq!(shown["withoutPredecessor"], json!(["07".repeat(16)]));
+}
+
+#[tokio::test]
+async fn several_first_streams_are_noted_and_no_finding() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    for stream in [7, 8] {
+        device.reseal(std::slice::from_ref(&world.owner), StreamId([stream; 16]));
+        device.sequence = 0;
+        let started = device.started(noon(0), None);
+        world.deliver(&device, &started, noon(0)).await;
+        let findings = world.reader().audit(&device.id, all_times()).await.unwrap();
+        assert!(findings.is_clean());
+        let words = describe(&findings, noon(0));
+        let noted = words.contains("  note: 2 streams without a predecessor: ");
+        assert_eq!(noted, stream == 8, "{words}");
+    }
+    let findings = world.reader().audit(&device.id, all_times()).await.unwrap();
+    let shown: Value = serde_json::from_str(&zk_reader::findings_json(&findings, &[])).unwrap();
+    assert_eq!(shown["clean"], true);
+    assert_eq!(
+        shown["withoutPredecessor"],
+        json!(["07".repeat(16), "08".repeat(16)])
+    );
+}
+
+#[tokio::test]
+async fn tables_fit_the_terminal() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    let records = [
+        device.started(noon(0), None),
+        device.reading(noon(1), 21_437),
+        device.text(noon(2), "text/plain", "grüße ".repeat(20).as_bytes()),
+    ];
+    for record in &records {
+        world.deliver(&device, record, noon(5)).await;
+    }
+    let found = all(world.reader().records(&device.id, all_times())).await;
+    let table = Table::new([&device.id]).fit(79);
+    let rows: Vec<_> = found.iter().flat_map(|record| table.rows(record)).collect();
+    assert_eq!(
+        format!("{}\n{}", table.heading(), rows.join("\n")),
+        "\
+TIME                      DEVICE NUMBER KIND SENSOR               VALUE QUALITY
+2026-11-23T12:00:00.000Z  pi-01       1 device-event the device's first stream…
+2026-11-23T12:00:00.001Z  pi-01       2 data 28-0000000a0001  21.437 °C ok
+2026-11-23T12:00:00.001Z  pi-01       2 data 28-0000000a0002          - empty
+2026-11-23T12:00:00.002Z  pi-01       3 data text/plain, 160 bytes: grüße grüß…"
+    );
+    let wide = Table::new([&device.id]);
+    for columns in 0..200 {
+        let fit = wide.fit(columns);
+        for record in &found {
+            let rows = fit.rows(record);
+            if columns >= 101 {
+                assert_eq!(rows, wide.rows(record));
+            } else {
+                assert!(rows.iter().all(|row| row.chars().count() <= columns.max(1)));
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use zk_envelope::pack;
-use zk_verify::{Accepted, Context, Evidence, Reason, Verdict, check};
+use zk_verify::{Context, Verdict, check};
 
 use crate::readings::Put;
 use crate::{Held, Store, StoreError};

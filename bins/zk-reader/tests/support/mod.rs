@@ -212,6 +212,21 @@ pub async fn all(mut records: Records<'_>) -> Vec<Record> {
     all
 }
 
+/// Takes the table of readings away, with what is in it.
+pub fn drop_readings(dir: &Path) {
+    let engine = dynoxide::Database::new(dir.join("zk.db").to_str().unwrap()).unwrap();
+    let unprotect = serde_json::json!({
+        "TableName": "zk-readings", "DeletionProtectionEnabled": false,
+    });
+    engine
+        .update_table(serde_json::from_value(unprotect).unwrap())
+        .unwrap();
+    let table = serde_json::json!({"TableName": "zk-readings"});
+    engine
+        .delete_table(serde_json::from_value(table).unwrap())
+        .unwrap();
+}
+
 /// Changes an item of the readings behind everybody's back: `change` sees it in
 /// DynamoDB's JSON.
 pub fn tamper(dir: &Path, device: &str, key: &str, change: impl FnOnce(&mut serde_json::Value)) {
