@@ -45,7 +45,7 @@ pub struct Following {
     pub from: Option<Timestamp>,
     /// How far back what comes in late is looked for.
     pub late: Duration,
-    /// How many keys are remembered at most, some 30 bytes each. If more lie in
+    /// How many keys are remembered at most, 16 bytes of each. If more lie in
     /// that time, it is made shorter.
     pub remember: usize,
 }

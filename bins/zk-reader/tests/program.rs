@@ -15,7 +15,9 @@ use std::thread;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{Device, PASSPHRASE, World, drop_readings, noon, tamper, uri};
-use zk_envelope::{KeyState, StreamId};
+use zk_envelope::{
+    ClockQuality, KeyState, LossReason, LossReceipt, PreviousStream, Report, StreamId, TimeAnchor,
+};
 use zk_store::{Options, Store};
 use zk_verify::{Context, topic_of};
 
@@ -840,4 +842,245 @@ fn makes_keys_and_insists_on_a_backup() {
         "{}",
         err(&from_environment)
     );
+}
+
+fn page() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reader.md");
+    fs::read_to_string(page).unwrap()
+}
+
+/// The first cells of the rows of the table below a heading.
+fn cells<'a>(page: &'a str, heading: &str) -> BTreeSet<&'a str> {
+    let section = page.split(&format!("\n{heading}\n")).nth(1).unwrap();
+    let rows = section
+        .lines()
+        .skip_while(|line| !line.starts_with("| ---"));
+    let rows = rows.skip(1).take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.split('|').nth(1).unwrap().trim().trim_matches('`'))
+        .collect()
+}
+
+#[tokio::test]
+async fn reader_toml_is_documented_as_it_is_parsed() {
+    let world = World::new().await;
+    let config = world.path("other.toml");
+    let arguments = ["quarantine", "list", "--config", "other.toml"];
+    fs::write(&config, "store = \"file:zk.db\"\nno-such-key = 1\n").unwrap();
+    let refused = run(&world, &arguments);
+    assert_eq!(code(&refused), 1);
+    let (_, expected) = err(&refused).rsplit_once("expected ").unwrap();
+    let allowed: BTreeSet<_> = expected.split('`').skip(1).step_by(2).collect();
+    let page = page();
+    assert_eq!(cells(&page, "### top"), allowed);
+    // And each is a string, with the flag and variable that the page names.
+    for key in allowed {
+        fs::write(&config, format!("{key} = 1\n")).unwrap();
+        let refused = run(&world, &arguments);
+        assert_eq!(code(&refused), 1, "{key}");
+        assert!(err(&refused).contains("expected"), "{}", err(&refused));
+        let help = run(&world, &["list", "--help"]);
+        assert!(out(&help).contains(&format!("--{key} <")), "{key}");
+        assert!(page.contains(&format!("flag `--{key}`")), "{key}");
+        let variable = format!("ZK_READER_{}", key.to_uppercase());
+        let has = out(&help).contains(&variable);
+        assert_eq!(
+            has,
+            page.contains(&format!("variable `{variable}`")),
+            "{key}"
+        );
+    }
+}
+
+#[test]
+fn commands_and_exit_codes_are_documented() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = page();
+    let help = |arguments: &[&str]| {
+        let shown = zk_reader(dir.path(), &[arguments, &["--help"]].concat());
+        assert_eq!(code(&shown), 0, "{arguments:?}");
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    let top = help(&[]);
+    let codes = top.split("Exit status:\n").nth(1).unwrap();
+    let codes = codes.lines().take_while(|line| !line.is_empty());
+    let codes = codes.filter_map(|line| line.split_whitespace().next());
+    let codes = codes.filter(|word| word.parse::<u8>().is_ok()).collect();
+    assert_eq!(cells(&page, "## Exit status"), codes);
+
+    let commands = |help: &str| {
+        let list = help.split("Commands:\n").nth(1).unwrap().to_owned();
+        let list = list.lines().take_while(|line| !line.is_empty());
+        let names = list.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names = names.filter_map(|line| line.split_whitespace().next());
+        names
+            .filter(|name| *name != "help")
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let mut paths: Vec<Vec<String>> = Vec::new();
+    for name in commands(&top) {
+        if name == "quarantine" {
+            let inner = commands(&help(&["quarantine"])).into_iter();
+            paths.extend(inner.map(|inner| vec![name.clone(), inner]));
+        } else {
+            paths.push(vec![name]);
+        }
+    }
+    assert!(paths.len() >= 9, "{paths:?}");
+    for path in paths {
+        let name = path.join(" ");
+        let mut rows = page
+            .lines()
+            .filter(|line| line.starts_with(&format!("| `{name}")));
+        let row = rows.next().unwrap_or_else(|| panic!("no row of {name}"));
+        let path: Vec<_> = path.iter().map(String::as_str).collect();
+        let help = help(&path);
+        let (own, _) = help.split_once("\nSettings:").unwrap();
+        let options = own
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("--"));
+        let options = options.map(|line| line.split([' ', '.']).next().unwrap());
+        for option in options {
+            // Replay has those of list, and says so.
+            let filter = ["device", "principal", "reason", "from", "to"].contains(&option);
+            if name != "quarantine replay" || !filter {
+                assert!(row.contains(&format!("`--{option}`")), "{name} --{option}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn json_members_and_columns_are_documented() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    let other = StreamId([9; 16]);
+    let rejected = Report::LossReceipt(LossReceipt {
+        reason: LossReason::Rejected,
+        records: 3,
+        range: None,
+        noticed_at: noon(0),
+    });
+    let anchor = Report::TimeAnchor(TimeAnchor {
+        time_before: noon(0),
+        clock_before: ClockQuality::Unknown,
+    });
+    let previous = PreviousStream {
+        stream: other,
+        last: 3,
+    };
+    let records = [
+        device.started(noon(0), Some(previous)),
+        device.heartbeat(noon(1)),
+        device.report(noon(2), &rejected),
+        device.report(noon(3), &anchor),
+        device.text(noon(4), "text/plain", b"text"),
+        device.text(noon(5), "application/octet-stream", b"\xff"),
+    ];
+    for record in &records {
+        world.deliver(&device, record, noon(0)).await;
+    }
+    world.fill(&mut device, 3).await;
+    // A fork, a record for others, one that is refused, and a damaged one.
+    device.sequence -= 1;
+    let fork = device.reading(noon(20_000), 1);
+    world.deliver(&device, &fork, noon(0)).await;
+    let stranger = zk_envelope::OwnerKey::generate().unwrap();
+    device.reseal(&[stranger.public_key().clone()], device.stream);
+    let sealed = device.reading(noon(21_000), 1);
+    world.deliver(&device, &sealed, noon(0)).await;
+    let keys = run(&world, &["list", "--json"]);
+    let key = |n: usize| {
+        let line = out(&keys).lines().nth(n).unwrap();
+        serde_json::from_str::<Value>(line).unwrap()["key"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    tamper(world.dir.path(), "pi-01", &key(6), |item| {
+        item["s"] = json!({"S": "x"});
+    });
+    tamper(world.dir.path(), "pi-01", &key(7), |item| {
+        item["s"] = json!({"B": format!("{}==", "A".repeat(86))});
+    });
+    let mut unknown = Device::new("pi-02", std::slice::from_ref(&world.owner));
+    let record = unknown.reading(noon(0), 1);
+    let id = world.deliver(&unknown, &record, noon(0)).await.quarantined[0]
+        .id
+        .clone();
+
+    let mut members = BTreeSet::new();
+    for arguments in [
+        &["list", "--json"][..],
+        &["audit", "--json"],
+        &["quarantine", "list", "--json"],
+        &["quarantine", "show", &id, "--json"],
+        &["quarantine", "replay", &id, "--json"],
+        &[
+            "keygen",
+            "--json",
+            "--no-backup",
+            "--out",
+            "second.pem",
+            "--passphrase-file",
+            ".config/zk/passphrase",
+        ],
+    ] {
+        let done = run(&world, arguments);
+        assert!(
+            [0, 3].contains(&code(&done)),
+            "{arguments:?}: {}",
+            err(&done)
+        );
+        for line in out(&done).lines() {
+            let mut value: Value = serde_json::from_str(line).unwrap();
+            // What a body holds is the format's, or the application's.
+            if let Some(members) = value.as_object_mut()
+                && let Some(body) = members.get_mut("json")
+                && body.get("readings").is_none()
+            {
+                *body = Value::Null;
+            }
+            collect(&value, &mut members);
+        }
+    }
+    let page = page();
+    for member in &members {
+        assert!(
+            page.contains(&format!("`{member}`")),
+            "docs/reader.md lacks {member}"
+        );
+    }
+    for member in [
+        "text",
+        "hex",
+        "json",
+        "claimed",
+        "detail",
+        "rejected",
+        "previous",
+        "beyondEnd",
+    ] {
+        assert!(members.contains(member), "{member} was not tested");
+    }
+    let csv = run(&world, &["export", "--format", "csv"]);
+    let columns = out(&csv).lines().next().unwrap();
+    assert_eq!(
+        cells(
+            &page,
+            "records that are none have no row, and their number is told. Columns:"
+        ),
+        columns.split(',').collect()
+    );
+}
+
+fn collect(value: &Value, members: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            members.extend(object.keys().cloned());
+            object.values().for_each(|value| collect(value, members));
+        }
+        Value::Array(list) => list.iter().for_each(|value| collect(value, members)),
+        _ => {}
+    }
 }
