@@ -42,6 +42,15 @@ struct Entry {
     confirmed: bool,
 }
 
+impl Loss {
+    /// Whether what follows can be told together with it, exactly.
+    fn is_continued_by(&self, next: &Self) -> bool {
+        (self.reason, self.stream) == (next.reason, next.stream)
+            && (self.reason == Reason::Full || self.last.checked_add(1) == Some(next.first))
+            && (self.records > 0) == (next.records > 0)
+    }
+}
+
 impl Contents {
     /// Losses that nobody has confirmed.
     pub(crate) fn open_losses(&self) -> impl Iterator<Item = Loss> {
@@ -157,32 +166,37 @@ impl Contents {
         });
     }
 
-    /// Makes one entry less: a confirmed one goes, or the two oldest become
-    /// one. That is a new one to whom it is offered.
+    /// Makes one entry less: a confirmed one goes, or two become one. That is a
+    /// new one to whom it is offered. Best two of which one continues the other,
+    /// since then it says the same; else the two oldest.
     fn merge_oldest(&mut self) {
         if let Some(confirmed) = self.entries.iter().position(|entry| entry.confirmed) {
             self.entries.remove(confirmed);
             return;
         }
-        let Entry { loss: a, .. } = self.entries.remove(0);
-        let Entry { loss: b, .. } = self.entries.remove(0);
-        let id = self.next_id();
-        self.entries.insert(
-            0,
-            Entry {
-                loss: Loss {
-                    id,
-                    reason: Reason::Several,
-                    stream: NO_STREAM,
-                    first: 0,
-                    last: 0,
-                    records: a.records.saturating_add(b.records),
-                    since_ms: a.since_ms.min(b.since_ms),
-                    until_ms: a.until_ms.max(b.until_ms),
-                },
-                confirmed: false,
-            },
-        );
+        let exact = self
+            .entries
+            .windows(2)
+            .position(|pair| pair[0].loss.is_continued_by(&pair[1].loss));
+        let at = exact.unwrap_or(0);
+        let Entry { loss: a, .. } = self.entries.remove(at);
+        let Entry { loss: b, .. } = self.entries.remove(at);
+        let (reason, stream, first, last) = match exact {
+            Some(_) => (a.reason, a.stream, a.first, b.last),
+            None => (Reason::Several, NO_STREAM, 0, 0),
+        };
+        let loss = Loss {
+            id: self.next_id(),
+            reason,
+            stream,
+            first,
+            last,
+            records: a.records.saturating_add(b.records),
+            since_ms: a.since_ms.min(b.since_ms),
+            until_ms: a.until_ms.max(b.until_ms),
+        };
+        let confirmed = false;
+        self.entries.insert(at, Entry { loss, confirmed });
     }
 
     fn next_id(&mut self) -> u64 {

@@ -41,7 +41,8 @@ pub enum Reason {
     /// The receiver refused them for good ([`reject`](crate::Spool::reject)).
     /// They are kept in `rejected/`.
     Refused = 3,
-    /// An append was refused because spool or disk were full. Counted exactly
+    /// An append was refused because spool or disk were full, or the caller gave
+    /// it up ([`refuse`](crate::Spool::refuse)). Counted exactly
     /// while the spool is open; after a power cut the number may be too low, by
     /// half at most. A caller that tries the same record again is counted each
     /// time.

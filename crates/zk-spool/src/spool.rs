@@ -155,6 +155,18 @@ impl Spool {
         self.inner.append(seal, true)
     }
 
+    /// Counts records that the caller gave up before they had a number, as if
+    /// it had offered them and found the spool full.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::Poisoned`].
+    pub fn refuse(&self, records: u64) -> Result<(), Error> {
+        self.inner.check()?;
+        let last = self.inner.state().next_sequence - 1;
+        self.inner.count_refused(last, records)
+    }
+
     /// Makes durable what was appended so far.
     ///
     /// # Errors
@@ -224,8 +236,9 @@ impl Spool {
 
     /// Forgets the losses with ids up to this one, of those that
     /// [`losses`](Self::losses) has returned since the spool was opened. To be
-    /// called when a record that names them is durable (after
-    /// [`sync`](Self::sync), where appends are not).
+    /// called when a record that names them is where nothing takes it away again:
+    /// delivered, if the spool drops its oldest records when it is full, and
+    /// durable at least (after [`sync`](Self::sync), where appends are not).
     ///
     /// # Errors
     ///

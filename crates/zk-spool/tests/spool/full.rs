@@ -168,6 +168,47 @@ fn dropping_leaves_out_what_was_acknowledged() {
     assert_eq!(spool.peek(1, 0).unwrap()[0].sequence(), 9);
 }
 
+/// More losses than the table holds, none of them confirmed.
+#[test]
+fn a_long_outage_is_named_exactly() {
+    let storage = FaultStorage::new();
+    let options = Options {
+        full: Full::DropOldest,
+        ..small()
+    };
+    let spool = open(&storage, &options).unwrap();
+    let mut offered = 0;
+    while offered < 500 {
+        append(&spool, 2000).unwrap();
+        offered = spool.losses().unwrap().last().map_or(0, |loss| loss.id);
+    }
+    let oldest = spool.peek(1, 0).unwrap()[0].sequence();
+    let mut losses = spool.losses().unwrap();
+    assert!(losses.len() < 250, "{}", losses.len());
+    losses.sort_unstable_by_key(|loss| loss.first);
+    let mut next = 1;
+    for loss in losses {
+        assert_eq!((loss.reason, loss.first), (Reason::Dropped, next));
+        assert_eq!(loss.records, loss.last - loss.first + 1);
+        next = loss.last + 1;
+    }
+    assert_eq!(next, oldest);
+}
+
+#[test]
+fn what_the_caller_gives_up_is_counted_and_survives() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    append(&spool, 100).unwrap();
+    spool.refuse(7).unwrap();
+    spool.refuse(3).unwrap();
+    drop(spool);
+    let spool = open(&storage, &small()).unwrap();
+    let losses = spool.losses().unwrap();
+    let counted: Vec<_> = losses.iter().map(|l| (l.reason, l.records)).collect();
+    assert_eq!(counted, [(Reason::Full, 10)]);
+}
+
 #[test]
 fn a_drained_segment_does_not_keep_a_spool_full() {
     for full in [Full::Reject, Full::DropOldest] {
