@@ -1,7 +1,9 @@
 //! The way of a reading on the device: sampled, sealed, spooled, published.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{
@@ -31,7 +33,7 @@ use zk_spool::{AppendError, Spool, SyncPolicy};
 
 use crate::Error;
 use crate::clock::{Clock, Y2020_MS};
-use crate::config::{Config, Full, Sync, unsigned};
+use crate::config::{self, Config, Full, unsigned};
 
 /// A running agent.
 ///
@@ -44,7 +46,7 @@ pub struct Agent {
     /// Dropped to stop the sampler.
     stop: Sender<()>,
     sampler: Thread<()>,
-    sealer: Thread<Result<(), Error>>,
+    sealer: Thread<Result<Receipts, Error>>,
     /// Until when the sealer may try, once the agent is to stop.
     patience: Arc<OnceLock<Instant>>,
     alarm: Arc<Alarm>,
@@ -88,12 +90,60 @@ pub struct Status {
     pub hsm: zk_hsm::Counters,
 }
 
+/// What happens to readings on their way, as [`Agent::start_observed`] tells it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Taken from the sensors: so far they are in memory alone.
+    Captured(&'a [Reading]),
+    /// A record of these readings is in the spool.
+    Sealed {
+        /// The record's stream.
+        stream: StreamId,
+        /// The record's number there.
+        sequence: u64,
+        /// What is in it, in order.
+        readings: &'a [Reading],
+    },
+    /// A report of the agent's own is in the spool.
+    Reported {
+        /// The record's stream.
+        stream: StreamId,
+        /// The record's number there.
+        sequence: u64,
+        /// What it says.
+        report: &'a Report,
+    },
+    /// Neither key nor spool took them: a loss receipt will say how many. None
+    /// of them: it was a report of the agent's own, and counts as one.
+    GivenUp(&'a [Reading]),
+}
+
+/// Whom events are told to.
+///
+/// A function and no log: a subscriber would write readings to a disk in clear
+/// that nobody but their owner is to see. Who takes them here has asked for them.
+struct Observer(Box<dyn Fn(Event<'_>) + Send + Sync>);
+
+impl Default for Observer {
+    fn default() -> Self {
+        Self(Box::new(|_| {}))
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
 #[derive(Debug, Default)]
 struct Progress {
+    observer: Observer,
     sampled: AtomicU64,
     sealed: AtomicU64,
-    /// Given up, and neither counted by the spool nor named in a receipt.
-    unsealed: AtomicU64,
+    /// Given up, and not yet counted by the spool.
+    uncounted: AtomicU64,
     given_up: AtomicU64,
     sensors: AtomicU64,
     /// Nothing is sealed any more.
@@ -113,6 +163,23 @@ impl Agent {
     /// Whatever keeps the agent from starting: settings, key, certificate (also
     /// one that does not fit key or device), owners, spool, target.
     pub fn start(config: &Config, failed: impl FnOnce() + Send + 'static) -> Result<Self, Error> {
+        Self::start_observed(config, |_| {}, failed)
+    }
+
+    /// As [`start`](Self::start), and tells `observer` of each reading and each
+    /// record: for a program that shows what is measured where it is measured,
+    /// or keeps a journal to hold against what arrives.
+    ///
+    /// It is called by the threads that sample and seal, which wait for it; what
+    /// it is told is in clear.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_observed(
+        config: &Config,
+        observer: impl Fn(Event<'_>) + Send + Sync + 'static,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, Error> {
         // Flags may have changed what was read.
         config.check().map_err(Error::Setting)?;
         let uri: HsmUri = config.device.hsm.parse()?;
@@ -162,7 +229,10 @@ impl Agent {
         )
         .map_err(Error::Thread)?;
 
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress {
+            observer: Observer(Box::new(observer)),
+            ..Progress::default()
+        });
         let (sweeps, swept) = sync_channel(SWEEPS_WAITING);
         let (stop, stopped) = channel();
         let interval = unsigned(config.sensors.interval);
@@ -182,7 +252,8 @@ impl Agent {
             progress: Arc::clone(&progress),
             patience: Arc::clone(&patience),
             heartbeat: unsigned(config.heartbeat.interval),
-            stream_started: false,
+            started: None,
+            receipts: Receipts::new(&spool),
             receipts_wait: false,
         };
         let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&swept))?;
@@ -251,7 +322,8 @@ impl Agent {
         self.watch.0.spool.sync()?;
         sampler?;
         if let Some(outcome) = sealer? {
-            outcome?;
+            // What the publisher has delivered since need not be named again.
+            outcome?.unnamed()?;
         }
         let status = self.watch.status()?;
         match status.sampled - status.sealed - status.given_up {
@@ -344,8 +416,8 @@ fn sample(
             return;
         }
         // A sweep that takes longer than the interval delays the next one; it
-        // does not make up for it afterwards.
-        next = (next + interval).max(Instant::now());
+        // does not make up for it afterwards by two of the same moment.
+        next = (next + interval).max(Instant::now() + interval / 2);
         let readings = match bus.read_all(SystemTime::now) {
             Ok(readings) => readings,
             Err(error) => {
@@ -353,6 +425,7 @@ fn sample(
                 continue;
             }
         };
+        progress.tell(Event::Captured(&readings));
         let count = readings.len() as u64;
         let well = readings
             .iter()
@@ -366,7 +439,7 @@ fn sample(
         match sweeps.try_send(readings) {
             Ok(()) => {}
             // The key has not signed for so long that memory would fill up.
-            Err(TrySendError::Full(_)) => progress.give_up(count),
+            Err(TrySendError::Full(readings)) => progress.give_up(&readings),
             Err(TrySendError::Disconnected(_)) => return,
         }
     }
@@ -381,27 +454,38 @@ struct Sealing<K> {
     progress: Arc<Progress>,
     patience: Arc<OnceLock<Instant>>,
     heartbeat: Duration,
-    /// The first record of the stream is in the spool.
-    stream_started: bool,
+    /// Where the record is, or can be, that says how the stream began; `None` if
+    /// there is none.
+    started: Option<RangeInclusive<u64>>,
+    receipts: Receipts,
     /// A receipt found no room; the next try is when a record has found some.
     receipts_wait: bool,
 }
 
 impl<K: Signer<Signature>> Sealing<K> {
-    fn run_to_the_end(mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
+    fn run_to_the_end(mut self, swept: &Receiver<Vec<Reading>>) -> Result<Receipts, Error> {
         let outcome = self.run(swept);
         self.progress.ended.store(true, Ordering::Relaxed);
         if let Err(error) = &outcome {
-            let left = swept.try_iter().map(|sweep| sweep.len() as u64).sum();
-            self.progress.give_up(left);
-            let lost = self.progress.unsealed.load(Ordering::Relaxed);
+            for sweep in swept.try_iter() {
+                self.progress.give_up(&sweep);
+            }
+            let lost = self.progress.uncounted.load(Ordering::Relaxed);
             tracing::error!(%error, readings_lost = lost, "the agent stops");
+            // If it is not the spool that failed, the next start can name them.
+            if let Err(error) = self.count_given_up() {
+                tracing::error!(%error, "they could not be counted");
+            }
         }
-        outcome
+        outcome.map(|()| self.receipts)
     }
 
     fn run(&mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
-        self.stream_started = self.spool.stats()?.next_sequence != 1;
+        let last = self.spool.stats()?.next_sequence - 1;
+        self.started = (last > 0).then_some(1..=last);
+        // Once they were asked for they grow no more: an earlier process may have
+        // named them.
+        self.spool.losses()?;
         let mut next_heartbeat = Instant::now();
         loop {
             if Instant::now() >= next_heartbeat {
@@ -413,6 +497,8 @@ impl<K: Signer<Signature>> Sealing<K> {
                 Ok(first) => self.readings(gather(first, swept))?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
+                    // There may be room now, and no record comes to find it.
+                    self.receipts_wait = false;
                     self.receipts()?;
                     return Ok(self.spool.sync()?);
                 }
@@ -428,77 +514,93 @@ impl<K: Signer<Signature>> Sealing<K> {
             waiting_bytes: stats.bytes,
             sensors: self.progress.sensors.load(Ordering::Relaxed),
         });
-        self.append(Content::Report(&beat)).map(drop)
+        if self.append(Content::Report(&beat), &[])?.is_none() {
+            self.progress.tell(Event::GivenUp(&[]));
+        }
+        Ok(())
+    }
+
+    /// Hands what was given up to the spool, which remembers it.
+    fn count_given_up(&mut self) -> Result<(), Error> {
+        let given_up = self.progress.uncounted.swap(0, Ordering::Relaxed);
+        if given_up > 0 {
+            self.spool.refuse(given_up)?;
+        }
+        Ok(())
     }
 
     /// Names what was lost, in records that nobody can change. What finds no
     /// room stays counted, and is named when there is some.
     fn receipts(&mut self) -> Result<(), Error> {
+        self.count_given_up()?;
         if self.receipts_wait {
             return Ok(());
         }
-        for loss in self.spool.losses()? {
-            let receipt = receipt_of(&loss);
-            tracing::warn!(reason = ?loss.reason, records = receipt.records, "records are lost");
-            if !self.receipt(receipt)? {
-                return Ok(());
-            }
-            self.spool.sync()?;
-            self.spool.confirm(loss.id)?;
+        let losses = self.receipts.unnamed()?;
+        let stream = self.spool.stream();
+        if let Some(place) = &self.started
+            && losses.iter().any(|loss| takes(loss, stream, place))
+        {
+            self.started = None;
         }
-        let given_up = self.progress.unsealed.load(Ordering::Relaxed);
-        if given_up > 0 {
-            tracing::warn!(
-                readings = given_up,
-                "readings are lost: no record took them"
-            );
-            let receipt = LossReceipt {
-                reason: LossReason::Rejected,
-                records: given_up,
-                range: None,
-                noticed_at: self.clock.now().time,
+        for run in losses.chunk_by(continues) {
+            let Some((first, last)) = run.first().zip(run.last()) else {
+                continue;
             };
-            if self.receipt(receipt)? {
-                self.progress
-                    .unsealed
-                    .fetch_sub(given_up, Ordering::Relaxed);
-            }
+            let mut loss = *last;
+            loss.first = first.first;
+            loss.records = run.iter().map(|loss| loss.records).sum();
+            let receipt = receipt_of(&loss, stream);
+            tracing::warn!(reason = ?loss.reason, records = receipt.records, "records are lost");
+            let Some(sequence) = self.receipt(receipt)? else {
+                return Ok(());
+            };
+            let ids = run.iter().map(|loss| (loss.id, sequence));
+            self.receipts.named.extend(ids);
         }
         Ok(())
     }
 
-    /// `false`: there is no room even for this.
-    fn receipt(&mut self, receipt: LossReceipt) -> Result<bool, Error> {
+    /// `None`: there is no room even for this.
+    fn receipt(&mut self, receipt: LossReceipt) -> Result<Option<u64>, Error> {
         let report = Report::LossReceipt(receipt);
-        let taken = self.start_stream()?
-            && self.seal_until_signed(Content::Report(&report), Room::Receipts)?;
-        self.receipts_wait = !taken;
+        let mut taken = None;
+        if self.start_stream()? {
+            taken = self.seal_until_signed(Content::Report(&report), &[], Room::Receipts)?;
+        }
+        if taken.is_none() {
+            self.progress.tell(Event::GivenUp(&[]));
+        }
+        self.receipts_wait = taken.is_none();
         Ok(taken)
     }
 
     fn readings(&mut self, mut readings: Vec<Reading>) -> Result<(), Error> {
         while !readings.is_empty() {
             let rest = readings.split_off(readings.len().min(READINGS_PER_RECORD));
-            let count = readings.len() as u64;
-            let Ok(body) = serde_json::to_vec(&Readings { readings }) else {
+            let batch = Readings { readings };
+            readings = rest;
+            let count = batch.readings.len() as u64;
+            let Ok(body) = serde_json::to_vec(&batch) else {
                 return Err(Error::ThreadEnded);
             };
-            readings = rest;
             let content = Content::Data {
                 content_type: "application/json",
                 body: &body,
             };
-            match self.append(content) {
-                Ok(true) => {
+            match self.append(content, &batch.readings) {
+                Ok(Some(_)) => {
                     self.progress.sealed.fetch_add(count, Ordering::Relaxed);
                 }
-                // The spool has counted the record: for one of the readings.
-                Ok(false) => {
-                    self.progress.given_up.fetch_add(1, Ordering::Relaxed);
-                    self.progress.give_up(count - 1);
+                Ok(None) => {
+                    self.progress.give_up(&batch.readings);
+                    // The spool has counted the record: for one of them.
+                    self.progress.uncounted.fetch_sub(1, Ordering::Relaxed);
+                    self.count_given_up()?;
                 }
                 Err(error) => {
-                    self.progress.give_up(count + readings.len() as u64);
+                    self.progress.give_up(&batch.readings);
+                    self.progress.give_up(&readings);
                     return Err(error);
                 }
             }
@@ -506,42 +608,51 @@ impl<K: Signer<Signature>> Sealing<K> {
         Ok(())
     }
 
-    /// A record, and before it an anchor if the clock was set. `false`: the
-    /// spool is full, and has counted it.
-    fn append(&mut self, content: Content<'_>) -> Result<bool, Error> {
+    /// A record, of these readings if any, and before it an anchor if the clock
+    /// was set. `None`: the spool is full, and has counted it.
+    fn append(&mut self, content: Content<'_>, readings: &[Reading]) -> Result<Option<u64>, Error> {
         if !self.start_stream()? {
-            return Ok(false);
+            return Ok(None);
         }
         let now = self.clock.now();
         if let Some(anchor) = self.clock.anchor(&now) {
             tracing::info!(?anchor, "the clock was set");
-            if !self.seal_until_signed(Content::Report(&anchor), Room::Usual)? {
-                return Ok(false);
+            let anchored = self.seal_until_signed(Content::Report(&anchor), &[], Room::Usual)?;
+            if anchored.is_none() {
+                return Ok(None);
             }
         }
         self.clock.follow(&now);
-        let taken = self.seal_until_signed(content, Room::Usual)?;
-        self.receipts_wait &= !taken;
+        let taken = self.seal_until_signed(content, readings, Room::Usual)?;
+        self.receipts_wait &= taken.is_none();
         Ok(taken)
     }
 
-    /// The first record of a stream says which stream it takes the place of.
+    /// The first record of a stream says which stream it takes the place of; if
+    /// it is lost, another one does.
     fn start_stream(&mut self) -> Result<bool, Error> {
-        if !self.stream_started {
+        if self.started.is_none() {
             let previous = self.spool.predecessor().map(|before| PreviousStream {
                 stream: StreamId(before.stream.0),
                 last: before.last_sequence,
             });
             let started = Report::DeviceEvent(DeviceEvent::StreamStarted { previous });
-            self.stream_started =
-                self.seal_until_signed(Content::Report(&started), Room::Receipts)?;
+            let sequence =
+                self.seal_until_signed(Content::Report(&started), &[], Room::Receipts)?;
+            self.started = sequence.map(|sequence| sequence..=sequence);
         }
-        Ok(self.stream_started)
+        Ok(self.started.is_some())
     }
 
-    /// Tries until the key signs. A key that is out for good, or stuck, is an
-    /// error, and so is one that does not sign while the agent is to stop.
-    fn seal_until_signed(&mut self, content: Content<'_>, room: Room) -> Result<bool, Error> {
+    /// Tries until the key signs, and returns the record's number; `None`: there
+    /// is no room for it. A key that is out for good, or stuck, is an error, and
+    /// so is one that does not sign while the agent is to stop.
+    fn seal_until_signed(
+        &mut self,
+        content: Content<'_>,
+        readings: &[Reading],
+        room: Room,
+    ) -> Result<Option<u64>, Error> {
         let mut pause = Duration::from_millis(50);
         loop {
             let Self {
@@ -564,10 +675,25 @@ impl<K: Signer<Signature>> Sealing<K> {
             let waits = matches!(&outcome, Err(AppendError::Seal(_)));
             self.progress.waits_for_key.store(waits, Ordering::Relaxed);
             match outcome {
-                Ok(_) => return Ok(true),
+                Ok(sequence) => {
+                    let stream = StreamId(spool.stream().0);
+                    self.progress.tell(match content {
+                        Content::Data { .. } => Event::Sealed {
+                            stream,
+                            sequence,
+                            readings,
+                        },
+                        Content::Report(report) => Event::Reported {
+                            stream,
+                            sequence,
+                            report,
+                        },
+                    });
+                    return Ok(Some(sequence));
+                }
                 Err(AppendError::Spool(
                     zk_spool::Error::Full { .. } | zk_spool::Error::DiskFull { .. },
-                )) => return Ok(false),
+                )) => return Ok(None),
                 Err(AppendError::Spool(error)) => return Err(error.into()),
                 Err(AppendError::Seal(error)) if may_pass(&error) => {
                     let left = self.patience.get().map(|until| {
@@ -598,10 +724,93 @@ enum Room {
 }
 
 impl Progress {
-    fn give_up(&self, readings: u64) {
-        self.unsealed.fetch_add(readings, Ordering::Relaxed);
-        self.given_up.fetch_add(readings, Ordering::Relaxed);
+    fn tell(&self, event: Event<'_>) {
+        (self.observer.0)(event);
     }
+
+    fn give_up(&self, readings: &[Reading]) {
+        if !readings.is_empty() {
+            self.tell(Event::GivenUp(readings));
+        }
+        let count = readings.len() as u64;
+        self.uncounted.fetch_add(count, Ordering::Relaxed);
+        self.given_up.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// Which losses are named by receipts that lie in the spool.
+///
+/// A loss is confirmed when its receipt was delivered, and not before: a full
+/// spool that drops its oldest records drops receipts too, and what these named
+/// has to be named again. A process that starts knows of no receipt and names
+/// all once more, which the audit takes for the same.
+#[derive(Debug)]
+struct Receipts {
+    spool: Arc<Spool>,
+    /// By the losses' ids, the receipts' numbers in the spool's present stream.
+    named: BTreeMap<u64, u64>,
+}
+
+impl Receipts {
+    fn new(spool: &Arc<Spool>) -> Self {
+        Self {
+            spool: Arc::clone(spool),
+            named: BTreeMap::new(),
+        }
+    }
+
+    /// Confirms what is delivered. Returns what no receipt in the spool names.
+    fn unnamed(&mut self) -> Result<Vec<zk_spool::Loss>, Error> {
+        let stream = self.spool.stream();
+        // Asked first: what moved it by dropping records is among the losses.
+        let acked = self.spool.stats()?.acked;
+        let mut losses = self.spool.losses()?;
+        for loss in &losses {
+            if !self.named.contains_key(&loss.id) {
+                self.named
+                    .retain(|_, number| !takes(loss, stream, &(*number..=*number)));
+            }
+        }
+        let delivered = |loss: &&zk_spool::Loss| {
+            let number = self.named.get(&loss.id);
+            number.is_some_and(|number| acked.is_some_and(|(of, to)| of == stream && *number <= to))
+        };
+        let last = losses.iter().take_while(delivered).last();
+        if let Some(id) = last.map(|loss| loss.id) {
+            self.spool.confirm(id)?;
+            losses.retain(|loss| loss.id > id);
+            self.named.retain(|named, _| *named > id);
+        }
+        losses.retain(|loss| !self.named.contains_key(&loss.id));
+        Ok(losses)
+    }
+}
+
+/// Whether a loss can have taken away the record at one of these numbers before
+/// it was delivered. One that the cloud refused was delivered, in a way, and is
+/// not sent again.
+fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclusive<u64>) -> bool {
+    let last = if loss.records == 0 {
+        u64::MAX
+    } else {
+        loss.last
+    };
+    match loss.reason {
+        zk_spool::Reason::Full | zk_spool::Reason::Refused => false,
+        zk_spool::Reason::Damaged | zk_spool::Reason::Dropped => {
+            loss.stream == stream && loss.first <= *numbers.end() && *numbers.start() <= last
+        }
+        // Of several, nobody knows which.
+        _ => true,
+    }
+}
+
+/// Whether two losses can be named as one, exactly.
+fn continues(one: &zk_spool::Loss, next: &zk_spool::Loss) -> bool {
+    let dropped = zk_spool::Reason::Dropped;
+    (one.reason, next.reason) == (dropped, dropped)
+        && one.stream == next.stream
+        && one.last.checked_add(1) == Some(next.first)
 }
 
 /// What came in while the key signed shares the next record.
@@ -630,21 +839,25 @@ fn may_pass(error: &zk_envelope::Error) -> bool {
     }
 }
 
-/// The receipt that tells the owner of a loss in a spool.
+/// The receipt that tells the owner of a loss in a spool, whose present stream is
+/// `stream`.
 #[must_use]
-pub fn receipt_of(loss: &zk_spool::Loss) -> LossReceipt {
-    let reason = match loss.reason {
-        zk_spool::Reason::Damaged => LossReason::Damaged,
-        zk_spool::Reason::Dropped => LossReason::Dropped,
-        zk_spool::Reason::Refused => LossReason::Refused,
-        zk_spool::Reason::Full => LossReason::Rejected,
-        _ => LossReason::Several,
+pub fn receipt_of(loss: &zk_spool::Loss, stream: zk_spool::StreamId) -> LossReceipt {
+    let (reason, stream) = match loss.reason {
+        zk_spool::Reason::Damaged => (LossReason::Damaged, loss.stream),
+        zk_spool::Reason::Dropped => (LossReason::Dropped, loss.stream),
+        zk_spool::Reason::Refused => (LossReason::Refused, loss.stream),
+        zk_spool::Reason::Full => (LossReason::Rejected, loss.stream),
+        // The table of losses is damaged: nobody knows what stood in it. All
+        // that the stream has is in doubt then, whatever the number.
+        _ if loss.records == 0 => (LossReason::Damaged, stream),
+        _ => (LossReason::Several, stream),
     };
     let numbered = !matches!(reason, LossReason::Rejected | LossReason::Several);
     let range = numbered.then(|| {
         let first = loss.first.max(1);
         SequenceRange {
-            stream: StreamId(loss.stream.0),
+            stream: StreamId(stream.0),
             first,
             last: loss.last.max(first),
         }
@@ -652,7 +865,7 @@ pub fn receipt_of(loss: &zk_spool::Loss) -> LossReceipt {
     let records = match range {
         Some(_) if loss.records == 0 => 0,
         Some(range) => range.last - range.first + 1,
-        None => loss.records.max(1),
+        None => loss.records,
     };
     let noticed_at = Timestamp::from_millis(loss.until_ms).unwrap_or(Timestamp::MAX);
     LossReceipt {
@@ -666,8 +879,8 @@ pub fn receipt_of(loss: &zk_spool::Loss) -> LossReceipt {
 fn spool_options(config: &Config) -> zk_spool::Options {
     zk_spool::Options {
         sync: match config.spool.sync {
-            Sync::Each => SyncPolicy::Each,
-            Sync::Every(window) => SyncPolicy::Every(unsigned(window)),
+            config::Sync::Each => SyncPolicy::Each,
+            config::Sync::Every(window) => SyncPolicy::Every(unsigned(window)),
         },
         cap: config.spool.cap.as_u64(),
         full: match config.spool.full {
@@ -939,7 +1152,8 @@ mod tests {
                 progress: Arc::clone(&self.progress),
                 patience: Arc::clone(&self.patience),
                 heartbeat: Duration::from_secs(3600),
-                stream_started: false,
+                started: None,
+                receipts: Receipts::new(&self.spool),
                 receipts_wait: false,
             }
         }
@@ -1049,6 +1263,117 @@ mod tests {
         assert_eq!(given_up, lost);
         // One more: the receipt that found no room is counted by the spool too.
         assert_eq!(named + named_after, lost + 1);
+    }
+
+    /// A device whose full spool drops the oldest records, in an outage so long
+    /// that nothing is left of the first ones and of the receipts for them.
+    fn after_an_outage() -> (Device, Sealing<Chip>) {
+        let device = Device::new(zk_spool::Options {
+            cap: 16 << 10,
+            full: zk_spool::Full::DropOldest,
+            ..zk_spool::Options::default()
+        });
+        let mut sealing = device.sealing(clock(), || None);
+        for _ in 0..60 {
+            let sweep = device.bus().read_all(SystemTime::now).unwrap();
+            sealing.readings(sweep).unwrap();
+            sealing.receipts().unwrap();
+        }
+        (device, sealing)
+    }
+
+    /// The numbers that are there, and those that receipts name.
+    fn numbers(records: &[zk_envelope::Opened]) -> (Vec<u64>, Vec<u64>) {
+        let there = records.iter().map(|record| record.header().sequence);
+        let mut named: Vec<u64> = reports(records)
+            .filter_map(|report| match report {
+                Report::LossReceipt(receipt) => receipt.range,
+                _ => None,
+            })
+            .flat_map(|range| range.first..=range.last)
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        (there.collect(), named)
+    }
+
+    fn reports(records: &[zk_envelope::Opened]) -> impl Iterator<Item = Report> {
+        records.iter().filter_map(|record| record.report().unwrap())
+    }
+
+    #[test]
+    fn what_a_dropped_receipt_named_is_named_again() {
+        let (device, _sealing) = after_an_outage();
+        let (there, named) = numbers(&device.records());
+        let (first, last) = (there[0], there[there.len() - 1]);
+        assert!(first > 30, "{there:?}");
+        assert_eq!(there, (first..=last).collect::<Vec<_>>());
+        assert_eq!(named, (1..first).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_loss_is_confirmed_when_its_receipt_is_delivered() {
+        let (device, _sealing) = after_an_outage();
+        let before = numbers(&device.records()).0;
+        // A process that starts does not know of the receipts, and names all.
+        let mut sealing = device.sealing(clock(), || None);
+        sealing.receipts().unwrap();
+        let mut records = device.records();
+        records.retain(|record| !before.contains(&record.header().sequence));
+        let (_, named) = numbers(&records);
+        assert_eq!(named[..10], (1..=10).collect::<Vec<_>>());
+
+        // These receipts have driven out others, which are named in a second turn.
+        for _ in 0..2 {
+            assert_ne!(device.spool.losses().unwrap(), []);
+            let all = device.spool.peek(usize::MAX, usize::MAX).unwrap();
+            device.spool.ack(all.last().unwrap().position()).unwrap();
+            sealing.receipts().unwrap();
+        }
+        assert_eq!(device.spool.losses().unwrap(), []);
+        assert_eq!(device.records().len(), 0, "nothing is left to name");
+    }
+
+    #[test]
+    fn how_a_stream_began_is_said_again_when_it_is_dropped() {
+        let (device, _sealing) = after_an_outage();
+        let started = |report: &Report| matches!(report, Report::DeviceEvent(_));
+        let records = device.records();
+        assert!(numbers(&records).0[0] > 1);
+        assert_eq!(reports(&records).filter(started).count(), 1);
+    }
+
+    /// The spool's table of losses is gone: how many stood in it, nobody knows.
+    #[test]
+    fn losses_of_unknown_number_are_named_as_such() {
+        let (device, sealing) = after_an_outage();
+        drop(sealing);
+        let Device {
+            dir, key, owner, ..
+        } = device;
+        let place = dir.path().join("spool");
+        drop(device.spool);
+        fs::write(place.join("state"), [0; 64]).unwrap();
+        let device = Device {
+            spool: Arc::new(Spool::open(&place, zk_spool::Options::default()).unwrap()),
+            dir,
+            key,
+            owner,
+            progress: Arc::default(),
+            patience: Arc::default(),
+            _bus: device._bus,
+        };
+        device.sealing(clock(), || None).receipts().unwrap();
+        let records = device.records();
+        let unknown = reports(&records).find_map(|report| match report {
+            Report::LossReceipt(receipt) if receipt.records == 0 => Some(receipt),
+            _ => None,
+        });
+        let unknown = unknown.unwrap();
+        assert_eq!(unknown.reason, LossReason::Damaged);
+        let stream = StreamId(device.spool.stream().0);
+        let range = unknown.range.map(|range| (range.stream, range.first));
+        assert_eq!(range, Some((stream, 1)));
     }
 
     #[test]
