@@ -8,8 +8,12 @@
     clippy::print_stdout
 )]
 
+mod proxy;
+
+pub use proxy::{Fault, Proxy, Way};
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -283,6 +287,19 @@ impl Process {
             }
             last = line;
         }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Writes a line to its input.
+    pub fn say(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("its input");
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("it listens");
     }
 
     /// kill -9.

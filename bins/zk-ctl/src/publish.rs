@@ -184,7 +184,7 @@ impl Sealing<'_> {
             self.append(Content::Report(&Report::DeviceEvent(event)), Room::Receipts)?;
         }
         for loss in self.spool.losses().map_err(|error| self.failed(error))? {
-            let report = Report::LossReceipt(zk_agent::receipt_of(&loss));
+            let report = Report::LossReceipt(zk_agent::receipt_of(&loss, self.spool.stream()));
             self.append(Content::Report(&report), Room::Receipts)?;
             self.spool
                 .confirm(loss.id)
