@@ -168,16 +168,18 @@ impl Contents {
 
     /// Makes one entry less: a confirmed one goes, or two become one. That is a
     /// new one to whom it is offered. Best two of which one continues the other,
-    /// since then it says the same; else the two oldest.
+    /// since then it says the same: first of those that name numbers, which may
+    /// be named twice without harm, then of those that count. Else the two oldest.
     fn merge_oldest(&mut self) {
         if let Some(confirmed) = self.entries.iter().position(|entry| entry.confirmed) {
             self.entries.remove(confirmed);
             return;
         }
-        let exact = self
-            .entries
-            .windows(2)
-            .position(|pair| pair[0].loss.is_continued_by(&pair[1].loss));
+        let pairs = || self.entries.windows(2);
+        let exact = |pair: &[Entry]| pair[0].loss.is_continued_by(&pair[1].loss);
+        let exact = pairs()
+            .position(|pair| pair[0].loss.reason != Reason::Full && exact(pair))
+            .or_else(|| pairs().position(exact));
         let at = exact.unwrap_or(0);
         let Entry { loss: a, .. } = self.entries.remove(at);
         let Entry { loss: b, .. } = self.entries.remove(at);
