@@ -10,8 +10,10 @@ use zk_store::StoreUri;
 
 /// Sets up certificate authorities, a gateway of your own, and devices.
 ///
-/// Everything lies in one directory on the operator's machine; every command
-/// can be run again, keeps what is there and makes what is missing.
+/// Everything lies in one directory on the operator's machine. `apply` makes it
+/// what it is to be, `plan` says beforehand what that takes; the commands below
+/// them do one thing each. Every command can be run again, keeps what is there
+/// and makes what is missing.
 #[derive(Clone, Debug, Parser)]
 #[command(version, after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -29,6 +31,42 @@ pub struct Arguments {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Shows what `apply` would do, and writes nothing
+    ///
+    /// Every item is listed: create, change, keep or remove, and why. No
+    /// passphrase is needed. Exit status 3 if there is anything to do.
+    #[command(after_help = PLAN_HELP)]
+    Plan(DesiredArguments),
+
+    /// Makes the set-up what it is to be: from nothing, or from whatever is there
+    ///
+    /// Missing authorities, gateway, store, owner's key and devices are made,
+    /// certificates that are due are renewed, changes of key are finished; then
+    /// all is checked. After a failure, run it again.
+    #[command(after_help = APPLY_HELP)]
+    Apply(Apply),
+
+    /// Shows how far the set-up is from what it is to be, what expires when, and
+    /// the devices
+    ///
+    /// Exit status 3 if `apply` had anything to do, or a device is not in order.
+    Status(DesiredArguments),
+
+    /// Looks at every file, key, certificate, table and device, and whether the
+    /// gateway answers on this machine
+    ///
+    /// Changes nothing. Exit status 3 if anything is wrong; a warning is not.
+    Check,
+
+    /// Removes what was made here; the data and the keys only when told
+    ///
+    /// What zk-setup didn't make stays, and is named.
+    #[command(after_help = DESTROY_HELP)]
+    Destroy(Destroy),
+
+    /// Prints a commented zk-setup.toml, for `plan --file` and `apply --file`
+    Template,
+
     /// The certificate authorities
     #[command(subcommand)]
     Ca(CaCommand),
@@ -40,6 +78,87 @@ pub(crate) enum Command {
     /// The devices
     #[command(subcommand)]
     Device(DeviceCommand),
+}
+
+/// What the set-up is to be. Without any of it: what is there, made whole.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DesiredArguments {
+    /// What the set-up is to be, in TOML; a device that it doesn't name is
+    /// removed. `zk-setup template` prints one
+    #[arg(long, env = "ZK_SETUP_FILE", value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// A device to set up, besides those there are: 1 to 64 of A-Z a-z 0-9 _ -
+    #[arg(long, value_name = "NAME")]
+    pub(crate) device: Option<DeviceId>,
+
+    /// The device's key: zymkey:slot=0, pkcs11:token=T;object=O or, for
+    /// development, soft:/absolute/path.pem. Without --csr the key is in this
+    /// machine, and the request is made here; a missing soft key is made too
+    #[arg(long, value_name = "URI", requires = "device")]
+    pub(crate) hsm: Option<HsmUri>,
+
+    /// A certificate request in PEM that the device made, with CN=NAME
+    #[arg(long, value_name = "FILE", requires = "device")]
+    pub(crate) csr: Option<PathBuf>,
+
+    /// Where the device publishes to [at first: the gateway's first name]
+    #[arg(long, value_name = "HOST:PORT", value_parser = endpoint, requires = "device")]
+    pub(crate) endpoint: Option<String>,
+
+    /// A public key in PEM that readings are encrypted to; up to 8 [at first: a
+    /// key that is made here, owner.pem; later: those each device has]
+    #[arg(long = "owner", value_name = "FILE")]
+    pub(crate) owners: Vec<PathBuf>,
+
+    /// A host name or IP address that devices reach the gateway at; the first is
+    /// what they are told [at first: localhost and this machine's name]
+    #[arg(long = "name", visible_alias = "ip", value_name = "HOST|ADDRESS", value_parser = server_name)]
+    pub(crate) names: Vec<ServerName<'static>>,
+
+    /// Where the gateway listens [at first: 0.0.0.0:8443]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket_address)]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// Where device records and readings are kept [at first: store.db beside
+    /// gateway.toml]
+    #[arg(long, value_name = "file:PATH|dynamodb:REGION")]
+    pub(crate) store: Option<StoreUri>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub(crate) desired: DesiredArguments,
+
+    /// Asks nothing. Without a terminal it is needed where a device is removed
+    #[arg(long)]
+    pub(crate) yes: bool,
+
+    #[command(flatten)]
+    pub(crate) passphrase: PassphraseSource,
+
+    /// A file with the passphrase of the owner's key in its only line, if that is
+    /// made here [otherwise: ZK_OWNER_PASSPHRASE, or it is asked for]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) owner_passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Destroy {
+    /// The store too, with all readings, and what is needed to read them:
+    /// trust.toml, reader.toml, gateway.toml
+    #[arg(long)]
+    pub(crate) with_data: bool,
+
+    /// The authorities too, and the owner's key: what was encrypted for it can
+    /// never be read again, but by a copy of the key
+    #[arg(long, requires = "with_data")]
+    pub(crate) with_keys: bool,
+
+    /// Asks nothing; needed without a terminal
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -84,6 +203,14 @@ pub(crate) enum DeviceCommand {
     #[command(visible_alias = "ls")]
     List,
 
+    /// Changes a device's key without a gap: first --csr or --hsm, later --finish
+    ///
+    /// The new certificate lies beside the old one until the device has used it;
+    /// then the old key is retired, by --finish or by the next `apply`. What the
+    /// old key has signed stays right, however late it arrives.
+    #[command(after_help = ROTATE_HELP)]
+    Rotate(Box<DeviceRotate>),
+
     /// Shuts a device out for good: its key is never accepted again
     Revoke {
         /// The device
@@ -120,6 +247,29 @@ pub(crate) struct DeviceAdd {
     pub(crate) passphrase: PassphraseSource,
 }
 
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("what").args(["csr", "hsm", "finish"]).required(true).multiple(true))]
+pub(crate) struct DeviceRotate {
+    /// The device
+    pub(crate) name: DeviceId,
+
+    /// A certificate request in PEM by the new key, with CN=NAME
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csr: Option<PathBuf>,
+
+    /// The new key. Without --csr it is in this machine, and the request is made
+    /// here; a missing soft key is made too
+    #[arg(long, value_name = "URI")]
+    pub(crate) hsm: Option<HsmUri>,
+
+    /// Retires the old key, once something has come in under the new certificate
+    #[arg(long, conflicts_with_all = ["csr", "hsm"])]
+    pub(crate) finish: bool,
+
+    #[command(flatten)]
+    pub(crate) passphrase: PassphraseSource,
+}
+
 /// Where the passphrase of the authorities' keys comes from. Without any it is
 /// asked for.
 #[derive(Clone, Debug, Args)]
@@ -131,17 +281,17 @@ pub(crate) struct PassphraseSource {
     pub(crate) passphrase_file: Option<PathBuf>,
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, &'static str> {
+pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse()
         .map_err(|_| "give an IP address and a port, like 0.0.0.0:8443 or [::]:8443")
 }
 
 /// As the agent will read it.
-fn endpoint(text: &str) -> Result<String, TargetError> {
+pub(crate) fn endpoint(text: &str) -> Result<String, TargetError> {
     Target::new(text, "Zymkey/name").map(|_| text.to_owned())
 }
 
-fn server_name(name: &str) -> Result<ServerName<'static>, String> {
+pub(crate) fn server_name(name: &str) -> Result<ServerName<'static>, String> {
     let name = ServerName::try_from(name).map_err(|_| "not a host name or an IP address")?;
     Ok(name.to_owned())
 }
@@ -150,11 +300,21 @@ pub(crate) const DEFAULT_DIR: &str = "zk";
 
 const AFTER_HELP: &str = "\
 Examples:
+  zk-setup apply --device pi-01 --hsm zymkey:slot=0      everything, from nothing
+  zk-setup template > zk-setup.toml
+  zk-setup plan --file zk-setup.toml
+  zk-setup apply --file zk-setup.toml
+  zk-setup status --json
+  zk-setup check
+  zk-setup destroy
+
+One thing at a time:
   zk-setup ca init
   zk-setup gateway init --name gateway.example --name 192.0.2.7
   zk-setup device add pi-01 --csr pi-01.csr.pem --owner owner.pub.pem
   zk-setup device add pi-02 --hsm zymkey:slot=0          run on the device itself
   zk-setup device list --json
+  zk-setup device rotate pi-01 --csr new.csr.pem
   zk-setup device revoke pi-01
 
 In the directory:
@@ -162,6 +322,42 @@ In the directory:
   gateway/         what zk-gateway needs: gateway.toml, certificate, key, store
   devices/NAME/    what zk-agent needs on the device: agent.toml, certificates
   trust.toml       what owners need: which keys speak for which device
+  owner.pem        the owner's key, if apply has made it, and reader.toml with it
 
-Exit codes: 0 done, 1 failed (run it again once the cause is mended), 2 wrong
+Exit codes: 0 done, or nothing to do; 1 failed (run it again once the cause is
+mended); 2 wrong arguments; 3 plan, status: something is to do; check, apply:
+something is wrong.";
+
+const PLAN_HELP: &str = "\
+Examples:
+  zk-setup plan --file zk-setup.toml
+  zk-setup plan --device pi-01 --hsm soft:/home/me/key.pem
+  zk-setup plan --json | jq -r '.changes[] | select(.action != \"keep\") | .item'
+
+Exit codes: 0 nothing to do, 1 failed, 2 wrong arguments, 3 something to do.";
+
+const APPLY_HELP: &str = "\
+Examples:
+  zk-setup apply --device pi-01 --hsm zymkey:slot=0
+  zk-setup apply --device pi-02 --csr pi-02.csr.pem --name gateway.example
+  zk-setup apply --file zk-setup.toml
+  zk-setup apply                       renews what is due, makes what is missing
+
+At a terminal it asks before it changes anything. Elsewhere it goes on, unless a
+device would be removed: that revokes its key for good, and takes --yes.
+
+Exit codes: 0 done, and all is well; 1 failed: run it again; 2 wrong arguments;
+3 done, and something is wrong.";
+
+const DESTROY_HELP: &str = "\
+Examples:
+  zk-setup destroy                          gateway and devices; readings stay
+  zk-setup destroy --with-data --with-keys  everything
+
+Exit codes: 0 done, or nothing was there; 1 failed: run it again; 2 wrong
 arguments.";
+
+const ROTATE_HELP: &str = "\
+Examples:
+  zk-setup device rotate pi-01 --csr new.csr.pem --hsm zymkey:slot=1
+  zk-setup device rotate pi-01 --finish";

@@ -1,108 +1,233 @@
 //! The operator's tool: certificate authorities, a gateway of one's own, and its
 //! devices.
 //!
-//! The work is done by [`zk_provision`]; here are the command line, the question
-//! for the passphrase, and what a person or a script reads of the result. The
+//! The work is done by [`zk_provision`]; here are the command line, zk-setup.toml,
+//! the questions, and what a person or a script reads of the result. The
 //! program prints what [`run`] returns.
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod desired;
+mod file;
 mod outcome;
 mod passphrase;
+mod question;
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::time::SystemTime;
 
-use anyhow::Context;
-use zk_envelope::{DeviceId, OwnerPublicKey};
-use zk_hsm::{BackendKind, Hsm, HsmUri, create_soft_key};
-use zk_provision::{CertificateRequest, Device, Gateway, LocalSetup};
-use zk_store::{Options, Store, StoreUri};
+use anyhow::{Context, bail};
+use zk_provision::{Action, Desired, Destroy, Device, Gateway, LocalSetup, Secrets, Step};
+use zk_store::{Options, Store};
 
 pub use arguments::Arguments;
-use arguments::{CaCommand, Command, DeviceAdd, DeviceCommand, GatewayCommand, GatewayInit};
+use arguments::{
+    Apply, CaCommand, Command, DesiredArguments, DeviceAdd, DeviceCommand, DeviceRotate,
+    GatewayCommand, GatewayInit,
+};
+pub use file::{DeviceTable, GatewayTable, SetupFile};
 pub use outcome::Outcome;
 
-/// Does what the command line says.
+/// Does what the command line says. `say` hears, line by line, of each step of a
+/// long command when it is done.
 ///
 /// # Errors
 /// What happened, and with what; running the command again is safe.
-pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+pub fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
     let setup = LocalSetup::new(&arguments.dir);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let now = SystemTime::now();
     runtime.block_on(async {
         match &arguments.command {
+            Command::Plan(given) => {
+                let desired = desired::desired(&setup, given)?;
+                Ok(outcome::plan(&setup.plan(&desired, now).await?))
+            }
+            Command::Apply(given) => apply(&setup, given, now, say).await,
+            Command::Status(given) => status(&setup, given, now).await,
+            Command::Check => Ok(outcome::checked(&setup.check(now).await)),
+            Command::Destroy(given) => destroy(&setup, given, say).await,
+            Command::Template => Ok(Outcome::template(file::TEMPLATE)),
             Command::Ca(CaCommand::Init(source)) => {
                 let new = !setup.dir().join("ca/gateway-ca.key.pem").exists();
                 let passphrase = passphrase::get(source, new)?;
-                let steps = setup.init_authorities(&passphrase, SystemTime::now())?;
+                let steps = setup.init_authorities(&passphrase, now)?;
                 Ok(outcome::authorities(&setup, &steps))
             }
-            Command::Gateway(GatewayCommand::Init(init)) => init_gateway(&setup, init).await,
-            Command::Device(DeviceCommand::Add(add)) => add_device(&setup, add).await,
-            Command::Device(DeviceCommand::List) => Ok(outcome::devices(
-                &setup.devices(&store(&setup).await?).await?,
-            )),
-            Command::Device(DeviceCommand::Revoke { name }) => {
+            Command::Gateway(GatewayCommand::Init(init)) => init_gateway(&setup, init, now).await,
+            Command::Device(command) => {
                 let store = store(&setup).await?;
-                let revoked = setup.revoke_device(name, &store, SystemTime::now()).await?;
-                Ok(outcome::revoked(&setup, &revoked))
+                let done = device(&setup, command, &store, now).await;
+                store.close().await;
+                done
             }
         }
     })
 }
 
-async fn init_gateway(setup: &LocalSetup, init: &GatewayInit) -> anyhow::Result<Outcome> {
-    let store = match init.store.clone() {
-        // what a person types begins where that person is
-        Some(StoreUri::File(path)) => Some(StoreUri::File(std::path::absolute(path)?)),
-        other => other,
+async fn apply(
+    setup: &LocalSetup,
+    given: &Apply,
+    now: SystemTime,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<Outcome> {
+    let mut desired = desired::desired(setup, &given.desired)?;
+    let plan = setup.plan(&desired, now).await?;
+    let mut steps = plan.steps.clone();
+    if plan.has_changes() {
+        if !given.yes {
+            question::about(&plan)?;
+        }
+        // whoever can't answer is better told before anything is done
+        let needed = plan.needs;
+        let authorities = needed.authorities.map(|age| {
+            let is_new = age == zk_provision::Age::New;
+            passphrase::get(&given.passphrase, is_new)
+        });
+        let owner = needed.owner.map(|age| {
+            let is_new = age == zk_provision::Age::New;
+            passphrase::of_owner(given.owner_passphrase_file.as_deref(), is_new)
+        });
+        let (authorities, owner) = (authorities.transpose()?, owner.transpose()?);
+        desired::make_keys(&mut desired, say)?;
+        let secrets = Secrets {
+            authorities: authorities.as_ref(),
+            owner: owner.as_ref(),
+        };
+        let mut tell = |step: &Step| say(&outcome::line(step));
+        steps = setup.apply(&desired, secrets, now, &mut tell).await?;
+    }
+    let checked = setup.check(now).await;
+    Ok(outcome::applied(setup, &plan, &desired, &steps, &checked))
+}
+
+async fn status(
+    setup: &LocalSetup,
+    given: &DesiredArguments,
+    now: SystemTime,
+) -> anyhow::Result<Outcome> {
+    let desired: Desired = desired::desired(setup, given)?;
+    let plan = setup.plan(&desired, now).await?;
+    let mut devices = Vec::new();
+    // what the plan is to make first can't be asked
+    let is_there = |step: &Step| step.action == Action::Kept;
+    if plan
+        .steps
+        .iter()
+        .filter(|step| is_store(setup, step))
+        .any(is_there)
+    {
+        let store = store(setup).await?;
+        let found = setup.devices(&store).await;
+        store.close().await;
+        devices = found?;
+    }
+    let expiries = setup.expiries(now)?;
+    Ok(outcome::status(&plan, &devices, &expiries))
+}
+
+fn is_store(setup: &LocalSetup, step: &Step) -> bool {
+    use zk_provision::Item;
+    use zk_store::StoreUri;
+    match (&step.item, setup.store()) {
+        (Item::File(path), Ok(StoreUri::File(store))) => *path == store,
+        (Item::Tables(uri), Ok(store)) => *uri == store,
+        _ => false,
+    }
+}
+
+async fn destroy(
+    setup: &LocalSetup,
+    given: &arguments::Destroy,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<Outcome> {
+    let what = Destroy {
+        data: given.with_data,
+        keys: given.with_keys,
     };
+    let plan = setup.plan_destroy(what).await?;
+    if !plan.has_changes() {
+        return Ok(outcome::destroyed(setup, &plan.steps));
+    }
+    if !given.yes {
+        question::about_destruction(setup, &plan)?;
+    }
+    let mut tell = |step: &Step| say(&outcome::line(step));
+    let steps = setup.destroy(what, &mut tell).await?;
+    Ok(outcome::destroyed(setup, &steps))
+}
+
+async fn init_gateway(
+    setup: &LocalSetup,
+    init: &GatewayInit,
+    now: SystemTime,
+) -> anyhow::Result<Outcome> {
     let gateway = Gateway {
         names: init.names.clone(),
         listen: init.listen,
-        store,
+        store: desired::absolute(init.store.clone())?,
     };
     let passphrase = passphrase::get(&init.passphrase, false)?;
-    let files = setup
-        .init_gateway(&gateway, &passphrase, SystemTime::now())
-        .await?;
+    let files = setup.init_gateway(&gateway, &passphrase, now).await?;
     Ok(outcome::gateway(setup, &files))
 }
 
-async fn add_device(setup: &LocalSetup, add: &DeviceAdd) -> anyhow::Result<Outcome> {
-    let store = store(setup).await?;
-    let mut owners = Vec::new();
-    for path in &add.owners {
-        let owner = read(path)
-            .and_then(|pem| Ok(OwnerPublicKey::from_pem(&String::from_utf8_lossy(&pem))?));
-        owners.push(owner.with_context(|| format!("owner's key {}", path.display()))?);
+async fn device(
+    setup: &LocalSetup,
+    command: &DeviceCommand,
+    store: &Store,
+    now: SystemTime,
+) -> anyhow::Result<Outcome> {
+    match command {
+        DeviceCommand::Add(add) => add_device(setup, add, store, now).await,
+        DeviceCommand::List => Ok(outcome::devices(&setup.devices(store).await?)),
+        DeviceCommand::Rotate(rotate) => rotate_device(setup, rotate, store, now).await,
+        DeviceCommand::Revoke { name } => {
+            let revoked = setup.revoke_device(name, store, now).await?;
+            Ok(outcome::revoked(setup, &revoked))
+        }
     }
-    let pem = match (&add.csr, &add.hsm) {
-        (Some(path), _) => read(path)?,
-        (None, Some(uri)) => request(uri, &add.name)?,
-        (None, None) => anyhow::bail!("--csr or --hsm is needed"),
-    };
+}
+
+async fn add_device(
+    setup: &LocalSetup,
+    add: &DeviceAdd,
+    store: &Store,
+    now: SystemTime,
+) -> anyhow::Result<Outcome> {
+    let owners = desired::owner_keys(&add.owners)?;
     let device = Device {
-        request: CertificateRequest::from_pem(&pem, &add.name)
-            .map_err(zk_provision::Error::from)
-            .with_context(|| match &add.csr {
-                Some(path) => path.display().to_string(),
-                None => format!("the request made here, of {}", add.name),
-            })?,
+        request: desired::request(&add.name, add.csr.as_deref(), add.hsm.as_ref())?,
         hsm: add.hsm.as_ref().map(ToString::to_string),
         endpoint: add.endpoint.clone(),
         owners,
     };
     let passphrase = passphrase::get(&add.passphrase, false)?;
-    let added = setup
-        .add_device(&device, &passphrase, &store, SystemTime::now())
-        .await?;
+    let added = setup.add_device(&device, &passphrase, store, now).await?;
     Ok(outcome::added(setup, &added))
+}
+
+async fn rotate_device(
+    setup: &LocalSetup,
+    rotate: &DeviceRotate,
+    store: &Store,
+    now: SystemTime,
+) -> anyhow::Result<Outcome> {
+    if rotate.finish {
+        let finished = setup.finish_rotation(&rotate.name, store, now).await?;
+        return Ok(outcome::rotated(setup, &finished));
+    }
+    if rotate.hsm.is_none() && rotate.csr.is_none() {
+        bail!("--csr or --hsm is needed");
+    }
+    let request = desired::request(&rotate.name, rotate.csr.as_deref(), rotate.hsm.as_ref())?;
+    let hsm = rotate.hsm.as_ref().map(ToString::to_string);
+    let passphrase = passphrase::get(&rotate.passphrase, false)?;
+    let next = setup
+        .rotate_device(&request, hsm.as_deref(), &passphrase, store, now)
+        .await?;
+    Ok(outcome::rotating(setup, &next))
 }
 
 async fn store(setup: &LocalSetup) -> anyhow::Result<Store> {
@@ -110,30 +235,4 @@ async fn store(setup: &LocalSetup) -> anyhow::Result<Store> {
     Store::open(&uri, Options::default())
         .await
         .with_context(|| format!("store {uri}"))
-}
-
-/// A certificate request by the key in this machine. A key for development is
-/// made if there is none.
-fn request(uri: &HsmUri, device: &DeviceId) -> anyhow::Result<Vec<u8>> {
-    let name = uri.to_string();
-    if uri.backend() == BackendKind::Soft
-        && let Some(path) = name.strip_prefix("soft:").map(Path::new)
-        && !path.exists()
-    {
-        create_soft_key(path)?;
-    }
-    let hsm = Hsm::open(uri, zk_hsm::Options::default())?;
-    Ok(hsm.csr(device.as_str())?.into_bytes())
-}
-
-/// A file, as far as anything that is expected here can go.
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| {
-            file.take(CertificateRequest::MAX_LEN as u64 + 1)
-                .read_to_end(&mut bytes)
-        })
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(bytes)
 }

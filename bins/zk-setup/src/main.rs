@@ -20,20 +20,25 @@ fn main() -> ExitCode {
         .without_time()
         .with_target(false)
         .init();
-    match zk_setup::run(&arguments) {
+    // a script gets one object; whoever looks on sees what happens all the same
+    let mut say = |line: &str| {
+        if arguments.json {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
+    };
+    match zk_setup::run(&arguments, &mut say) {
         Ok(outcome) => {
-            println!(
-                "{}",
-                if arguments.json {
-                    outcome.json.to_string()
-                } else {
-                    outcome.text
-                }
-            );
+            if arguments.json {
+                println!("{}", outcome.json);
+            } else if !outcome.text.is_empty() {
+                println!("{}", outcome.text);
+            }
             for hint in outcome.hints {
                 eprintln!("{hint}");
             }
-            ExitCode::SUCCESS
+            ExitCode::from(if outcome.findings { 3 } else { 0 })
         }
         Err(error) => {
             let mut said = error.to_string();

@@ -1,9 +1,11 @@
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
-use zk_envelope::{KeyState, Timestamp};
+use zk_envelope::{DeviceId, KeyState, Timestamp};
 use zk_provision::{
-    AddedDevice, DeviceEntry, GatewayFiles, LocalSetup, RevokedDevice, Standing, Step,
+    Action, AddedDevice, Checked, Desired, DesiredKey, DeviceEntry, Expiry, FinishedRotation,
+    GatewayFiles, Item, LocalSetup, Plan, RevokedDevice, Standing, Step, Verdict,
 };
 
 use crate::arguments::DEFAULT_DIR;
@@ -17,18 +19,378 @@ pub struct Outcome {
     pub json: Value,
     /// What to do next.
     pub hints: Vec<String>,
+    /// Something is to do, or to be mended: exit status 3.
+    pub findings: bool,
+}
+
+impl Outcome {
+    fn new(text: String, json: Value, hints: Vec<String>) -> Self {
+        Self {
+            text,
+            json,
+            hints,
+            findings: false,
+        }
+    }
+
+    pub(crate) fn template(text: &str) -> Self {
+        let json = json!({ "template": text });
+        Self::new(text.trim_end().to_owned(), json, Vec::new())
+    }
+}
+
+pub(crate) fn plan(plan: &Plan) -> Outcome {
+    let lines: Vec<_> = plan.steps.iter().map(planned).collect();
+    Outcome {
+        findings: plan.has_changes(),
+        ..Outcome::new(
+            format!("{}\n{}", lines.join("\n"), summary(plan)),
+            json!({ "hasChanges": plan.has_changes(), "changes": changes(plan, |_| true) }),
+            warnings(plan),
+        )
+    }
+}
+
+pub(crate) fn applied(
+    setup: &LocalSetup,
+    plan: &Plan,
+    desired: &Desired,
+    steps: &[Step],
+    found: &[Checked],
+) -> Outcome {
+    let dir = setup.dir().display();
+    let was_made = |path: &Path| {
+        steps
+            .iter()
+            .any(|step| step.action == Action::Created && step.item == Item::File(path.to_owned()))
+    };
+    let checked = checked(found);
+    let mut text = if plan.has_changes() {
+        format!("done; {} things checked", found.len())
+    } else {
+        format!("nothing to do; {} things checked", found.len())
+    };
+    let conspicuous: Vec<_> = found.iter().filter_map(conspicuous).collect();
+    if !conspicuous.is_empty() {
+        text = format!("{text}\n{}", conspicuous.join("\n"));
+    }
+    let mut hints = Vec::new();
+    if was_made(&setup.dir().join("ca/device-ca.key.pem")) {
+        hints.push(format!(
+            "Back up {dir}/ca and its passphrase: without them no device can be added."
+        ));
+    }
+    let owner = setup.owner_key_file();
+    if was_made(&owner) {
+        hints.push(format!(
+            "BACK UP THE OWNER'S KEY NOW: {} and its passphrase. There is no other copy; if it \
+             is lost, nothing that devices encrypt for it can ever be read.",
+            owner.display()
+        ));
+    }
+    if desired.gateway.names.is_empty() && was_made(&setup.dir().join("gateway/gateway.crt.pem")) {
+        let names = desired.names_at_first.iter().map(|name| name.to_str());
+        hints.push(format!(
+            "The gateway's names are {}, since none were given: devices reach it under no other. \
+             Choose others with --name.",
+            names.collect::<Vec<_>>().join(", ")
+        ));
+    }
+    if plan.has_changes() {
+        hints.push("Next:".to_owned());
+        hints.push(format!("  zk-gateway --config {dir}/gateway/gateway.toml"));
+        for (name, device) in &desired.devices {
+            let agent = setup.dir().join("devices").join(name.as_str());
+            let is_soft = device
+                .hsm
+                .as_ref()
+                .is_some_and(|hsm| hsm.starts_with("soft:"));
+            hints.push(match &device.key {
+                DesiredKey::Request(_) if is_soft => format!(
+                    "  zk-agent --config {}/agent.toml --spool {name}.spool    (elsewhere than on \
+                     a Pi, with --sensors-root)",
+                    agent.display()
+                ),
+                _ => format!(
+                    "  copy {} to the device, as /etc/zk-agent, and start zk-agent there",
+                    agent.display()
+                ),
+            });
+        }
+        if owner.exists() {
+            let reader = setup.reader_file();
+            hints.push(format!("  zk-reader --config {} list", reader.display()));
+        } else {
+            hints.push(format!(
+                "  give {} to the owners",
+                setup.trust_file().display()
+            ));
+        }
+        hints.push(format!("  {} status", command(setup)));
+    }
+    Outcome {
+        findings: checked.findings,
+        ..Outcome::new(
+            text,
+            json!({
+                "dir": setup.dir(),
+                "hasChanged": plan.has_changes(),
+                "steps": list(steps),
+                "checks": checked.json["checks"],
+            }),
+            hints,
+        )
+    }
+}
+
+pub(crate) fn status(plan: &Plan, entries: &[DeviceEntry], expiries: &[Expiry]) -> Outcome {
+    let is_change = |step: &Step| step.action != Action::Kept;
+    let mut text: Vec<_> = plan
+        .steps
+        .iter()
+        .filter(|step| is_change(step))
+        .map(planned)
+        .collect();
+    text.push(summary(plan));
+    if !expiries.is_empty() {
+        text.push(String::new());
+        text.extend(expiries.iter().map(|expiry| {
+            let due = if expiry.is_due { ", due" } else { "" };
+            format!("until {}{due}  {}", day(expiry.at), expiry.file.display())
+        }));
+    }
+    let shown = devices(entries);
+    if !entries.is_empty() {
+        text.push(String::new());
+        text.push(shown.text);
+    }
+    for entry in entries.iter().filter(|entry| entry.next.is_some()) {
+        text.push(format!(
+            "{} is changing its key: nothing has come in under the new certificate yet",
+            entry.device
+        ));
+    }
+    let is_odd =
+        |entry: &DeviceEntry| matches!(entry.standing, Standing::Incomplete | Standing::Untrusted);
+    let certificates = expiries.iter().map(|expiry| {
+        json!({
+            "file": expiry.file,
+            "expiresAt": instant(expiry.at),
+            "due": expiry.is_due,
+        })
+    });
+    let mut hints = warnings(plan);
+    hints.extend(shown.hints);
+    Outcome {
+        findings: plan.has_changes() || entries.iter().any(is_odd),
+        ..Outcome::new(
+            text.join("\n"),
+            json!({
+                "hasChanges": plan.has_changes(),
+                "changes": changes(plan, is_change),
+                "certificates": certificates.collect::<Vec<_>>(),
+                "devices": shown.json["devices"],
+            }),
+            hints,
+        )
+    }
+}
+
+pub(crate) fn checked(found: &[Checked]) -> Outcome {
+    let count = |is: fn(&Verdict) -> bool| found.iter().filter(|one| is(&one.verdict)).count();
+    let bad = count(|verdict| matches!(verdict, Verdict::Bad { .. }));
+    let warnings = count(|verdict| matches!(verdict, Verdict::Warning { .. }));
+    let good = found.len() - bad - warnings;
+    let mut text: Vec<_> = found
+        .iter()
+        .map(|one| conspicuous(one).unwrap_or_else(|| format!("ok       {}", printable(&one.what))))
+        .collect();
+    text.push(format!("{good} ok, {warnings} to look at, {bad} wrong"));
+    let object = |one: &Checked| {
+        let (state, cause, cure) = match &one.verdict {
+            Verdict::Good => ("ok", None, None),
+            Verdict::Warning { cause, cure } => ("warning", Some(cause), Some(cure)),
+            Verdict::Bad { cause, cure } => ("wrong", Some(cause), Some(cure)),
+        };
+        json!({ "item": one.what, "state": state, "cause": cause, "cure": cure })
+    };
+    Outcome {
+        findings: bad > 0,
+        ..Outcome::new(
+            text.join("\n"),
+            json!({ "checks": found.iter().map(object).collect::<Vec<_>>() }),
+            Vec::new(),
+        )
+    }
+}
+
+/// A check that a person should see.
+fn conspicuous(one: &Checked) -> Option<String> {
+    let (state, cause, cure) = match &one.verdict {
+        Verdict::Good => return None,
+        Verdict::Warning { cause, cure } => ("look at", cause, cure),
+        Verdict::Bad { cause, cure } => ("WRONG", cause, cure),
+    };
+    Some(format!(
+        "{state:<8} {}: {}\n         next: {cure}",
+        printable(&one.what),
+        printable(cause)
+    ))
+}
+
+pub(crate) fn destroyed(setup: &LocalSetup, steps: &[Step]) -> Outcome {
+    let is_removed = |step: &&Step| step.action == Action::Removed;
+    let removed = steps.iter().filter(is_removed).count();
+    let kept: Vec<_> = steps.iter().filter(|step| !is_removed(step)).collect();
+    let text = match (removed, kept.len()) {
+        (0, 0) => format!(
+            "there is nothing of zk-setup's in {}",
+            setup.dir().display()
+        ),
+        (0, kept) => format!("nothing to remove; {kept} left as they are"),
+        (removed, kept) => format!("{removed} removed, {kept} left as they are"),
+    };
+    let mut hints = Vec::new();
+    if removed == 0 {
+        hints.extend(kept.iter().map(|step| line(step)));
+    }
+    if steps.iter().any(|step| step.reason == "the data") {
+        let command = command(setup);
+        hints.push(format!(
+            "The readings are still there: {command} destroy --with-data removes them, too."
+        ));
+    }
+    Outcome::new(
+        text,
+        json!({ "dir": setup.dir(), "steps": list(steps) }),
+        hints,
+    )
+}
+
+pub(crate) fn rotating(setup: &LocalSetup, next: &AddedDevice) -> Outcome {
+    let device = &next.device;
+    let command = command(setup);
+    let mut outcome = added(setup, next);
+    outcome.text = format!(
+        "{}\ndevice {device} may change to\n  key          {}\n  certificate  {}, until {}",
+        lines(&next.steps),
+        next.key,
+        next.certificate.principal(),
+        day(next.certificate.not_after())
+    );
+    outcome.hints = vec![
+        format!("Give {} to the owners.", setup.trust_file().display()),
+        format!(
+            "Then copy {} to the device, as /etc/zk-agent, and restart its agent.",
+            next.dir.display()
+        ),
+        format!(
+            "Once something has come in under the new certificate: {command} device rotate \
+             {device} --finish"
+        ),
+    ];
+    outcome
+}
+
+pub(crate) fn rotated(setup: &LocalSetup, finished: &FinishedRotation) -> Outcome {
+    let FinishedRotation {
+        device,
+        key,
+        certificate,
+        steps,
+        ..
+    } = finished;
+    Outcome::new(
+        format!("{}\ndevice {device} has changed its key", lines(steps)),
+        json!({
+            "device": device.as_str(),
+            "key": key.to_string(),
+            "principal": certificate.principal(),
+            "steps": list(steps),
+        }),
+        vec![format!(
+            "Give {} to the owners.",
+            setup.trust_file().display()
+        )],
+    )
+}
+
+/// A step of a plan.
+pub(crate) fn planned(step: &Step) -> String {
+    told(step.action.imperative(), step)
+}
+
+/// A step that was done.
+pub(crate) fn line(step: &Step) -> String {
+    told(&step.action.to_string(), step)
+}
+
+fn told(action: &str, step: &Step) -> String {
+    let what = format!("{action:<8} {}", step.item);
+    match step.reason.as_str() {
+        "" => what,
+        reason => format!("{what}  ({})", printable(reason)),
+    }
+}
+
+fn summary(plan: &Plan) -> String {
+    if !plan.has_changes() {
+        return format!("nothing to do, {} as they are to be", plan.steps.len());
+    }
+    let count = |action| {
+        let of_it = plan.steps.iter().filter(|step| step.action == action);
+        of_it.count()
+    };
+    format!(
+        "{} to create, {} to change, {} to remove, {} to keep",
+        count(Action::Created),
+        count(Action::Changed),
+        count(Action::Removed),
+        count(Action::Kept)
+    )
+}
+
+fn warnings(plan: &Plan) -> Vec<String> {
+    let one = |device: &DeviceId| {
+        format!("{device} would be revoked for good: its key is never accepted again.")
+    };
+    plan.revokes.iter().map(one).collect()
+}
+
+fn changes(plan: &Plan, wanted: impl Fn(&Step) -> bool) -> Vec<Value> {
+    let object = |step: &Step| {
+        json!({
+            "action": step.action.imperative(),
+            "item": step.item.to_string(),
+            "reason": step.reason,
+        })
+    };
+    plan.steps
+        .iter()
+        .filter(|step| wanted(step))
+        .map(object)
+        .collect()
+}
+
+/// Text that may hold what a store or a file says, made fit for a terminal.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '"' | '\'' | '\\' => c.to_string(),
+        _ => c.escape_debug().to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 pub(crate) fn authorities(setup: &LocalSetup, steps: &[Step]) -> Outcome {
     let dir = setup.dir().display();
-    Outcome {
-        text: lines(steps),
-        json: json!({ "dir": setup.dir(), "steps": list(steps) }),
-        hints: vec![
+    Outcome::new(
+        lines(steps),
+        json!({ "dir": setup.dir(), "steps": list(steps) }),
+        vec![
             format!("Back up {dir}/ca and its passphrase: without them no device can be added."),
             format!("Next: {} gateway init --name HOST", command(setup)),
         ],
-    }
+    )
 }
 
 pub(crate) fn gateway(setup: &LocalSetup, files: &GatewayFiles) -> Outcome {
@@ -40,26 +402,26 @@ pub(crate) fn gateway(setup: &LocalSetup, files: &GatewayFiles) -> Outcome {
         .collect();
     let until = day(files.certificate.not_after());
     let config = files.dir.join("gateway.toml");
-    Outcome {
-        text: format!(
+    Outcome::new(
+        format!(
             "{}\ngateway {}, certificate until {until}",
             lines(&files.steps),
             names.join(", ")
         ),
-        json: json!({
+        json!({
             "dir": files.dir,
             "names": names,
             "expiresAt": instant(files.certificate.not_after()),
             "steps": list(&files.steps),
         }),
-        hints: vec![
+        vec![
             format!("Start it: zk-gateway --config {}", config.display()),
             format!(
                 "Next: {} device add NAME --csr FILE --owner FILE",
                 command(setup)
             ),
         ],
-    }
+    )
 }
 
 pub(crate) fn added(setup: &LocalSetup, added: &AddedDevice) -> Outcome {
@@ -73,13 +435,13 @@ pub(crate) fn added(setup: &LocalSetup, added: &AddedDevice) -> Outcome {
     } = added;
     let principal = certificate.principal();
     let until = day(certificate.not_after());
-    Outcome {
-        text: format!(
+    Outcome::new(
+        format!(
             "{}\ndevice {device} may publish\n  key          {key}\n  \
              certificate  {principal}, until {until}",
             lines(steps)
         ),
-        json: json!({
+        json!({
             "device": device.as_str(),
             "key": key.to_string(),
             "principal": principal,
@@ -87,23 +449,23 @@ pub(crate) fn added(setup: &LocalSetup, added: &AddedDevice) -> Outcome {
             "dir": dir,
             "steps": list(steps),
         }),
-        hints: vec![
+        vec![
             format!("Copy {} to the device, as /etc/zk-agent.", dir.display()),
             format!("Give {} to the owners.", setup.trust_file().display()),
         ],
-    }
+    )
 }
 
 pub(crate) fn revoked(setup: &LocalSetup, revoked: &RevokedDevice) -> Outcome {
     let RevokedDevice { device, steps, .. } = revoked;
-    Outcome {
-        text: format!("{}\ndevice {device} is revoked", lines(steps)),
-        json: json!({ "device": device.as_str(), "steps": list(steps) }),
-        hints: vec![
+    Outcome::new(
+        format!("{}\ndevice {device} is revoked", lines(steps)),
+        json!({ "device": device.as_str(), "steps": list(steps) }),
+        vec![
             "A running gateway refuses it within a minute.".to_owned(),
             format!("Give {} to the owners.", setup.trust_file().display()),
         ],
-    }
+    )
 }
 
 pub(crate) fn devices(entries: &[DeviceEntry]) -> Outcome {
@@ -142,11 +504,11 @@ pub(crate) fn devices(entries: &[DeviceEntry]) -> Outcome {
                 .into(),
         );
     }
-    Outcome {
-        text: rows.iter().map(line).collect::<Vec<_>>().join("\n"),
-        json: json!({ "devices": entries.iter().map(object).collect::<Vec<_>>() }),
+    Outcome::new(
+        rows.iter().map(line).collect::<Vec<_>>().join("\n"),
+        json!({ "devices": entries.iter().map(object).collect::<Vec<_>>() }),
         hints,
-    }
+    )
 }
 
 /// The latest key and certificate of a device, both shortened.
@@ -184,6 +546,8 @@ fn object(entry: &DeviceEntry) -> Value {
         "state": entry.standing.to_string(),
         "keys": keys.collect::<Vec<_>>(),
         "certificates": certificates.collect::<Vec<_>>(),
+        "expiresAt": entry.expires.map(instant),
+        "changingTo": entry.next,
     })
 }
 
@@ -196,16 +560,17 @@ fn state_object(state: KeyState) -> Value {
 }
 
 fn lines(steps: &[Step]) -> String {
-    let lines: Vec<_> = steps
-        .iter()
-        .map(|step| format!("{:<8} {}", step.action, step.item))
-        .collect();
-    lines.join("\n")
+    steps.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn list(steps: &[Step]) -> Vec<Value> {
-    let object =
-        |step: &Step| json!({ "action": step.action.to_string(), "item": step.item.to_string() });
+    let object = |step: &Step| {
+        json!({
+            "action": step.action.to_string(),
+            "item": step.item.to_string(),
+            "reason": step.reason,
+        })
+    };
     steps.iter().map(object).collect()
 }
 

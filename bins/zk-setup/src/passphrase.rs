@@ -10,23 +10,71 @@ use zk_provision::Passphrase;
 
 use crate::arguments::PassphraseSource;
 
-/// Gets the passphrase from a file, the environment, or the person at the
-/// terminal, who types it twice if it is a `new` one.
+/// Gets the passphrase of the authorities from a file, the environment, or the
+/// person at the terminal, who types it twice if it is a `new` one.
 pub(crate) fn get(source: &PassphraseSource, new: bool) -> anyhow::Result<Passphrase> {
-    let text = if let Some(path) = &source.passphrase_file {
-        read(path)?
-    } else if let Some(text) = env::var_os(VARIABLE) {
-        tracing::warn!(
-            "the passphrase comes from {VARIABLE}, which all your processes can read: \
-             --passphrase-file keeps it better"
-        );
-        let text = text.into_string().map(Zeroizing::new);
-        text.map_err(|_| anyhow::anyhow!("{VARIABLE} is not UTF-8"))?
-    } else {
-        ask(new)?
-    };
-    Ok(Passphrase::new(text)?)
+    AUTHORITIES.get(source.passphrase_file.as_deref(), new)
 }
+
+/// The same for the owner's key.
+pub(crate) fn of_owner(file: Option<&Path>, new: bool) -> anyhow::Result<Passphrase> {
+    OWNER.get(file, new)
+}
+
+/// Whose passphrase, and where it may come from.
+struct Whose {
+    prompt: &'static str,
+    variable: &'static str,
+    flag: &'static str,
+}
+
+impl Whose {
+    fn get(&self, file: Option<&Path>, new: bool) -> anyhow::Result<Passphrase> {
+        let Self { variable, flag, .. } = self;
+        let text = if let Some(path) = file {
+            read(path)?
+        } else if let Some(text) = env::var_os(variable) {
+            tracing::warn!(
+                "the passphrase comes from {variable}, which all your processes can read: \
+                 {flag} keeps it better"
+            );
+            let text = text.into_string().map(Zeroizing::new);
+            text.map_err(|_| anyhow::anyhow!("{variable} is not UTF-8"))?
+        } else {
+            self.ask(new)?
+        };
+        Ok(Passphrase::new(text)?)
+    }
+
+    fn ask(&self, new: bool) -> anyhow::Result<Zeroizing<String>> {
+        let Self { prompt, flag, .. } = self;
+        let ask = |prompt: &str| match rpassword::prompt_password(prompt) {
+            Ok(text) => Ok(Zeroizing::new(text)),
+            Err(error) => Err(error).with_context(|| {
+                let whose = prompt.trim_end_matches([':', ' ']).to_lowercase();
+                format!("there is no terminal to ask for the {whose} on: give it with {flag}")
+            }),
+        };
+        let text = ask(prompt)?;
+        if new && *ask("The same again: ")? != *text {
+            bail!("the two passphrases differ");
+        }
+        Ok(text)
+    }
+}
+
+const AUTHORITIES: Whose = Whose {
+    prompt: "Passphrase of the certificate authorities: ",
+    variable: "ZK_SETUP_PASSPHRASE",
+    flag: "--passphrase-file",
+};
+
+const OWNER: Whose = Whose {
+    prompt: "Passphrase of the owner's key: ",
+    // that of zk-reader
+    variable: "ZK_OWNER_PASSPHRASE",
+    flag: "--owner-passphrase-file",
+};
 
 fn read(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     let shown = path.display();
@@ -51,22 +99,6 @@ fn read(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     );
     Ok(Zeroizing::new(line.to_owned()))
 }
-
-fn ask(new: bool) -> anyhow::Result<Zeroizing<String>> {
-    let prompt = |prompt| match rpassword::prompt_password(prompt) {
-        Ok(text) => Ok(Zeroizing::new(text)),
-        Err(error) => Err(error).context(
-            "there is no terminal to ask for the passphrase on: give it with --passphrase-file",
-        ),
-    };
-    let text = prompt("Passphrase of the certificate authorities: ")?;
-    if new && *prompt("The same again: ")? != *text {
-        bail!("the two passphrases differ");
-    }
-    Ok(text)
-}
-
-const VARIABLE: &str = "ZK_SETUP_PASSPHRASE";
 
 /// Longer than anything that a person keeps as a passphrase.
 const MAX_LEN: usize = 1024;

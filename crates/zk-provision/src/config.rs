@@ -5,11 +5,11 @@ use std::path::Path;
 
 use toml_edit::{Array, DocumentMut, Item, TableLike, Value};
 
-use crate::report::Step;
 use crate::{Error, files};
 
 pub(crate) const AGENT: &str = include_str!("../templates/agent.toml");
 pub(crate) const GATEWAY: &str = include_str!("../templates/gateway.toml");
+pub(crate) const READER: &str = include_str!("../templates/reader.toml");
 
 /// A TOML file of values, some of them in tables. A key is written `key` or
 /// `table.key`.
@@ -53,6 +53,15 @@ impl<'a> Config<'a> {
             })
     }
 
+    /// The texts of a list; of something else, none.
+    pub(crate) fn list(&self, key: &str) -> Vec<String> {
+        let root = self.document.as_item();
+        let found = key.split('.').try_fold(root, |item, key| item.get(key));
+        let list = found.and_then(Item::as_array);
+        let texts = list.into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect()
+    }
+
     pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), Error> {
         self.replace(key, value.into())
     }
@@ -61,12 +70,9 @@ impl<'a> Config<'a> {
         self.replace(key, Array::from_iter(values).into())
     }
 
-    pub(crate) fn write(&self) -> Result<Step, Error> {
-        files::update(
-            self.path,
-            self.document.to_string().as_bytes(),
-            files::PUBLIC,
-        )
+    /// The whole file.
+    pub(crate) fn text_of(&self) -> String {
+        self.document.to_string()
     }
 
     /// Puts in a new value and leaves the blanks and comments round the old one.

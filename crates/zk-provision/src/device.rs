@@ -1,8 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use p256::ecdsa::VerifyingKey;
 use zk_envelope::{
     DeviceId, KeyId, KeyState, OwnerPublicKey, Timestamp, TrustFile, TrustedDevice, TrustedKey,
 };
@@ -11,11 +12,15 @@ use zk_verify::DeviceRecord;
 
 use crate::authority::clock_is_set;
 use crate::config::{self, Config};
+use crate::desired::{DesiredDevice, DesiredKey};
 use crate::files::{self, PUBLIC};
-use crate::local::{Role, read_certificate};
+use crate::hand::{Hand, Secrets};
+use crate::local::{Role, Signer, copy_root, read_certificate};
+use crate::owner::Owners;
 use crate::report::{
     Action, AddedDevice, CertificateEntry, DeviceEntry, Item, RevokedDevice, Standing, Step,
 };
+use crate::rotate::Rotation;
 use crate::{Authority, Certificate, CertificateRequest, Error, LocalSetup, Passphrase};
 
 /// What a device is to be.
@@ -58,36 +63,121 @@ impl LocalSetup {
     ) -> Result<AddedDevice, Error> {
         clock_is_set(now)?;
         let name = device.request.device();
-        let authority = self.device_authority(passphrase)?;
+        let signer = Signer::of(self.device_authority(passphrase)?);
+        let roots = self.authority_certificate(Role::Gateway)?;
         let _lock = files::lock(self.dir())?;
-        let mut trust = self.trust()?.unwrap_or_default();
-        let trusted = enter(&mut trust, device)?;
-        agree(&store.devices().await?, &device.request)?;
-
-        let dir = self.device_dir(name);
-        files::make_dir(&dir)?;
-        let file = dir.join(CERTIFICATE);
-        let certificate = certificate(&file, &authority, &device.request, now)?;
-        let mut steps = vec![files::update(&file, certificate.pem().as_bytes(), PUBLIC)?];
-        let owners = trusted.owners.iter().filter_map(|id| trust.owners.get(id));
-        self.write_agent_files(&dir, device, owners, &mut steps)?;
-        // Owners learn of the key before the gateway takes its records, so that
-        // none of them looks forged.
-        steps.push(self.write_trust(&trust)?);
-        let record = DeviceRecord {
-            device: name.clone(),
-            certificate: KeyState::Active,
-            keys: trusted.keys,
-            registered_at: now.into(),
+        let mut trust = Trust::read(self)?;
+        let site = Site {
+            signer: &signer,
+            roots: Some(&roots),
+            endpoint: self.endpoint().ok(),
+            records: store.devices().await?,
+            store: Some(store),
         };
-        steps.push(register(store, certificate.principal(), record).await?);
+        let desired = DesiredDevice {
+            key: DesiredKey::Request(device.request.clone()),
+            hsm: device.hsm.clone(),
+            endpoint: device.endpoint.clone(),
+        };
+        let owners = match &device.owners[..] {
+            [] => Owners::AsTheyAre,
+            given => Owners::Given(given.to_vec()),
+        };
+        let secrets = Secrets {
+            authorities: Some(passphrase),
+            owner: None,
+        };
+        let mut tell = |_: &Step| {};
+        let mut hand = Hand::that_does(now, secrets, &mut tell);
+        let certificate = self
+            .device_stage(&mut hand, name, &desired, &owners, &mut trust, &site)
+            .await?
+            // one that does has made it
+            .ok_or(Error::NoAuthorities {
+                dir: self.dir().to_owned(),
+            })?;
         Ok(AddedDevice {
             device: name.clone(),
-            key: KeyId::of(device.request.key()),
+            key: KeyId::of(certificate.key()),
             certificate,
-            dir,
-            steps,
+            dir: self.device_dir(name),
+            steps: hand.steps,
         })
+    }
+
+    /// Makes a device what it is to be. Answers its certificate, unless a plan
+    /// has yet to make one.
+    pub(crate) async fn device_stage(
+        &self,
+        hand: &mut Hand<'_>,
+        name: &DeviceId,
+        desired: &DesiredDevice,
+        owners: &Owners,
+        trust: &mut Trust,
+        site: &Site<'_>,
+    ) -> Result<Option<Certificate>, Error> {
+        let rotation = self.rotation_stage(hand, name, trust, site).await?;
+        if let Rotation::Promoted(certificate) = rotation {
+            return Ok(Some(certificate));
+        }
+        let registered = trust.active_key(name);
+        let key = match (&desired.key, registered) {
+            // its time comes when it has connected
+            (DesiredKey::Request(request), Some(registered)) if rotation.is_to(request.key()) => {
+                Some(registered)
+            }
+            (DesiredKey::Request(request), _) => Some(*request.key()),
+            (DesiredKey::Registered, Some(registered)) => Some(registered),
+            (DesiredKey::Registered, None) => {
+                return Err(Error::NoKey {
+                    device: name.clone(),
+                });
+            }
+            (DesiredKey::ToBeMade(path), None) if hand.plans() => {
+                hand.new_file(path, "");
+                None
+            }
+            (DesiredKey::ToBeMade(path), _) => {
+                return Err(Error::KeyLost {
+                    device: name.clone(),
+                    path: path.clone(),
+                });
+            }
+        };
+        if let Some(key) = &key {
+            enter_key(&mut trust.file, name, key)?;
+            agree(&site.records, name, key)?;
+        }
+        enter_owners(&mut trust.file, name, owners)?;
+
+        let dir = self.device_dir(name);
+        hand.make_dir(&dir)?;
+        let file = dir.join(CERTIFICATE);
+        let there = read_certificate(&file)?;
+        let other = there
+            .as_ref()
+            .map(|there| site.signer.rejects(there, key.as_ref(), hand.now));
+        let certificate = match (there, other) {
+            (Some(there), Some(None)) => {
+                hand.kept(&file);
+                Some(there)
+            }
+            (_, reason) => {
+                let reason = reason.flatten().unwrap_or_default();
+                let issue =
+                    |authority: &Authority, key: &_, now| authority.issue_device(name, key, now);
+                site.signer
+                    .sign(hand, key.as_ref(), issue, &file, &reason)?
+            }
+        };
+        self.agent_files(hand, &dir, name, desired, owners, trust, site)?;
+        // Owners learn of the key before the gateway takes its records, so that
+        // none of them looks forged.
+        let is_new = key.is_none() || matches!(owners, Owners::New);
+        trust.write(hand, self, is_new, &format!("{name} is entered"))?;
+        let principal = certificate.as_ref().map(Certificate::principal);
+        register(hand, site, name, principal, &trust.keys(name)).await?;
+        Ok(certificate)
     }
 
     /// What trust file and store say of every device that either of them knows,
@@ -96,22 +186,16 @@ impl LocalSetup {
     /// # Errors
     /// [`Error::Envelope`] for a bad trust file, [`Error::Store`].
     pub async fn devices(&self, store: &Store) -> Result<Vec<DeviceEntry>, Error> {
-        let trust = self.trust()?.unwrap_or_default();
-        let mut records: BTreeMap<DeviceId, Vec<(String, DeviceRecord)>> = BTreeMap::new();
-        for (principal, record) in store.devices().await? {
-            records
-                .entry(record.device.clone())
-                .or_default()
-                .push((principal, record));
-        }
-        for device in trust.devices.keys() {
-            records.entry(device.clone()).or_default();
-        }
-        let entry = |(device, mut records): (DeviceId, Vec<(String, DeviceRecord)>)| {
-            records.sort_by_key(|(_, record)| record.registered_at);
+        let trust = Trust::read(self)?.file;
+        let records = by_device(&trust, store.devices().await?);
+        let entry = |(device, records): (DeviceId, Vec<(String, DeviceRecord)>)| {
             let trusted = trust.devices.get(&device);
             let keys = trusted.map_or(&[][..], |trusted| &trusted.keys);
-            DeviceEntry {
+            let certificate = read_certificate(&self.device_dir(&device).join(CERTIFICATE))?;
+            let next = self.next_certificate(&device)?;
+            Ok(DeviceEntry {
+                expires: certificate.map(|there| there.not_after()),
+                next: next.map(|next| next.principal()),
                 standing: standing(trusted, &records),
                 keys: keys
                     .iter()
@@ -126,9 +210,9 @@ impl LocalSetup {
                     })
                     .collect(),
                 device,
-            }
+            })
         };
-        Ok(records.into_iter().map(entry).collect())
+        records.into_iter().map(entry).collect()
     }
 
     /// Shuts a device out: from now on nothing it sends is accepted, whatever
@@ -149,12 +233,36 @@ impl LocalSetup {
     ) -> Result<RevokedDevice, Error> {
         clock_is_set(now)?;
         let _lock = files::lock(self.dir())?;
-        let mut trust = self.trust()?.unwrap_or_default();
-        let mut records = store.devices().await?;
-        records.retain(|(_, record)| record.device == *device);
-        let mut at = Timestamp::from(now);
-        let mut steps = Vec::new();
-        if let Some(trusted) = trust.devices.get_mut(device) {
+        let mut trust = Trust::read(self)?;
+        let records = store.devices().await?;
+        if !trust.file.devices.contains_key(device)
+            && records.iter().all(|(_, record)| record.device != *device)
+        {
+            return Err(Error::UnknownDevice {
+                device: device.clone(),
+            });
+        }
+        let mut tell = |_: &Step| {};
+        let mut hand = Hand::that_does(now, Secrets::default(), &mut tell);
+        self.revoke_stage(&mut hand, device, &mut trust, Some(store), &records)
+            .await?;
+        Ok(RevokedDevice {
+            device: device.clone(),
+            steps: hand.steps,
+        })
+    }
+
+    /// Revokes what is not revoked yet of a device, on both sides.
+    pub(crate) async fn revoke_stage(
+        &self,
+        hand: &mut Hand<'_>,
+        device: &DeviceId,
+        trust: &mut Trust,
+        store: Option<&Store>,
+        records: &[(String, DeviceRecord)],
+    ) -> Result<(), Error> {
+        let mut at = Timestamp::from(hand.now);
+        if let Some(trusted) = trust.file.devices.get_mut(device) {
             // An interrupted run has set the instant; both sides shall have the
             // same. Keys that were revoked long before have nothing to say: by a
             // clock that was wrong then, their instant may be yet to come.
@@ -173,13 +281,12 @@ impl LocalSetup {
                 .keys
                 .iter_mut()
                 .for_each(|known| revoke(&mut known.state, at));
-            steps.push(self.write_trust(&trust)?);
-        } else if records.is_empty() {
-            return Err(Error::UnknownDevice {
-                device: device.clone(),
-            });
+            trust.write(hand, self, false, &format!("{device} is revoked"))?;
         }
         for (principal, record) in records {
+            if record.device != *device {
+                continue;
+            }
             let close = |record: &mut DeviceRecord| {
                 revoke(&mut record.certificate, at);
                 record
@@ -187,167 +294,298 @@ impl LocalSetup {
                     .iter_mut()
                     .for_each(|known| revoke(&mut known.state, at));
             };
-            let mut closed = record.clone();
-            close(&mut closed);
-            let action = if closed == record {
-                Action::Kept
-            } else {
-                store.update_device(&principal, close).await?;
-                Action::Changed
-            };
-            steps.push(Step {
-                action,
-                item: Item::Record(principal),
-            });
+            change_record(hand, store, principal, record, close, "revoked").await?;
         }
-        Ok(RevokedDevice {
-            device: device.clone(),
-            steps,
-        })
-    }
-
-    /// What the agent needs besides the certificate: roots, owners, agent.toml.
-    fn write_agent_files<'a>(
-        &self,
-        dir: &Path,
-        device: &Device,
-        owners: impl Iterator<Item = &'a OwnerPublicKey>,
-        steps: &mut Vec<Step>,
-    ) -> Result<(), Error> {
-        let roots = self.authority_certificate(Role::Gateway)?;
-        steps.push(files::update(
-            &dir.join(ROOTS),
-            roots.pem().as_bytes(),
-            PUBLIC,
-        )?);
-        let mut names = Vec::new();
-        for owner in owners {
-            let name = format!("owner-{}.pub.pem", owner.id());
-            steps.push(files::update(
-                &dir.join(&name),
-                owner.to_pem().as_bytes(),
-                PUBLIC,
-            )?);
-            names.push(name);
-        }
-        let file = dir.join("agent.toml");
-        let mut agent = Config::open_or(&file, config::AGENT)?;
-        agent.set("device.id", device.request.device().as_str())?;
-        if let Some(hsm) = &device.hsm {
-            agent.set("device.hsm", hsm)?;
-        }
-        if let Some(endpoint) = &device.endpoint {
-            agent.set("target.endpoint", endpoint)?;
-        } else if agent.text("target.endpoint").map_or(true, str::is_empty) {
-            agent.set("target.endpoint", &self.endpoint()?)?;
-        }
-        agent.set_list("owners.files", &names)?;
-        steps.push(agent.write()?);
         Ok(())
     }
 
-    fn trust(&self) -> Result<Option<TrustFile>, Error> {
-        match TrustFile::read(&self.trust_file()) {
-            Ok(trust) => Ok(Some(trust)),
-            Err(zk_envelope::Error::Io { source, .. })
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(None)
+    /// Revokes a device, and removes what was made for it.
+    pub(crate) async fn remove_stage(
+        &self,
+        hand: &mut Hand<'_>,
+        device: &DeviceId,
+        trust: &mut Trust,
+        site: &Site<'_>,
+    ) -> Result<(), Error> {
+        let records = &site.records;
+        let open = trust.is_open(device)
+            || records.iter().any(|(_, record)| {
+                record.device == *device && revoked_at(record.certificate).is_none()
+            });
+        if open {
+            hand.revokes.push(device.clone());
+            self.revoke_stage(hand, device, trust, site.store, records)
+                .await?;
+        }
+        self.remove_device_files(hand, device, &format!("{device} is not to be any more"))
+    }
+
+    /// Removes what was made for a device. What else lies there stays.
+    pub(crate) fn remove_device_files(
+        &self,
+        hand: &mut Hand<'_>,
+        device: &DeviceId,
+        reason: &str,
+    ) -> Result<(), Error> {
+        let dir = self.device_dir(device);
+        for dir in [dir.join(NEXT), dir] {
+            if !dir.is_dir() || dir.is_symlink() {
+                continue;
             }
-            Err(error) => Err(error.into()),
+            for file in files::list(&dir)? {
+                if is_of_device(&file) {
+                    hand.remove(&file, reason)?;
+                }
+            }
+            if !hand.plans() {
+                files::remove_dir_if_empty(&dir)?;
+            }
         }
+        Ok(())
     }
 
-    fn write_trust(&self, trust: &TrustFile) -> Result<Step, Error> {
-        let action = match self.trust()? {
-            Some(there) if there == *trust => Action::Kept,
-            Some(_) => Action::Changed,
-            None => Action::Created,
-        };
-        if action != Action::Kept {
-            trust.write(&self.trust_file())?;
+    /// What the agent needs besides the certificate: roots, owners, agent.toml.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn agent_files(
+        &self,
+        hand: &mut Hand<'_>,
+        dir: &Path,
+        name: &DeviceId,
+        desired: &DesiredDevice,
+        owners: &Owners,
+        trust: &Trust,
+        site: &Site<'_>,
+    ) -> Result<(), Error> {
+        copy_root(hand, site.roots, &dir.join(ROOTS))?;
+        let reason = "as it is asked for";
+        let mut names = Vec::new();
+        for owner in trust.owners(name) {
+            let name = format!("owner-{}.pub.pem", owner.id());
+            hand.file(&dir.join(&name), owner.to_pem().as_bytes(), PUBLIC, reason)?;
+            names.push(name);
         }
-        Ok(files::step(action, &self.trust_file()))
+        let file = dir.join(AGENT);
+        if matches!(owners, Owners::New) {
+            hand.new_file(&dir.join("owner-ID.pub.pem"), "");
+            hand.new_file(&file, "the owner is another one");
+            return Ok(());
+        }
+        // beside a certificate that is to follow it: as the device has it now
+        let now = files::read(&self.device_dir(name).join(AGENT))?;
+        let now = now.as_deref().and_then(|text| str::from_utf8(text).ok());
+        let mut agent = Config::open_or(&file, now.unwrap_or(config::AGENT))?;
+        agent.set("device.id", name.as_str())?;
+        if let Some(hsm) = &desired.hsm {
+            agent.set("device.hsm", hsm)?;
+        }
+        if let Some(endpoint) = &desired.endpoint {
+            agent.set("target.endpoint", endpoint)?;
+        } else if agent.text("target.endpoint").map_or(true, str::is_empty) {
+            let endpoint = site.endpoint.as_ref().ok_or_else(|| Error::NoGateway {
+                dir: self.dir().to_owned(),
+            })?;
+            agent.set("target.endpoint", endpoint)?;
+        }
+        agent.set_list("owners.files", &names)?;
+        hand.file(&file, agent.text_of().as_bytes(), PUBLIC, reason)?;
+        if dir.is_dir() {
+            for path in files::list(dir)? {
+                let stale = file_name(&path).is_some_and(|name| {
+                    is_owner_file(name) && !names.iter().any(|known| known == name)
+                });
+                if stale {
+                    hand.remove(&path, "no owner of this device")?;
+                }
+            }
+        }
+        Ok(())
     }
 
-    fn device_dir(&self, device: &DeviceId) -> PathBuf {
-        self.dir().join("devices").join(device.as_str())
+    pub(crate) fn device_dir(&self, device: &DeviceId) -> PathBuf {
+        self.devices_dir().join(device.as_str())
+    }
+
+    pub(crate) fn devices_dir(&self) -> PathBuf {
+        self.dir().join("devices")
     }
 }
 
-/// Enters the device and its key in the trust file, or says why not.
-fn enter(trust: &mut TrustFile, device: &Device) -> Result<TrustedDevice, Error> {
-    let name = device.request.device();
-    let key = *device.request.key();
-    let id = KeyId::of(&key);
-    for (owner, other) in &trust.devices {
-        if owner != name && other.keys.iter().any(|known| known.key == key) {
-            let (device, owner) = (name.clone(), owner.clone());
-            return Err(Error::KeyInUse {
-                device,
-                owner,
-                key: id,
-            });
-        }
+/// What devices need of the rest of the set-up.
+pub(crate) struct Site<'a> {
+    /// The authority that signs devices.
+    pub(crate) signer: &'a Signer,
+    /// That of the gateway, unless it is yet to be made.
+    pub(crate) roots: Option<&'a Certificate>,
+    /// Where devices reach the gateway.
+    pub(crate) endpoint: Option<String>,
+    /// `None` in the plan of a store.
+    pub(crate) store: Option<&'a Store>,
+    /// What it has registered.
+    pub(crate) records: Vec<(String, DeviceRecord)>,
+}
+
+/// The trust file while it changes.
+pub(crate) struct Trust {
+    pub(crate) file: TrustFile,
+    /// As it was written last, or, in a plan, as it would be.
+    written: Option<TrustFile>,
+}
+
+impl Trust {
+    pub(crate) fn read(setup: &LocalSetup) -> Result<Self, Error> {
+        let written = match TrustFile::read(&setup.trust_file()) {
+            Ok(trust) => Some(trust),
+            Err(zk_envelope::Error::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self {
+            file: written.clone().unwrap_or_default(),
+            written,
+        })
     }
-    let mut trusted = trust.devices.get(name).cloned().unwrap_or_default();
-    if let Some(known) = trusted.keys.iter().find(|known| known.key == key) {
-        if revoked_at(known.state).is_some() {
-            return Err(Error::KeyRevoked {
-                device: name.clone(),
-                key: id,
-            });
+
+    /// `is_new`: something of it is yet to be made, and not in here.
+    pub(crate) fn write(
+        &mut self,
+        hand: &mut Hand<'_>,
+        setup: &LocalSetup,
+        is_new: bool,
+        reason: &str,
+    ) -> Result<(), Error> {
+        let action = match &self.written {
+            Some(there) if *there == self.file && !is_new => Action::Kept,
+            Some(_) => Action::Changed,
+            None => Action::Created,
+        };
+        let path = setup.trust_file();
+        if action != Action::Kept {
+            if !hand.plans() {
+                self.file.write(&path)?;
+            }
+            self.written = Some(self.file.clone());
         }
-    } else if let Some(other) = trusted
-        .keys
-        .iter()
-        .find(|known| known.state == KeyState::Active)
-    {
-        let (device, registered) = (name.clone(), KeyId::of(&other.key));
-        return Err(Error::KeyChanged {
-            device,
-            registered,
-            requested: id,
+        let reason = if action == Action::Kept { "" } else { reason };
+        hand.step_file(action, &path, reason);
+        Ok(())
+    }
+
+    /// The key that the device uses: the oldest active one.
+    pub(crate) fn active_key(&self, device: &DeviceId) -> Option<VerifyingKey> {
+        let keys = &self.file.devices.get(device)?.keys;
+        let active = keys.iter().find(|known| known.state == KeyState::Active);
+        active.map(|known| known.key)
+    }
+
+    pub(crate) fn keys(&self, device: &DeviceId) -> Vec<TrustedKey> {
+        let trusted = self.file.devices.get(device);
+        trusted
+            .map(|trusted| trusted.keys.clone())
+            .unwrap_or_default()
+    }
+
+    /// Whether any key of the device still counts.
+    pub(crate) fn is_open(&self, device: &DeviceId) -> bool {
+        let keys = self.keys(device);
+        keys.iter().any(|known| revoked_at(known.state).is_none())
+    }
+
+    pub(crate) fn owners(&self, device: &DeviceId) -> impl Iterator<Item = &OwnerPublicKey> {
+        let trusted = self.file.devices.get(device);
+        trusted
+            .into_iter()
+            .flat_map(|trusted| &trusted.owners)
+            .filter_map(|id| self.file.owners.get(id))
+    }
+}
+
+/// Enters the device's key in the trust file, or says why not.
+fn enter_key(trust: &mut TrustFile, name: &DeviceId, key: &VerifyingKey) -> Result<(), Error> {
+    belongs_to_nobody_else(trust, name, key)?;
+    let keys = &mut trust.devices.entry(name.clone()).or_default().keys;
+    let known = keys.iter().find(|known| known.key == *key);
+    if known.is_some_and(|known| revoked_at(known.state).is_some()) {
+        return Err(Error::KeyRevoked {
+            device: name.clone(),
+            key: KeyId::of(key),
         });
-    } else {
-        trusted.keys.push(TrustedKey {
-            key,
+    }
+    let active = |known: &&TrustedKey| known.state == KeyState::Active;
+    if known.filter(active).is_some() {
+        return Ok(());
+    }
+    if let Some(other) = keys.iter().find(active) {
+        return Err(Error::KeyChanged {
+            device: name.clone(),
+            registered: KeyId::of(&other.key),
+            requested: KeyId::of(key),
+        });
+    }
+    if known.is_none() {
+        keys.push(TrustedKey {
+            key: *key,
             state: KeyState::Active,
         });
     }
-    if !device.owners.is_empty() {
-        trust.owners.extend(
-            device
-                .owners
-                .iter()
-                .map(|owner| (owner.id(), owner.clone())),
-        );
-        trusted.owners = device.owners.iter().map(OwnerPublicKey::id).collect();
-    } else if trusted.owners.is_empty() {
-        trusted.owners = trust.owners.keys().copied().collect();
-    }
-    match trusted.owners.len() {
-        0 => return Err(Error::NoOwners),
-        1..=MAX_OWNERS => {}
-        count => {
-            return Err(Error::TooManyOwners {
-                count,
-                limit: MAX_OWNERS,
+    Ok(())
+}
+
+pub(crate) fn belongs_to_nobody_else(
+    trust: &TrustFile,
+    name: &DeviceId,
+    key: &VerifyingKey,
+) -> Result<(), Error> {
+    for (owner, other) in &trust.devices {
+        if owner != name && other.keys.iter().any(|known| known.key == *key) {
+            return Err(Error::KeyInUse {
+                device: name.clone(),
+                owner: owner.clone(),
+                key: KeyId::of(key),
             });
         }
     }
-    trust.devices.insert(name.clone(), trusted.clone());
-    Ok(trusted)
+    Ok(())
+}
+
+/// Enters whom the device encrypts for.
+fn enter_owners(trust: &mut TrustFile, name: &DeviceId, owners: &Owners) -> Result<(), Error> {
+    let known: BTreeSet<_> = trust.owners.keys().copied().collect();
+    let trusted = trust.devices.entry(name.clone()).or_default();
+    match owners {
+        Owners::New => return Ok(()),
+        Owners::Given(given) => {
+            trusted.owners = given.iter().map(OwnerPublicKey::id).collect();
+            let given = given.iter().map(|owner| (owner.id(), owner.clone()));
+            trust.owners.extend(given);
+        }
+        Owners::AsTheyAre if trusted.owners.is_empty() => trusted.owners = known,
+        Owners::AsTheyAre => {}
+    }
+    match trusted.owners.len() {
+        0 => Err(Error::NoOwners),
+        1..=MAX_OWNERS => Ok(()),
+        count => Err(Error::TooManyOwners {
+            count,
+            limit: MAX_OWNERS,
+        }),
+    }
 }
 
 /// What the store knows of device and key must not speak against them: a trust
 /// file out of a backup may have forgotten a revocation.
-fn agree(records: &[(String, DeviceRecord)], request: &CertificateRequest) -> Result<(), Error> {
+pub(crate) fn agree(
+    records: &[(String, DeviceRecord)],
+    device: &DeviceId,
+    key: &VerifyingKey,
+) -> Result<(), Error> {
     for (_, record) in records {
-        let Some(known) = record.keys.iter().find(|known| known.key == *request.key()) else {
+        let Some(known) = record.keys.iter().find(|known| known.key == *key) else {
             continue;
         };
-        let (device, key) = (request.device().clone(), KeyId::of(request.key()));
+        let (device, key) = (device.clone(), KeyId::of(key));
         if record.device != device {
             return Err(Error::KeyInUse {
                 device,
@@ -365,46 +603,120 @@ fn agree(records: &[(String, DeviceRecord)], request: &CertificateRequest) -> Re
     Ok(())
 }
 
-/// Gives the store the record, or brings the keys of the one it has up to date.
-async fn register(store: &Store, principal: String, record: DeviceRecord) -> Result<Step, Error> {
-    let action = match store.device(&principal).await? {
-        Some(there) if there.keys == record.keys => Action::Kept,
-        Some(_) => {
-            let keys = |there: &mut DeviceRecord| there.keys.clone_from(&record.keys);
-            store.update_device(&principal, keys).await?;
-            Action::Changed
+/// Registers a certificate, and brings the keys of the device's other ones up to
+/// date. Without a `principal` the certificate is yet to be made.
+pub(crate) async fn register(
+    hand: &mut Hand<'_>,
+    site: &Site<'_>,
+    device: &DeviceId,
+    principal: Option<String>,
+    keys: &[TrustedKey],
+) -> Result<(), Error> {
+    let mut is_there = false;
+    for (other, record) in &site.records {
+        if record.device != *device || revoked_at(record.certificate).is_some() {
+            continue;
         }
-        None => {
-            store.register(&principal, &record).await?;
-            Action::Created
+        let is_this = principal.as_ref() == Some(other);
+        is_there |= is_this;
+        if is_this || record.keys != keys {
+            let set = |record: &mut DeviceRecord| record.keys = keys.to_vec();
+            change_record(hand, site.store, other, record, set, "its keys are others").await?;
         }
-    };
-    Ok(Step {
-        action,
-        item: Item::Record(principal),
+    }
+    match principal {
+        _ if is_there => {}
+        None => hand.step(Action::Created, Item::NewRecord(device.clone()), ""),
+        Some(principal) => {
+            let record = DeviceRecord {
+                device: device.clone(),
+                certificate: KeyState::Active,
+                keys: keys.to_vec(),
+                registered_at: hand.now.into(),
+            };
+            if let (false, Some(store)) = (hand.plans(), site.store) {
+                store.register(&principal, &record).await?;
+            }
+            hand.step(Action::Created, Item::Record(principal), "");
+        }
+    }
+    Ok(())
+}
+
+/// Changes a record, unless it is so already.
+pub(crate) async fn change_record(
+    hand: &mut Hand<'_>,
+    store: Option<&Store>,
+    principal: &str,
+    record: &DeviceRecord,
+    change: impl Fn(&mut DeviceRecord),
+    reason: &str,
+) -> Result<(), Error> {
+    let item = Item::Record(principal.to_owned());
+    let mut changed = record.clone();
+    change(&mut changed);
+    if changed == *record {
+        hand.step(Action::Kept, item, "");
+        return Ok(());
+    }
+    if let (false, Some(store)) = (hand.plans(), store) {
+        store.update_device(principal, change).await?;
+    }
+    hand.step(Action::Changed, item, reason);
+    Ok(())
+}
+
+/// Whether it is a file that is made for a device.
+pub(crate) fn is_of_device(path: &Path) -> bool {
+    file_name(path).is_some_and(|name| {
+        let stem = name.strip_suffix(".tmp");
+        let made = [CERTIFICATE, ROOTS, AGENT];
+        made.contains(&name)
+            || is_owner_file(name)
+            || stem.is_some_and(|stem| {
+                let owner = format!("{stem}.pem");
+                is_owner_file(&owner)
+                    || made
+                        .iter()
+                        .any(|made| files::temporary(Path::new(made)) == Path::new(name))
+            })
     })
 }
 
-/// The certificate that is there, or a new one.
-fn certificate(
-    path: &Path,
-    authority: &Authority,
-    request: &CertificateRequest,
-    now: SystemTime,
-) -> Result<Certificate, Error> {
-    match read_certificate(path)? {
-        Some(there)
-            if there.key() == request.key()
-                && there.is_issued_by(authority.certificate())
-                && !there.is_due(now) =>
-        {
-            Ok(there)
-        }
-        _ => authority.issue_device(request.device(), request.key(), now),
-    }
+fn file_name(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()
 }
 
-fn standing(trusted: Option<&TrustedDevice>, records: &[(String, DeviceRecord)]) -> Standing {
+fn is_owner_file(name: &str) -> bool {
+    let id = name
+        .strip_prefix("owner-")
+        .and_then(|name| name.strip_suffix(".pub.pem"));
+    id.is_some_and(|id| id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// The records of every device that trust file or store know, oldest first.
+pub(crate) fn by_device(
+    trust: &TrustFile,
+    records: Vec<(String, DeviceRecord)>,
+) -> BTreeMap<DeviceId, Vec<(String, DeviceRecord)>> {
+    let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for device in trust.devices.keys() {
+        all.entry(device.clone()).or_default();
+    }
+    for (principal, record) in records {
+        let of_device = all.entry(record.device.clone()).or_default();
+        of_device.push((principal, record));
+    }
+    for of_device in all.values_mut() {
+        of_device.sort_by_key(|(_, record)| record.registered_at);
+    }
+    all
+}
+
+pub(crate) fn standing(
+    trusted: Option<&TrustedDevice>,
+    records: &[(String, DeviceRecord)],
+) -> Standing {
     let Some(trusted) = trusted else {
         return Standing::Untrusted;
     };
@@ -437,7 +749,7 @@ fn revoke(state: &mut KeyState, at: Timestamp) {
     }
 }
 
-fn revoked_at(state: KeyState) -> Option<Timestamp> {
+pub(crate) fn revoked_at(state: KeyState) -> Option<Timestamp> {
     match state {
         KeyState::Revoked { at } => Some(at),
         KeyState::Active | KeyState::Retired => None,
@@ -448,5 +760,8 @@ fn revoked_at(state: KeyState) -> Option<Timestamp> {
 const MAX_OWNERS: usize = 8;
 
 // these names stand in the template as well
-const CERTIFICATE: &str = "device.crt.pem";
-const ROOTS: &str = "gateway-ca.crt.pem";
+pub(crate) const CERTIFICATE: &str = "device.crt.pem";
+pub(crate) const ROOTS: &str = "gateway-ca.crt.pem";
+pub(crate) const AGENT: &str = "agent.toml";
+/// Below a device's directory: the same once more, for its next key.
+pub(crate) const NEXT: &str = "next";

@@ -99,6 +99,26 @@ pub enum Error {
         key: KeyId,
     },
 
+    /// The file of a device's key is gone, and another key would be another
+    /// device to those who trust it.
+    #[error(
+        "the key of device {device} is to be in {}, and is not: restore it, or change to another          with `zk-setup device rotate {device}`",
+        path.display()
+    )]
+    KeyLost {
+        /// The device.
+        device: DeviceId,
+        /// Where its key is to be.
+        path: PathBuf,
+    },
+
+    /// A rotation to the key that the device has.
+    #[error("device {device} has this key already: make another one to change to")]
+    KeyUnchanged {
+        /// The device.
+        device: DeviceId,
+    },
+
     /// A file of the directory is not what was written there.
     #[error("{}: {detail}", path.display())]
     Malformed {
@@ -115,6 +135,16 @@ pub enum Error {
         dir: PathBuf,
     },
 
+    /// Neither the trust file nor the caller knows a key of the device that
+    /// counts.
+    #[error(
+        "device {device} has no key that counts: name a certificate request with --csr, or a key          with --hsm"
+    )]
+    NoKey {
+        /// The device.
+        device: DeviceId,
+    },
+
     /// There is no gateway yet for devices to publish to.
     #[error("{} has no gateway yet: run `zk-setup gateway init` first", dir.display())]
     NoGateway {
@@ -126,12 +156,49 @@ pub enum Error {
     #[error("a gateway needs at least one name or address that devices reach it at")]
     NoNames,
 
+    /// No key of the device is on its way.
+    #[error(
+        "device {device} is not changing its key: begin with `zk-setup device rotate {device}          --csr FILE` or `--hsm URI`"
+    )]
+    NoRotation {
+        /// The device.
+        device: DeviceId,
+    },
+
+    /// The device has not used its new certificate yet.
+    #[error(
+        "nothing has come in under the new certificate of {device} yet, so the old key stays in          use: copy {} to the device, restart its agent, and try again after a reading or a heartbeat",
+        dir.display()
+    )]
+    NotConnected {
+        /// The device.
+        device: DeviceId,
+        /// What goes to the device.
+        dir: PathBuf,
+    },
+
+    /// The gateway still answers.
+    #[error("the gateway of {} is running at {address}: stop zk-gateway first", dir.display())]
+    Running {
+        /// The operator's directory.
+        dir: PathBuf,
+        /// Where it answers.
+        address: std::net::SocketAddr,
+    },
+
     /// Nobody to encrypt for.
     #[error(
         "no owner: name at least one public key with --owner; \
          `zk-reader keygen` makes a key pair on the owner's machine"
     )]
     NoOwners,
+
+    /// There is something to sign or to encrypt, and no passphrase.
+    #[error("the passphrase of the {of} is needed: give it with a file")]
+    PassphraseNeeded {
+        /// Whose.
+        of: &'static str,
+    },
 
     /// The passphrase is too short to protect a key.
     #[error("the passphrase needs at least {least} characters")]

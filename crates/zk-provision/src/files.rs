@@ -2,13 +2,13 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
 use crate::Error;
-use crate::report::{Action, Item, Step};
+use crate::report::Action;
 
 /// For everybody to read.
 pub(crate) const PUBLIC: u32 = 0o644;
@@ -39,29 +39,67 @@ pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
     Ok(Some(bytes))
 }
 
-/// Makes the file have these bytes and says what that took.
-///
-/// A file is replaced as a whole: after a crash it has the old bytes or the new
-/// ones. When this returns they survive a power cut.
-pub(crate) fn update(path: &Path, bytes: &[u8], mode: u32) -> Result<Step, Error> {
-    let action = match read(path)? {
+/// What it takes to make the file have these bytes.
+pub(crate) fn compare(path: &Path, bytes: &[u8]) -> Result<Action, Error> {
+    Ok(match read(path)? {
         Some(old) if old.as_slice() == bytes => Action::Kept,
         Some(_) => Action::Changed,
         None => Action::Created,
-    };
-    if action != Action::Kept {
-        replace(path, bytes, mode).map_err(|source| Error::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-    }
-    Ok(step(action, path))
+    })
 }
 
-pub(crate) fn step(action: Action, path: &Path) -> Step {
-    Step {
-        action,
-        item: Item::File(path.to_owned()),
+/// Replaces the file as a whole: after a crash it has the old bytes or the new
+/// ones. When this returns they survive a power cut.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let dir = parent(path);
+    // One name for each file, so that what a crash leaves is written over by the
+    // next run; nobody else is in here, as the directory is locked.
+    let temporary = temporary(path);
+    let write = || {
+        remove_if_there(&temporary)?;
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        // whatever the umask takes away
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|source| Error::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Where a file's new bytes wait for its name.
+pub(crate) fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("tmp")
+}
+
+/// Takes a file away; `false` if there was none.
+pub(crate) fn remove(path: &Path) -> Result<bool, Error> {
+    remove_if_there(path)
+        .and_then(|was_there| {
+            if was_there {
+                File::open(parent(path))?.sync_all()?;
+            }
+            Ok(was_there)
+        })
+        .map_err(|source| Error::Io {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn remove_if_there(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -80,10 +118,39 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), Error> {
     })
 }
 
+/// What lies in a directory, in the order of names.
+pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = || {
+        let entries = fs::read_dir(dir)?;
+        let mut paths = entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<Vec<_>>>()?;
+        paths.sort();
+        Ok(paths)
+    };
+    entries().map_err(|source| Error::Io {
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+/// Answers whether it is gone.
+pub(crate) fn remove_dir_if_empty(dir: &Path) -> Result<bool, Error> {
+    match fs::remove_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(source) => Err(Error::Io {
+            path: dir.to_owned(),
+            source,
+        }),
+    }
+}
+
 /// Holds the directory until dropped, so that two writers can't lose each
 /// other's changes.
 pub(crate) fn lock(dir: &Path) -> Result<File, Error> {
-    let path = dir.join(".lock");
+    let path = dir.join(LOCK);
     let io = |source| Error::Io {
         path: path.clone(),
         source,
@@ -103,23 +170,15 @@ pub(crate) fn lock(dir: &Path) -> Result<File, Error> {
     }
 }
 
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let dir = parent(path);
-    let mut file = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(dir)?.sync_all()
-}
-
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     }
 }
+
+/// Held by who changes the directory.
+pub(crate) const LOCK: &str = ".lock";
 
 /// More than any file that is read here has.
 const MAX_LEN: usize = 64 * 1024;

@@ -60,27 +60,37 @@
 
 #![forbid(unsafe_code)]
 
+mod apply;
 mod authority;
 mod certificate;
+mod check;
 mod config;
+mod desired;
+mod destroy;
 mod device;
 mod error;
 mod files;
+mod hand;
 mod keys;
 mod local;
+mod owner;
 mod passphrase;
 mod report;
 mod request;
+mod rotate;
 mod signed;
 
 pub use authority::Authority;
 pub use certificate::Certificate;
+pub use desired::{Desired, DesiredDevice, DesiredKey, Others};
+pub use destroy::Destroy;
 pub use device::Device;
 pub use error::Error;
+pub use hand::Secrets;
 pub use local::{Gateway, LocalSetup};
 pub use passphrase::Passphrase;
 pub use report::{
-    Action, AddedDevice, CertificateEntry, DeviceEntry, GatewayFiles, Item, RevokedDevice,
-    Standing, Step,
+    Action, AddedDevice, Age, CertificateEntry, Checked, DeviceEntry, Expiry, FinishedRotation,
+    GatewayFiles, Item, Needs, Plan, RevokedDevice, Standing, Step, Verdict,
 };
 pub use request::{CertificateRequest, RequestError};

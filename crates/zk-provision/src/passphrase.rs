@@ -4,8 +4,7 @@ use zeroize::Zeroizing;
 
 use crate::Error;
 
-/// The passphrase that encrypts the authorities' keys. Zeroized when dropped,
-/// never shown.
+/// The passphrase that encrypts a key. Zeroized when dropped, never shown.
 pub struct Passphrase(Zeroizing<String>);
 
 impl Passphrase {
@@ -25,6 +24,10 @@ impl Passphrase {
             });
         }
         Ok(Self(text))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {

@@ -1,20 +1,26 @@
 use std::fmt;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use zk_envelope::{DeviceId, KeyId, KeyState, Timestamp};
 
+use zk_store::StoreUri;
+
 use crate::Certificate;
 
-/// One thing that an operation made, changed or found as it should be.
+/// One thing that an operation made, changed, took away or found as it should
+/// be; in a [`Plan`], what it would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What was done.
+    /// What is done.
     pub action: Action,
     /// To what.
     pub item: Item,
+    /// Why, where the action alone doesn't tell; else empty.
+    pub reason: String,
 }
 
-/// What was done to an [`Item`].
+/// What is done to an [`Item`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It was there and is not as it was.
@@ -23,6 +29,61 @@ pub enum Action {
     Created,
     /// It was there, as it should be.
     Kept,
+    /// It was there and is gone.
+    Removed,
+}
+
+impl Action {
+    /// What is to be done, as a plan says it: `change`, `create`, `keep`,
+    /// `remove`.
+    #[must_use]
+    pub fn imperative(self) -> &'static str {
+        match self {
+            Self::Changed => "change",
+            Self::Created => "create",
+            Self::Kept => "keep",
+            Self::Removed => "remove",
+        }
+    }
+}
+
+/// What [`LocalSetup::apply`](crate::LocalSetup::apply) would do, in its order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Every item of the set-up, what is kept among them.
+    pub steps: Vec<Step>,
+    /// Which passphrases it takes.
+    pub needs: Needs,
+    /// The devices that are shut out for good, which can't be taken back.
+    pub revokes: Vec<DeviceId>,
+}
+
+impl Plan {
+    /// Whether anything is not as it is to be.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        self.steps.iter().any(|step| step.action != Action::Kept)
+    }
+}
+
+/// Which passphrases an operation takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Needs {
+    /// That of the authorities' keys: something is to be signed.
+    pub authorities: Option<Age>,
+    /// That of the owner's key, which is made.
+    pub owner: Option<Age>,
+}
+
+/// Whether what a passphrase opens is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// It is made, and the passphrase is a new one.
+    New,
+    /// It is there.
+    Known,
 }
 
 /// A file, or a record in the store.
@@ -32,6 +93,51 @@ pub enum Item {
     File(PathBuf),
     /// The device record of this principal.
     Record(String),
+    /// The device record of a certificate that is yet to be made.
+    NewRecord(DeviceId),
+    /// The tables of a store that is no file.
+    Tables(StoreUri),
+}
+
+/// One thing that was looked at, and what was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What.
+    pub what: String,
+    /// How it is.
+    pub verdict: Verdict,
+}
+
+/// How something is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works, or may well be meant so.
+    Warning {
+        /// What is unusual.
+        cause: String,
+        /// What to do if it isn't meant so.
+        cure: String,
+    },
+    /// It doesn't work, or not for long, or isn't safe.
+    Bad {
+        /// What is wrong.
+        cause: String,
+        /// What to do.
+        cure: String,
+    },
+}
+
+/// When a certificate expires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// The certificate.
+    pub file: PathBuf,
+    /// When.
+    pub at: SystemTime,
+    /// Whether less than a third of its life is left: time for a new one.
+    pub is_due: bool,
 }
 
 /// A gateway that can be started.
@@ -62,6 +168,20 @@ pub struct AddedDevice {
     pub steps: Vec<Step>,
 }
 
+/// A device whose new key has taken over.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FinishedRotation {
+    /// Its name.
+    pub device: DeviceId,
+    /// Its signing key.
+    pub key: KeyId,
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// What was done, in order.
+    pub steps: Vec<Step>,
+}
+
 /// A device that may no longer publish.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -84,6 +204,10 @@ pub struct DeviceEntry {
     pub keys: Vec<(KeyId, KeyState)>,
     /// Its certificates in the store, oldest first.
     pub certificates: Vec<CertificateEntry>,
+    /// When the certificate in its directory expires, if there is one.
+    pub expires: Option<SystemTime>,
+    /// The principal of the certificate that it is changing to.
+    pub next: Option<String>,
 }
 
 /// A device's certificate in the store.
@@ -120,6 +244,7 @@ impl fmt::Display for Action {
             Self::Changed => "changed",
             Self::Created => "created",
             Self::Kept => "kept",
+            Self::Removed => "removed",
         })
     }
 }
@@ -130,6 +255,8 @@ impl fmt::Display for Item {
             Self::File(path) => path.display().fmt(f),
             // the store's word, and it may go to a terminal
             Self::Record(principal) => write!(f, "store record {}", principal.escape_debug()),
+            Self::NewRecord(device) => write!(f, "store record of {device}'s new certificate"),
+            Self::Tables(store) => write!(f, "tables in {store}"),
         }
     }
 }

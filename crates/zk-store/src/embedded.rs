@@ -37,31 +37,39 @@ use dynoxide::actions::update_item::UpdateItemRequest;
 use dynoxide::{AttributeValue, Database, DynoxideError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::StoreError;
 
-/// Opens the engine on the file `path`, which must exist.
-pub(crate) async fn open(path: &Path) -> Result<SharedHttpClient, StoreError> {
-    let connector = SharedHttpConnector::new(start(path).await?);
-    Ok(http_client_fn(move |_, _| connector.clone()))
+/// Opens the engine on the file `path`, which must exist. The other end of what
+/// comes with it is dropped once the file is closed again.
+pub(crate) async fn open(
+    path: &Path,
+) -> Result<(SharedHttpClient, watch::Receiver<()>), StoreError> {
+    let (connector, closed) = start(path).await?;
+    let connector = SharedHttpConnector::new(connector);
+    Ok((http_client_fn(move |_, _| connector.clone()), closed))
 }
 
-async fn start(path: &Path) -> Result<Connector, StoreError> {
+async fn start(path: &Path) -> Result<(Connector, watch::Receiver<()>), StoreError> {
     let path = std::path::absolute(path).map_err(|source| StoreError::file(path, source))?;
     let (jobs, mut inbox) = mpsc::channel(WAITING);
     let (opened, is_open) = oneshot::channel();
+    let (open, closed) = watch::channel(());
     std::thread::Builder::new()
         .name("zk-store".into())
         .spawn({
             let path = path.clone();
-            move || match Engine::open(&path) {
-                Ok(engine) => {
-                    // If nobody waits any more, the inbox is closed as well.
-                    let _ = opened.send(Ok(()));
-                    serve(engine, &path, &mut inbox);
+            move || {
+                match Engine::open(&path) {
+                    Ok(engine) => {
+                        // If nobody waits any more, the inbox is closed as well.
+                        let _ = opened.send(Ok(()));
+                        serve(engine, &path, &mut inbox);
+                    }
+                    Err(error) => drop(opened.send(Err(error))),
                 }
-                Err(error) => drop(opened.send(Err(error))),
+                drop(open);
             }
         })
         .map_err(|source| StoreError::file(&path, source))?;
@@ -72,7 +80,7 @@ async fn start(path: &Path) -> Result<Connector, StoreError> {
             return Err(StoreError::file(&path, source));
         }
     }
-    Ok(Connector { jobs })
+    Ok((Connector { jobs }, closed))
 }
 
 /// Serves until the inbox is closed. What panics is not answered for, and the
@@ -560,7 +568,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("zk.db");
         create(&path).unwrap();
-        let connector = start(&path).await.unwrap();
+        let (connector, _closed) = start(&path).await.unwrap();
         let ask = async |operation: &str, body: &'static str| {
             let mut request = HttpRequest::new(SdkBody::from(body));
             let target = format!("{TARGET_PREFIX}{operation}");

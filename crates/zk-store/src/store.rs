@@ -15,6 +15,7 @@ use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
     TableDescription, TableStatus,
 };
+use tokio::sync::watch;
 
 use crate::devices::Registry;
 use crate::{StoreError, StoreUri, embedded};
@@ -31,6 +32,8 @@ pub(crate) struct Inner {
     pub(crate) tables: [String; 3],
     pub(crate) options: Options,
     pub(crate) registry: Registry,
+    /// Ends when the engine has closed its file.
+    closed: Option<watch::Receiver<()>>,
 }
 
 /// How a store behaves.
@@ -98,22 +101,28 @@ impl Store {
                 rule,
             });
         }
+        let mut closed = None;
         let config = match uri {
-            StoreUri::File(path) => aws_sdk_dynamodb::Config::builder()
-                .behavior_version(BehaviorVersion::latest())
-                .region(Region::from_static("embedded"))
-                .endpoint_url("http://embedded.invalid")
-                .allow_no_auth()
-                // There is no way to get lost on: a request that was asked twice
-                // would only be done twice. Nor is there a connection to give up,
-                // of which the SDK would complain with each failure.
-                .retry_config(
-                    RetryConfig::disabled().with_reconnect_mode(ReconnectMode::ReuseAllConnections),
-                )
-                .timeout_config(timeouts(Duration::from_secs(60)))
-                .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-                .http_client(embedded::open(path).await?)
-                .build(),
+            StoreUri::File(path) => {
+                let (engine, is_closed) = embedded::open(path).await?;
+                closed = Some(is_closed);
+                aws_sdk_dynamodb::Config::builder()
+                    .behavior_version(BehaviorVersion::latest())
+                    .region(Region::from_static("embedded"))
+                    .endpoint_url("http://embedded.invalid")
+                    .allow_no_auth()
+                    // There is no way to get lost on: a request that was asked twice
+                    // would only be done twice. Nor is there a connection to give up,
+                    // of which the SDK would complain with each failure.
+                    .retry_config(
+                        RetryConfig::disabled()
+                            .with_reconnect_mode(ReconnectMode::ReuseAllConnections),
+                    )
+                    .timeout_config(timeouts(Duration::from_secs(60)))
+                    .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+                    .http_client(engine)
+                    .build()
+            }
             StoreUri::DynamoDb { region } => {
                 let config = aws_config::defaults(BehaviorVersion::latest())
                     .region(Region::new(region.clone()))
@@ -140,8 +149,22 @@ impl Store {
                 tables,
                 options,
                 registry,
+                closed,
             }),
         })
+    }
+
+    /// Waits until the last clone is gone and a file is closed: then nothing of
+    /// this process is left beside it. Who just drops a store and ends may leave
+    /// SQLite's own files (`-wal`, `-shm`), which the next one who opens it clears
+    /// away.
+    pub async fn close(self) {
+        let closed = self.inner.closed.clone();
+        drop(self);
+        if let Some(mut closed) = closed {
+            // Nothing is ever sent: this is the other end's drop.
+            let _ = closed.changed().await;
+        }
     }
 
     /// Makes what is missing of the store at `uri`, waits until it is ready, and

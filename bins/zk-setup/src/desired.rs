@@ -1,0 +1,201 @@
+//! What the command line and zk-setup.toml ask for.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::io::Read;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustls_pki_types::ServerName;
+use zk_envelope::{DeviceId, OwnerPublicKey, TrustFile};
+use zk_hsm::{BackendKind, Hsm, HsmUri, create_soft_key};
+use zk_provision::{
+    CertificateRequest, Desired, DesiredDevice, DesiredKey, Gateway, LocalSetup, Others,
+};
+use zk_store::StoreUri;
+
+use crate::arguments::DesiredArguments;
+use crate::file::SetupFile;
+
+/// The file, and over it what the command line says.
+pub(crate) fn desired(setup: &LocalSetup, arguments: &DesiredArguments) -> anyhow::Result<Desired> {
+    let file = arguments.file.as_deref().map(SetupFile::read).transpose()?;
+    let others = match file {
+        Some(_) => Others::Remove,
+        None => Others::Keep,
+    };
+    let SetupFile {
+        owners,
+        gateway,
+        devices: tables,
+    } = file.unwrap_or_default();
+    let given = |flag: &[PathBuf], file: Vec<PathBuf>| match flag {
+        [] => file,
+        flag => flag.to_vec(),
+    };
+    let mut devices = BTreeMap::new();
+    for (name, table) in tables {
+        let device = device(
+            setup,
+            &name,
+            table.csr.as_deref(),
+            table.hsm.as_ref(),
+            table.endpoint,
+        )?;
+        devices.insert(name, device);
+    }
+    if let Some(name) = &arguments.device {
+        let (csr, hsm) = (arguments.csr.as_deref(), arguments.hsm.as_ref());
+        let device = device(setup, name, csr, hsm, arguments.endpoint.clone())?;
+        devices.insert(name.clone(), device);
+    }
+    Ok(Desired {
+        gateway: Gateway {
+            names: match &arguments.names[..] {
+                [] => gateway.names,
+                names => names.to_vec(),
+            },
+            listen: arguments.listen.or(gateway.listen),
+            store: absolute(arguments.store.clone())?.or(gateway.store),
+        },
+        names_at_first: names_of_this_machine(),
+        owners: owner_keys(&given(&arguments.owners, owners))?,
+        devices,
+        others,
+    })
+}
+
+fn device(
+    setup: &LocalSetup,
+    name: &DeviceId,
+    csr: Option<&Path>,
+    hsm: Option<&HsmUri>,
+    endpoint: Option<String>,
+) -> anyhow::Result<DesiredDevice> {
+    let key = match (csr, hsm) {
+        // the request has done its work, and need not be kept
+        (Some(csr), _) if !csr.exists() && is_registered(setup, name) => DesiredKey::Registered,
+        (Some(csr), _) => DesiredKey::Request(request_in(csr, name)?),
+        (None, Some(uri)) => match missing_soft_key(uri) {
+            Some(path) => DesiredKey::ToBeMade(path),
+            None => DesiredKey::Request(request_by(uri, name)?),
+        },
+        (None, None) => DesiredKey::Registered,
+    };
+    Ok(DesiredDevice {
+        key,
+        hsm: hsm.map(ToString::to_string),
+        endpoint,
+    })
+}
+
+/// Makes the keys that are yet to be made, and says so.
+pub(crate) fn make_keys(desired: &mut Desired, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    for (name, device) in &mut desired.devices {
+        if let DesiredKey::ToBeMade(path) = &device.key {
+            let uri = make_soft_key(path)?;
+            say(&format!("created  {}", path.display()));
+            device.key = DesiredKey::Request(request_by(&uri, name)?);
+        }
+    }
+    Ok(())
+}
+
+/// The request in a file, or one by a key in this machine. A key for
+/// development is made if there is none.
+pub(crate) fn request(
+    name: &DeviceId,
+    csr: Option<&Path>,
+    hsm: Option<&HsmUri>,
+) -> anyhow::Result<CertificateRequest> {
+    match (csr, hsm) {
+        (Some(path), _) => request_in(path, name),
+        (None, Some(uri)) => {
+            if let Some(path) = missing_soft_key(uri) {
+                make_soft_key(&path)?;
+            }
+            request_by(uri, name)
+        }
+        (None, None) => anyhow::bail!("--csr or --hsm is needed"),
+    }
+}
+
+pub(crate) fn owner_keys(paths: &[PathBuf]) -> anyhow::Result<Vec<OwnerPublicKey>> {
+    let key = |path: &PathBuf| {
+        read(path)
+            .and_then(|pem| Ok(OwnerPublicKey::from_pem(&String::from_utf8_lossy(&pem))?))
+            .with_context(|| format!("owner's key {}", path.display()))
+    };
+    paths.iter().map(key).collect()
+}
+
+/// What a person types begins where that person is.
+pub(crate) fn absolute(store: Option<StoreUri>) -> anyhow::Result<Option<StoreUri>> {
+    Ok(match store {
+        Some(StoreUri::File(path)) => Some(StoreUri::File(std::path::absolute(path)?)),
+        other => other,
+    })
+}
+
+fn is_registered(setup: &LocalSetup, name: &DeviceId) -> bool {
+    TrustFile::read(&setup.trust_file()).is_ok_and(|trust| trust.devices.contains_key(name))
+}
+
+fn missing_soft_key(uri: &HsmUri) -> Option<PathBuf> {
+    let name = uri.to_string();
+    let path = Path::new(name.strip_prefix("soft:")?);
+    (uri.backend() == BackendKind::Soft && !path.exists()).then(|| path.to_owned())
+}
+
+fn make_soft_key(path: &Path) -> anyhow::Result<HsmUri> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    Ok(create_soft_key(path)?)
+}
+
+fn request_in(path: &Path, name: &DeviceId) -> anyhow::Result<CertificateRequest> {
+    CertificateRequest::from_pem(&read(path)?, name)
+        .map_err(zk_provision::Error::from)
+        .with_context(|| path.display().to_string())
+}
+
+fn request_by(uri: &HsmUri, name: &DeviceId) -> anyhow::Result<CertificateRequest> {
+    let hsm = Hsm::open(uri, zk_hsm::Options::default())?;
+    let pem = hsm.csr(name.as_str())?;
+    CertificateRequest::from_pem(pem.as_bytes(), name)
+        .map_err(zk_provision::Error::from)
+        .with_context(|| format!("the request made here, of {name}"))
+}
+
+/// `localhost`, and the name that others may know the machine by.
+fn names_of_this_machine() -> Vec<ServerName<'static>> {
+    let mut names = Vec::new();
+    let system = rustix::system::uname();
+    let host = system.nodename().to_str().unwrap_or_default();
+    for name in ["localhost", host] {
+        if let Ok(name) = ServerName::try_from(name.to_owned())
+            && !names.contains(&name)
+        {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// A file, as far as anything that is expected here can go.
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| {
+            file.take(CertificateRequest::MAX_LEN as u64 + 1)
+                .read_to_end(&mut bytes)
+        })
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes)
+}
