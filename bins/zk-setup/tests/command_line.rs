@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,6 +13,7 @@ use zk_envelope::{DeviceId, KeyState, OwnerKey, TrustFile};
 use zk_hsm::{Hsm, Options, create_soft_key};
 
 const PASSPHRASE: &str = "correct horse battery";
+const OWNER: &str = "the owner's words";
 
 #[test]
 fn from_nothing_to_a_revoked_device() {
@@ -446,6 +447,344 @@ fn what_a_store_says_does_not_reach_the_terminal_raw() {
     }
 }
 
+/// The promise: one command, then everything is there and in order.
+#[test]
+fn one_command_from_nothing() {
+    let place = Place::new();
+    let key = format!("soft:{}", place.path("key.pem").display());
+    let listen = place.free_address();
+    let apply = [
+        "apply", "--device", "pi-01", "--hsm", &key, "--listen", &listen,
+    ];
+    let planned = place.with_passphrase(&["plan", "--device", "pi-01", "--hsm", &key]);
+    assert_eq!(planned.code, 3, "{}", planned.err);
+    assert!(
+        planned.out.contains("create   zk/ca/device-ca.key.pem"),
+        "{}",
+        planned.out
+    );
+    assert!(
+        planned.out.contains("create   zk/owner.pem"),
+        "{}",
+        planned.out
+    );
+    assert!(!place.path("zk").exists() && !place.path("key.pem").exists());
+
+    let applied = place.ok(&apply);
+    assert!(
+        applied.out.contains("created  zk/trust.toml"),
+        "{}",
+        applied.out
+    );
+    for hint in [
+        "BACK UP THE OWNER'S KEY NOW: zk/owner.pem",
+        "names are localhost",
+        "zk-gateway --config zk/gateway/gateway.toml",
+        "zk-agent --config zk/devices/pi-01/agent.toml",
+        "zk-reader --config zk/reader.toml list",
+    ] {
+        assert!(applied.err.contains(hint), "no {hint:?} in {}", applied.err);
+    }
+    let agent = zk_agent::Config::read(&place.path("zk/devices/pi-01/agent.toml")).unwrap();
+    assert_eq!(agent.device.hsm, key);
+    let pem = place.read("zk/owner.pem");
+    let owner = OwnerKey::from_encrypted_pem(&pem, OWNER).unwrap();
+    let trust = TrustFile::read(&place.path("zk/trust.toml")).unwrap();
+    let pi_01 = DeviceId::try_from("pi-01").unwrap();
+    assert_eq!(trust.devices[&pi_01].owners, [owner.id()].into());
+
+    // again, and nobody is asked for anything
+    let again = place.without_passphrase(&apply);
+    assert_eq!(again.code, 0, "{}", again.err);
+    assert!(again.out.starts_with("nothing to do"), "{}", again.out);
+    for command in ["plan", "status"] {
+        let said = place.without_passphrase(&[command]);
+        assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    }
+    let status = place.json(&["status"]);
+    assert_eq!(status["hasChanges"], false);
+    assert_eq!(status["devices"][0]["state"], "active");
+    assert_eq!(status["certificates"].as_array().unwrap().len(), 4);
+
+    fs::remove_file(place.path("zk/devices/pi-01/agent.toml")).unwrap();
+    for command in ["plan", "status", "check"] {
+        let said = place.without_passphrase(&[command, "--json"]);
+        assert_eq!(said.code, 3, "{}{}", said.out, said.err);
+        let json: Value = serde_json::from_str(&said.out).unwrap();
+        assert!(json.to_string().contains("agent.toml"), "{json}");
+    }
+    let applied = place.without_passphrase(&["apply"]);
+    assert_eq!(applied.code, 0, "{}", applied.err);
+    let changed: Vec<_> = applied
+        .out
+        .lines()
+        .filter(|line| line.starts_with("created"))
+        .collect();
+    assert_eq!(changed, ["created  zk/devices/pi-01/agent.toml"]);
+}
+
+/// Killed wherever it is, the next run ends where one that was not would have.
+#[test]
+fn a_killed_apply_is_completed_by_the_next() {
+    let whole = Place::new();
+    let key = |place: &Place| format!("soft:{}", place.path("keys/key.pem").display());
+    let apply = |key: &str| {
+        let words = ["apply", "--device", "pi-01", "--hsm", key];
+        words.map(str::to_owned)
+    };
+    let run = |place: &Place| {
+        let words = apply(&key(place));
+        place.ok(&words.each_ref().map(String::as_str))
+    };
+    let lines = run(&whole).out.lines().count();
+    assert!(lines > 18, "{lines}");
+    // after each line that it prints, as soon as it is there
+    for line in 0..lines - 2 {
+        let place = Place::new();
+        let words = apply(&key(&place));
+        let mut killed = place
+            .command(&words.each_ref().map(String::as_str))
+            .env("ZK_SETUP_PASSPHRASE_FILE", "passphrase")
+            .env("ZK_OWNER_PASSPHRASE", OWNER)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut shown = BufReader::new(killed.stdout.take().unwrap()).lines();
+        for _ in 0..line {
+            shown.next().unwrap().unwrap();
+        }
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+
+        run(&place);
+        let plan = place.without_passphrase(&["plan"]);
+        assert_eq!(plan.code, 0, "{line}: {}{}", plan.out, plan.err);
+        assert_eq!(
+            place.json(&["device", "list"])["devices"][0]["state"],
+            "active"
+        );
+        assert_eq!(
+            place.tree("zk"),
+            whole.tree("zk"),
+            "killed after {line} lines"
+        );
+    }
+}
+
+#[test]
+fn a_file_says_what_is_to_be_and_removal_is_asked_about() {
+    let place = Place::new();
+    place.owner("owner.pub.pem");
+    let (one, two) = (place.csr("pi-01"), place.csr("pi-02"));
+    let device = |name: &str, csr: &str| format!("[devices.{name}]\ncsr = \"{csr}\"\n");
+    let head = "owners = [\"owner.pub.pem\"]\n[gateway]\nnames = [\"gateway.example\"]\n";
+    let file = place.path("zk-setup.toml");
+    fs::write(
+        &file,
+        format!("{head}{}{}", device("pi-01", &one), device("pi-02", &two)),
+    )
+    .unwrap();
+    let applied = place.ok(&["apply", "--file", "zk-setup.toml"]);
+    assert!(!applied.out.contains("owner.pem"), "{}", applied.out);
+    assert!(
+        applied.err.contains("copy zk/devices/pi-01 to the device"),
+        "{}",
+        applied.err
+    );
+    let agent = zk_agent::Config::read(&place.path("zk/devices/pi-02/agent.toml")).unwrap();
+    assert_eq!(agent.target.endpoint, "gateway.example:8443");
+    // the requests have done their work
+    fs::remove_file(place.path(&one)).unwrap();
+    assert_eq!(
+        place
+            .without_passphrase(&["plan", "--file", "zk-setup.toml"])
+            .code,
+        0
+    );
+
+    fs::write(&file, format!("{head}{}", device("pi-01", &one))).unwrap();
+    let plan = place.without_passphrase(&["plan", "--file", "zk-setup.toml"]);
+    assert_eq!(plan.code, 3);
+    assert!(
+        plan.err.contains("pi-02 would be revoked for good"),
+        "{}",
+        plan.err
+    );
+    let apply = ["apply", "--file", "zk-setup.toml"];
+    let alone = place.fails(1, &apply);
+    assert!(alone.err.contains("--yes"), "{}", alone.err);
+    let (code, said) = place.at_terminal(&apply, &[("[y/N] ", "n")]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("nothing was changed"), "{said}");
+    assert_eq!(place.without_passphrase(&["status"]).code, 0);
+    let (code, said) = place.at_terminal(&apply, &[("[y/N] ", "y")]);
+    assert_eq!(code, 0, "{said}");
+    let devices = &place.json(&["device", "list"])["devices"];
+    assert_eq!(devices[0]["state"], "active");
+    assert_eq!(devices[1]["state"], "revoked");
+    assert!(!place.path("zk/devices/pi-02").exists());
+
+    fs::write(&file, format!("{head}mistake = 1\n")).unwrap();
+    let mistaken = place.fails(1, &["plan", "--file", "zk-setup.toml"]);
+    assert!(mistaken.err.contains("zk-setup.toml"), "{}", mistaken.err);
+    assert!(mistaken.err.contains("line 4"), "{}", mistaken.err);
+    let template = place.ok(&["template"]);
+    fs::write(&file, template.out).unwrap();
+    let code = place
+        .without_passphrase(&["plan", "--file", "zk-setup.toml"])
+        .code;
+    assert_eq!(code, 3, "pi-01 is not in the template");
+}
+
+#[test]
+fn destroy_asks_for_the_directory_by_name() {
+    let place = Place::new();
+    place.ok(&["apply"]);
+    fs::write(place.path("zk/notes.txt"), "mine").unwrap();
+    let destroy = ["destroy", "--with-data", "--with-keys"];
+    let alone = place.fails(1, &destroy);
+    assert!(alone.err.contains("--yes"), "{}", alone.err);
+    let (code, said) = place.at_terminal(&destroy, &[("name, zk: ", "y")]);
+    assert_eq!(code, 1, "{said}");
+    assert!(place.path("zk/owner.pem").exists());
+    assert_eq!(place.fails(2, &["destroy", "--with-keys"]).code, 2);
+    place.ok(&["destroy", "--yes"]);
+    for stays in [
+        "zk/owner.pem",
+        "zk/trust.toml",
+        "zk/gateway/store.db",
+        "zk/ca/device-ca.key.pem",
+    ] {
+        // no device was ever added: there is no trust file
+        assert_eq!(
+            place.path(stays).exists(),
+            stays != "zk/trust.toml",
+            "{stays}"
+        );
+    }
+    let (code, said) = place.at_terminal(&destroy, &[("name, zk: ", "zk")]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("notes.txt  (not made by zk-setup)"), "{said}");
+    assert_eq!(place.tree("zk"), ["zk/notes.txt"]);
+    place.ok(&[&destroy[..], &["--yes"]].concat());
+    fs::remove_file(place.path("zk/notes.txt")).unwrap();
+    place.ok(&[&destroy[..], &["--yes"]].concat());
+}
+
+/// With a real gateway: check reaches it, destroy leaves it alone.
+#[test]
+fn a_running_gateway_is_found_and_not_pulled_away() {
+    let place = Place::new();
+    let listen = place.free_address();
+    place.ok(&["apply", "--listen", &listen, "--name", "localhost"]);
+    let gateway_of = |json: &Value| {
+        let checks = json["checks"].as_array().unwrap().clone();
+        let of_it = |check: &Value| check["item"].as_str().unwrap().starts_with("gateway at");
+        checks.into_iter().find(of_it).unwrap()["state"].clone()
+    };
+    assert_eq!(gateway_of(&place.json(&["check"])), "warning");
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let overrides = zk_gateway::Overrides::default();
+    let config = zk_gateway::Config::load(&place.path("zk/gateway/gateway.toml"), overrides);
+    let config = config.unwrap();
+    let (listener, gateway) = runtime.block_on(async {
+        let store = zk_store::Store::open(&config.store, zk_store::Options::default());
+        let tls = zk_gateway::Tls::load(&config.tls).unwrap();
+        let gateway = zk_gateway::Gateway::new(store.await.unwrap(), tls, config.limits);
+        (
+            tokio::net::TcpListener::bind(&listen).await.unwrap(),
+            gateway,
+        )
+    });
+    runtime.spawn(zk_gateway::run(
+        listener,
+        gateway,
+        std::future::pending::<()>(),
+    ));
+    assert_eq!(gateway_of(&place.json(&["check"])), "ok");
+    let refused = place.fails(1, &["destroy", "--yes"]);
+    assert!(
+        refused.err.contains("stop zk-gateway first"),
+        "{}",
+        refused.err
+    );
+    // it goes on with the old certificate
+    place.ok(&["apply", "--name", "localhost", "--name", "other.example"]);
+    assert_eq!(gateway_of(&place.json(&["check"])), "warning");
+    drop(runtime);
+
+    let stranger = std::net::TcpListener::bind(&listen).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut connection, _)) = stranger.accept() {
+            let _ = connection.write_all(b"220 mail.example ESMTP\r\n");
+        }
+    });
+    let found = place.without_passphrase(&["check", "--json"]);
+    assert_eq!(found.code, 3, "{}", found.out);
+    let found: Value = serde_json::from_str(&found.out).unwrap();
+    assert_eq!(gateway_of(&found), "wrong");
+}
+
+#[test]
+fn a_device_changes_its_key() {
+    let place = Place::new();
+    let key = |name: &str| format!("soft:{}", place.path(name).display());
+    place.ok(&["apply", "--device", "pi-01", "--hsm", &key("old.pem")]);
+    let next = place.json(&["device", "rotate", "pi-01", "--hsm", &key("new.pem")]);
+    assert_eq!(next["dir"], "zk/devices/pi-01/next");
+    let agent = zk_agent::Config::read(&place.path("zk/devices/pi-01/next/agent.toml")).unwrap();
+    assert_eq!(agent.device.hsm, key("new.pem"));
+    let early = place.fails(1, &["device", "rotate", "pi-01", "--finish"]);
+    assert!(
+        early.err.contains("the old key stays in use"),
+        "{}",
+        early.err
+    );
+    let status = place.json(&["status"]);
+    assert_eq!(status["devices"][0]["changingTo"], next["principal"]);
+    assert_eq!(status["devices"][0]["state"], "active");
+    for wrong in [
+        &["device", "rotate", "pi-01"][..],
+        &["device", "rotate", "pi-01", "--finish", "--csr", "x"],
+    ] {
+        place.fails(2, wrong);
+    }
+}
+
+#[test]
+fn what_is_missing_is_said_before_anything_is_done() {
+    let place = Place::new();
+    let mut detached = Command::new("setsid");
+    detached
+        .arg("--wait")
+        .arg(env!("CARGO_BIN_EXE_zk-setup"))
+        .args(["apply", "--passphrase-file", "passphrase"])
+        .env_remove("ZK_OWNER_PASSPHRASE");
+    let alone = Place::run(detached.current_dir(place.0.path()).stdin(Stdio::null()));
+    assert_eq!(alone.code, 1);
+    assert!(
+        alone.err.contains("--owner-passphrase-file"),
+        "{}",
+        alone.err
+    );
+    assert!(!place.path("zk").exists());
+
+    // a key that is gone is not made again under a device's name
+    let key = format!("soft:{}", place.path("key.pem").display());
+    let apply = ["apply", "--device", "pi-01", "--hsm", &key];
+    place.ok(&apply);
+    fs::remove_file(place.path("key.pem")).unwrap();
+    let lost = place.fails(1, &apply);
+    assert!(lost.err.contains("restore it"), "{}", lost.err);
+    assert!(!place.path("key.pem").exists());
+}
+
 #[test]
 fn wrong_arguments_end_with_2() {
     let place = Place::new();
@@ -512,6 +851,35 @@ impl Place {
         self.0.path().join(name)
     }
 
+    /// An address that nobody else on this machine asks for by number.
+    fn free_address(&self) -> String {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    }
+
+    /// The names of all files below, but for an owner's, which is another one
+    /// each time.
+    fn tree(&self, dir: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut open = vec![self.path(dir)];
+        while let Some(next) = open.pop() {
+            for entry in fs::read_dir(next).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    open.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(self.0.path()).unwrap().to_str().unwrap();
+                found.push(match name.split_once("/owner-") {
+                    Some((dir, _)) => format!("{dir}/owner-ID"),
+                    None => name.to_owned(),
+                });
+            }
+        }
+        found.sort();
+        found
+    }
+
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
     }
@@ -548,8 +916,10 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zk-setup"));
         for name in [
             "ZK_SETUP_DIR",
+            "ZK_SETUP_FILE",
             "ZK_SETUP_PASSPHRASE",
             "ZK_SETUP_PASSPHRASE_FILE",
+            "ZK_OWNER_PASSPHRASE",
         ] {
             command.env_remove(name);
         }
@@ -581,7 +951,8 @@ impl Place {
     fn with_passphrase(&self, arguments: &[&str]) -> Ended {
         Self::run(
             self.command(arguments)
-                .env("ZK_SETUP_PASSPHRASE_FILE", "passphrase"),
+                .env("ZK_SETUP_PASSPHRASE_FILE", "passphrase")
+                .env("ZK_OWNER_PASSPHRASE", OWNER),
         )
     }
 

@@ -121,7 +121,7 @@ impl LocalSetup {
             }
         }
         if is_right {
-            found.good("files that others may not read or write");
+            found.good(&"files that others may not read or write");
         }
     }
 
@@ -154,7 +154,7 @@ impl LocalSetup {
                 "restore it from a backup",
             );
         } else if found.is_valid(&file, &certificate, now, START_ANEW) {
-            found.good(file.display());
+            found.good(&file.display());
         }
         Some(certificate)
     }
@@ -168,7 +168,7 @@ impl LocalSetup {
     ) -> Option<Certificate> {
         let config = self.gateway_file(CONFIG);
         match self.listen().and_then(|_| self.store()) {
-            Ok(_) => found.good(config.display()),
+            Ok(_) => found.good(&config.display()),
             Err(error) => found.error(&config.display(), &error),
         }
         check_root(found, &self.gateway_file(ROOTS), devices);
@@ -191,7 +191,7 @@ impl LocalSetup {
         if issuer.is_some_and(|issuer| !certificate.is_issued_by(issuer)) {
             found.bad(&file.display(), "signed by another authority", APPLY);
         } else if found.is_valid(&file, &certificate, now, APPLY) {
-            found.good(file.display());
+            found.good(&file.display());
         }
         Some(certificate)
     }
@@ -217,7 +217,7 @@ impl LocalSetup {
         store.close().await;
         match records {
             Ok(records) => {
-                found.good(format!("store {uri}"));
+                found.good(&format!("store {uri}"));
                 Some(records)
             }
             Err(error) => {
@@ -245,9 +245,9 @@ impl LocalSetup {
             let standing = standing(trust.file.devices.get(&name), &records);
             let what = format!("device {name}: trust file and store");
             match standing {
-                Standing::Active | Standing::Revoked => found.good(what),
+                Standing::Active | Standing::Revoked => found.good(&what),
                 Standing::Incomplete => {
-                    found.bad(&what, "they disagree: an operation was interrupted", APPLY)
+                    found.bad(&what, "they disagree: an operation was interrupted", APPLY);
                 }
                 Standing::Untrusted => found.bad(
                     &what,
@@ -287,7 +287,7 @@ impl LocalSetup {
             } else if issuer.is_some_and(|issuer| !certificate.is_issued_by(issuer)) {
                 found.bad(&what, "signed by another authority", APPLY);
             } else if found.is_valid(&file, &certificate, now, APPLY) {
-                found.good(what);
+                found.good(&what);
             }
         }
         check_root(found, &dir.join(DEVICE_ROOTS), roots);
@@ -332,7 +332,7 @@ impl LocalSetup {
                 "give the gateway that name: zk-setup gateway init --name, with all its names",
             );
         } else {
-            found.good(file.display());
+            found.good(&file.display());
         }
     }
 }
@@ -404,7 +404,7 @@ fn handshake(
 fn check_answer(found: &mut Found, answer: Answer, certificate: &Certificate) {
     match answer {
         Answer::Gateway { at, der } if der == certificate.der() => {
-            found.good(format!("gateway at {at}"));
+            found.good(&format!("gateway at {at}"));
         }
         Answer::Gateway { at, .. } => found.warn(
             &format!("gateway at {at}"),
@@ -437,7 +437,7 @@ fn check_root(found: &mut Found, path: &Path, root: Option<&Certificate>) {
             let cause = "not the certificate of this set-up's authority";
             found.bad(&path.display(), cause, APPLY);
         }
-        Ok(Some(_)) => found.good(path.display()),
+        Ok(Some(_)) => found.good(&path.display()),
         Err(error) => found.error(&path.display(), &error),
     }
 }
@@ -453,7 +453,7 @@ fn host_of(endpoint: &str) -> Option<ServerName<'static>> {
 struct Found(Vec<Checked>);
 
 impl Found {
-    fn good(&mut self, what: impl ToString) {
+    fn good(&mut self, what: &impl ToString) {
         self.add(&what.to_string(), Verdict::Good);
     }
 

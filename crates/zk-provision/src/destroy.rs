@@ -8,7 +8,7 @@ use zk_envelope::DeviceId;
 use zk_store::{Options, Store, StoreError, StoreUri};
 
 use crate::check::{Answer, probe};
-use crate::device::is_of_device;
+use crate::device::NEXT;
 use crate::hand::{Hand, Secrets};
 use crate::local::{CERTIFICATE, CONFIG, KEY, ROOTS, Role, has_tables, read_certificate};
 use crate::report::{Action, Item, Plan, Step};
@@ -67,9 +67,8 @@ impl LocalSetup {
         let lock = files::lock(self.dir())?;
         let mut hand = Hand::that_does(SystemTime::UNIX_EPOCH, Secrets::default(), tell);
         let done = self.destroy_stage(&mut hand, what).await;
-        let mut left = files::list(self.dir())?;
-        left.retain(|path| !path.ends_with(files::LOCK));
-        if done.is_ok() && left.is_empty() {
+        let is_foreign = |step: &Step| step.action != Action::Kept || step.reason == FOREIGN;
+        if done.is_ok() && hand.steps.iter().all(is_foreign) {
             files::remove(&self.dir().join(files::LOCK))?;
             if files::remove_dir_if_empty(self.dir())? {
                 hand.step_file(Action::Removed, self.dir(), "");
@@ -148,7 +147,17 @@ impl LocalSetup {
                 files::remove_dir_if_empty(&dir)?;
             }
         }
-        self.name_foreign(hand, self.dir(), &kept)
+        self.name_foreign(hand, self.dir(), &kept)?;
+        // nothing but the lock: one who was interrupted left it
+        if hand.plans()
+            && is_dir(self.dir())
+            && files::list(self.dir())?
+                .iter()
+                .all(|path| path.ends_with(files::LOCK))
+        {
+            hand.step_file(Action::Removed, self.dir(), "");
+        }
+        Ok(())
     }
 
     /// The store's file, or its tables.
@@ -203,25 +212,28 @@ impl LocalSetup {
         for path in files::list(dir)? {
             let is_known = kept.contains(&path)
                 || path == self.dir().join(files::LOCK)
-                || planned.contains(&Item::File(path.clone()))
-                || is_of_device(&path) && path.starts_with(self.devices_dir());
-            let is_ours = [
+                || planned.contains(&Item::File(path.clone()));
+            let ours = [
                 self.devices_dir(),
                 self.gateway_dir(),
                 self.dir().join("ca"),
-            ]
-            .iter()
-            .any(|ours| path == *ours || path.parent() == Some(&self.devices_dir()))
-                || path.ends_with(crate::device::NEXT);
+            ];
+            let name = path.file_name().and_then(|name| name.to_str());
+            let is_device = path.parent() == Some(&self.devices_dir())
+                && name.is_some_and(|name| DeviceId::try_from(name).is_ok());
+            let is_next = path.ends_with(NEXT) && path.starts_with(self.devices_dir());
+            let is_ours = ours.contains(&path) || is_device || is_next;
             if is_ours && is_dir(&path) {
                 self.name_foreign(hand, &path, kept)?;
             } else if !is_known {
-                hand.step_file(Action::Kept, &path, "not made by zk-setup");
+                hand.step_file(Action::Kept, &path, FOREIGN);
             }
         }
         Ok(())
     }
 }
+
+const FOREIGN: &str = "not made by zk-setup";
 
 /// The file, and what an interrupted run may have left of a new one.
 fn remove(hand: &mut Hand<'_>, path: &Path) -> Result<(), Error> {

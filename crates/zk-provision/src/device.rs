@@ -687,7 +687,7 @@ fn file_name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
 }
 
-fn is_owner_file(name: &str) -> bool {
+pub(crate) fn is_owner_file(name: &str) -> bool {
     let id = name
         .strip_prefix("owner-")
         .and_then(|name| name.strip_suffix(".pub.pem"));

@@ -62,7 +62,8 @@ pub enum Error {
     /// The device has another key than the one in the request.
     #[error(
         "device {device} is registered with key {registered}, the request has {requested}: \
-         use the registered key, or revoke the device first if its key is lost"
+         use the registered key, change it with `zk-setup device rotate {device}`, or revoke \
+         the device first if its key is lost"
     )]
     KeyChanged {
         /// The device.
@@ -102,7 +103,8 @@ pub enum Error {
     /// The file of a device's key is gone, and another key would be another
     /// device to those who trust it.
     #[error(
-        "the key of device {device} is to be in {}, and is not: restore it, or change to another          with `zk-setup device rotate {device}`",
+        "the key of device {device} is to be in {}, and is not: restore it, or change to another \
+         with `zk-setup device rotate {device}`",
         path.display()
     )]
     KeyLost {
@@ -138,7 +140,8 @@ pub enum Error {
     /// Neither the trust file nor the caller knows a key of the device that
     /// counts.
     #[error(
-        "device {device} has no key that counts: name a certificate request with --csr, or a key          with --hsm"
+        "device {device} has no key that counts: name a certificate request with --csr, or a key \
+         with --hsm"
     )]
     NoKey {
         /// The device.
@@ -158,7 +161,8 @@ pub enum Error {
 
     /// No key of the device is on its way.
     #[error(
-        "device {device} is not changing its key: begin with `zk-setup device rotate {device}          --csr FILE` or `--hsm URI`"
+        "device {device} is not changing its key: begin with `zk-setup device rotate {device} \
+         --csr FILE` or `--hsm URI`"
     )]
     NoRotation {
         /// The device.
@@ -167,7 +171,8 @@ pub enum Error {
 
     /// The device has not used its new certificate yet.
     #[error(
-        "nothing has come in under the new certificate of {device} yet, so the old key stays in          use: copy {} to the device, restart its agent, and try again after a reading or a heartbeat",
+        "nothing has come in under the new certificate of {device} yet, so the old key stays in \
+         use: copy {} to the device, restart its agent, and try again after a reading or a heartbeat",
         dir.display()
     )]
     NotConnected {

@@ -148,6 +148,7 @@ impl LocalSetup {
             return Ok(Signer {
                 certificate: Some(certificate),
                 authority,
+                is_known: true,
             });
         }
         hand.make_dir(&self.dir.join("ca"))?;
@@ -162,7 +163,10 @@ impl LocalSetup {
                 hand.new_file(&key_file, "");
             }
             hand.new_file(&certificate_file, "");
-            return Ok(Signer::default());
+            return Ok(Signer {
+                is_known: pem.is_some(),
+                ..Signer::default()
+            });
         };
         let key = if let Some(pem) = pem {
             let key = keys::from_encrypted_pem(&pem, passphrase).ok_or_else(|| {
@@ -381,6 +385,8 @@ impl Role {
 pub(crate) struct Signer {
     pub(crate) certificate: Option<Certificate>,
     authority: Option<Authority>,
+    /// Its key is there: what it has signed stays signed.
+    is_known: bool,
 }
 
 impl Signer {
@@ -388,6 +394,7 @@ impl Signer {
         Self {
             certificate: Some(authority.certificate().clone()),
             authority: Some(authority),
+            is_known: true,
         }
     }
 
@@ -421,8 +428,11 @@ impl Signer {
         if key != Some(there.key()) {
             return Some("it is of another key".into());
         }
-        let issuer = self.certificate.as_ref();
-        if !issuer.is_some_and(|issuer| there.is_issued_by(issuer)) {
+        let is_ours = match &self.certificate {
+            Some(issuer) => there.is_issued_by(issuer),
+            None => self.is_known,
+        };
+        if !is_ours {
             return Some("it is of another authority".into());
         }
         let until = Timestamp::from(there.not_after()).to_string();

@@ -6,6 +6,7 @@ use zk_envelope::{OwnerKey, OwnerPublicKey, TrustFile};
 use zk_store::StoreUri;
 
 use crate::config::{self, Config};
+use crate::device::is_owner_file;
 use crate::files::{PUBLIC, SECRET};
 use crate::hand::Hand;
 use crate::report::Age;
@@ -66,6 +67,12 @@ impl LocalSetup {
             let key = OwnerPublicKey::from_pem(&String::from_utf8_lossy(&pem))?;
             return Ok(Owners::Given(vec![key]));
         }
+        if !private.exists() && self.has_owner_files()? {
+            // another owner than the one devices encrypt for is nobody's wish
+            let cure = "missing, though there are devices that encrypt for somebody: restore it \
+                        from a backup, or name the owners with --owner";
+            return Err(Error::malformed(&self.trust_file(), cure));
+        }
         let key = if private.exists() {
             // an interrupted run has left the public key out
             let passphrase = hand.need_owner(Age::Known)?;
@@ -95,6 +102,24 @@ impl LocalSetup {
                 Ok(Owners::New)
             }
         }
+    }
+
+    /// Whether anything that was made for a device names an owner.
+    fn has_owner_files(&self) -> Result<bool, Error> {
+        let devices = self.devices_dir();
+        if !devices.is_dir() {
+            return Ok(false);
+        }
+        for dir in files::list(&devices)? {
+            let named = |path: &PathBuf| {
+                let name = path.file_name().and_then(|name| name.to_str());
+                name.is_some_and(is_owner_file)
+            };
+            if dir.is_dir() && files::list(&dir)?.iter().any(named) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Writes what `zk-reader --config` needs where the owner's key is.

@@ -1,6 +1,6 @@
 //! A device changes its key: the new one beside the old one, until it is used.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use p256::ecdsa::VerifyingKey;
 use zk_envelope::{DeviceId, KeyId, KeyState, Timestamp, TrustedKey};
@@ -354,10 +354,10 @@ async fn is_used(
         return Ok(true);
     }
     // What it brought first may be older than the certificate, by a spool that
-    // was full of the past; what it brings now is not, unless its clock was never
-    // set.
-    let day = Duration::from_secs(24 * 60 * 60).as_millis() as u64;
-    let since = record.registered_at.as_millis().saturating_sub(day);
+    // was full of the past; what it brings next is not, unless its clock is
+    // wrong, or was never set.
+    let day = 24 * 60 * 60 * 1000;
+    let since = record.registered_at.as_millis().saturating_sub(30 * day);
     let since = Timestamp::from_millis(since).unwrap_or(Timestamp::MAX);
     let epoch = Timestamp::from(SystemTime::UNIX_EPOCH);
     let unset = Timestamp::from_millis(366 * day).unwrap_or(Timestamp::MAX);

@@ -4,5 +4,7 @@
 mod certificates;
 mod common;
 mod devices;
+mod plan;
 mod request;
+mod rotate;
 mod setup;
