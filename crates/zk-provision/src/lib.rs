@@ -45,6 +45,12 @@
 //! # }
 //! ```
 //!
+//! All of it at once is [`LocalSetup::apply`]: it takes a [`Desired`] state,
+//! compares it with what is there, and does what is missing;
+//! [`LocalSetup::plan`] says beforehand what that is, by the same code.
+//! [`LocalSetup::check`] looks at the result, [`LocalSetup::destroy`] takes it
+//! away, [`LocalSetup::rotate_device`] changes a device's key.
+//!
 //! Every operation can be run again: what is there is kept, what is missing is
 //! made, and the [`Step`]s say which was which. So an interrupted one is mended
 //! by repeating it.

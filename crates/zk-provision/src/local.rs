@@ -384,9 +384,9 @@ impl Role {
 #[derive(Debug, Default)]
 pub(crate) struct Signer {
     pub(crate) certificate: Option<Certificate>,
-    authority: Option<Authority>,
+    pub(crate) authority: Option<Authority>,
     /// Its key is there: what it has signed stays signed.
-    is_known: bool,
+    pub(crate) is_known: bool,
 }
 
 impl Signer {

@@ -153,7 +153,7 @@ impl LocalSetup {
     ///
     /// # Errors
     /// [`Error::NoRotation`]; [`Error::NotConnected`], and then nothing has
-    /// changed; [`Error::ClockUnset`], [`Error::Busy`], [`Error::Envelope`],
+    /// changed; [`Error::NoAuthorities`], [`Error::ClockUnset`], [`Error::Busy`], [`Error::Envelope`],
     /// [`Error::Io`], [`Error::Malformed`], [`Error::Store`].
     pub async fn finish_rotation(
         &self,
@@ -166,8 +166,12 @@ impl LocalSetup {
         let mut tell = |_: &Step| {};
         let mut hand = Hand::that_does(now, Secrets::default(), &mut tell);
         let mut trust = Trust::read(self)?;
+        let signer = Signer {
+            certificate: Some(self.authority_certificate(Role::Device)?),
+            ..Signer::default()
+        };
         let site = Site {
-            signer: &Signer::default(),
+            signer: &signer,
             roots: None,
             endpoint: None,
             records: store.devices().await?,
@@ -210,6 +214,16 @@ impl LocalSetup {
         let Some(next) = self.next_certificate(device)? else {
             return Ok(Rotation::No);
         };
+        // its key is about to be trusted: a file alone doesn't speak for it
+        let subject = next.parsed().tbs_certificate().subject().to_string();
+        let issuer = site.signer.certificate.as_ref();
+        if subject != format!("CN={device}")
+            || issuer.is_some_and(|issuer| !next.is_issued_by(issuer))
+        {
+            let file = self.device_dir(device).join(NEXT).join(CERTIFICATE);
+            let what = format!("not a certificate that was made here for {device}: remove it");
+            return Err(Error::malformed(&file, what));
+        }
         let principal = next.principal();
         let state = trust
             .file

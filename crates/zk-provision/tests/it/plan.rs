@@ -428,7 +428,9 @@ async fn check_finds_what_is_wrong_and_says_what_to_do() {
         .await
         .unwrap();
     let path = |name: &str| world.setup.dir().join(name);
-    let broken: &[(&str, &dyn Fn(&Path), &str)] = &[
+    // what is broken, how, and what the cure says
+    type Break<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
+    let broken: &[Break<'_>] = &[
         (
             "gateway/gateway.key.pem",
             &|file| chmod(file, 0o644),

@@ -190,6 +190,52 @@ async fn a_rotation_needs_a_device_and_a_key_of_its_own() {
     assert!(matches!(error, Error::NoKey { .. }), "{error}");
 }
 
+/// A file in the right place is no reason to trust a key.
+#[tokio::test]
+async fn a_certificate_that_was_not_made_here_is_not_entered() {
+    let world = World::new().await;
+    let old = key();
+    world.add(&old).await;
+    let next = world.setup.dir().join("devices/pi-01/next");
+    fs::create_dir(&next).unwrap();
+    let other = World::new().await;
+    let stranger = other.add(&key()).await;
+    let authority = world.setup.device_authority(&passphrase()).unwrap();
+    let of_another_device = authority
+        .issue_device(&id("pi-02"), key().verifying_key(), now())
+        .unwrap();
+    for certificate in [of_another_device.pem(), &stranger_of(&stranger)] {
+        fs::write(next.join("device.crt.pem"), certificate).unwrap();
+        let before = world.trust();
+        let error = world.finish().await.unwrap_err();
+        assert!(matches!(error, Error::Malformed { .. }), "{error}");
+        let plan = world.setup.plan(&Desired::default(), now()).await;
+        assert!(matches!(plan, Err(Error::Malformed { .. })));
+        assert_eq!(world.trust(), before);
+    }
+}
+
+/// A certificate of the same name by an authority that is not ours: the tests'
+/// set-ups share theirs, so this one signs itself.
+fn stranger_of(added: &AddedDevice) -> String {
+    let dir = added.dir.parent().unwrap();
+    let key = dir.join("stranger.pem");
+    let (key, text) = (key.to_str().unwrap(), crate::common::openssl_ok);
+    text(
+        &[
+            "ecparam",
+            "-name",
+            "prime256v1",
+            "-genkey",
+            "-noout",
+            "-out",
+            key,
+        ],
+        b"",
+    );
+    text(&["req", "-x509", "-key", key, "-subj", "/CN=pi-01"], b"")
+}
+
 #[tokio::test]
 async fn a_revoked_device_takes_the_next_key_with_it() {
     let world = World::new().await;
