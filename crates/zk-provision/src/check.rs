@@ -56,7 +56,17 @@ impl LocalSetup {
             gateway.as_ref(),
             now,
         );
-        if let (Some(roots), Ok(listen), Some(gateway)) = (&gateways, self.listen(), &gateway)
+        let config = self.gateway_file(CONFIG);
+        let named = Config::open(&config).ok().flatten();
+        let named = named.and_then(|config| config.text("tls.certificate").ok().map(str::to_owned));
+        if let Some(other) = named.filter(|named| named != CERTIFICATE) {
+            found.warn(
+                &config.display(),
+                format!("the gateway uses {other}, which zk-setup didn't make and doesn't look at"),
+                format!("for the one made here: tls.certificate = \"{CERTIFICATE}\""),
+            );
+        } else if let (Some(roots), Ok(listen), Some(gateway)) =
+            (&gateways, self.listen(), &gateway)
             && let Some(name) = gateway.names().first()
         {
             check_answer(&mut found, probe(listen, roots, name), gateway);

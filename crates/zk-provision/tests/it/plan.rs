@@ -495,6 +495,21 @@ async fn check_finds_what_is_wrong_and_says_what_to_do() {
         chmod(&file, mode);
         assert_eq!(world.wrong().await, [""; 0], "{name}");
     }
+    // a certificate of one's own may be meant so
+    let config = path("gateway/gateway.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace("\"gateway.crt.pem\"", "'/etc/own.pem'"),
+    )
+    .unwrap();
+    let found = world.setup.check(now()).await;
+    let own = |one: &&zk_provision::Checked| match &one.verdict {
+        Verdict::Warning { cause, .. } => cause.contains("/etc/own.pem"),
+        _ => false,
+    };
+    assert_eq!(found.iter().filter(own).count(), 1, "{found:?}");
+    fs::write(&config, text).unwrap();
     // in time it is a warning, later it is wrong
     let verdicts = async |later: SystemTime| {
         let found = world.setup.check(later).await;
