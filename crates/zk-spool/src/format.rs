@@ -26,8 +26,9 @@ pub const MAX_RECORD: usize = 1 << 20;
 /// not gone on with, or they would run out.
 pub(crate) const ABSURD: u64 = 1 << 62;
 
-/// The number of a segment that can have no successor. No spool gets there.
-pub(crate) const LAST_SEGMENT: u64 = ABSURD - 1;
+/// From this number on a segment is not one of a spool. It lies far below the numbers
+/// that are read as none, so that whatever a session begins behind it is found again.
+pub(crate) const LAST_SEGMENT: u64 = ABSURD / 2;
 
 /// Where the frames of a segment begin: behind two copies of the header.
 pub(crate) const FRAMES_AT: u64 = 1024;

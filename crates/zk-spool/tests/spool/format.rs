@@ -453,11 +453,11 @@ fn a_frame_with_absurd_numbers_is_none() {
     assert_eq!(spool.predecessor().unwrap().last_sequence, 2);
 }
 
-/// A segment that could not have a successor is not one of a spool. What is
-/// appended is never put where the next opening does not look.
+/// However few successors a segment can have, what is appended is never put where
+/// the next opening does not look, and what was lost is not forgotten.
 #[test]
 fn segment_numbers_at_their_end() {
-    for last in [(1 << 62) - 1, (1 << 62) - 2, (1_u64 << 62) - 3] {
+    for last in (1..5_u64).flat_map(|n| [(1 << 62) - n, (1 << 61) - n]) {
         let storage = empty();
         storage.put(&format!("{last:020}.seg"), vec![0; 2000]);
         let before = storage.files();
@@ -471,11 +471,12 @@ fn segment_numbers_at_their_end() {
                     Ok(spool) => assert_eq!(drain(&spool).len(), 1, "{last}"),
                     Err(error) => assert!(matches!(error, Error::NotASpool { .. })),
                 }
+                rejected_behind(last);
             }
         }
     }
     // The state file can say so, too.
-    for last in [(1 << 62) - 1, (1 << 62) - 2, (1_u64 << 62) - 3] {
+    for last in (1..5_u64).flat_map(|n| [(1 << 62) - n, (1 << 61) - n]) {
         for at in [24, 64] {
             let storage = empty();
             let mut state = storage.files()["state"].clone();
@@ -494,6 +495,23 @@ fn segment_numbers_at_their_end() {
                 Err(error) => assert!(matches!(error, Error::NotASpool { .. })),
             }
         }
+    }
+}
+
+/// A loss in the segment behind this one, when the disk fails in the next.
+fn rejected_behind(last: u64) {
+    let storage = empty();
+    storage.put(&format!("{last:020}.seg"), Vec::new());
+    let spool = open(&storage, &small()).unwrap();
+    append(&spool, 3000).unwrap();
+    let record = peek_all(&spool).unwrap().remove(0);
+    spool.reject(record.position()).unwrap();
+    storage.fail_at(storage.operations() + 11);
+    append(&spool, 10).unwrap_err();
+    drop(spool);
+    match open(&storage, &small()) {
+        Ok(spool) => assert!(!spool.losses().unwrap().is_empty(), "{last}"),
+        Err(error) => assert!(matches!(error, Error::NotASpool { .. })),
     }
 }
 
