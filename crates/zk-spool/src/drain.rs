@@ -422,6 +422,12 @@ impl Inner {
 
     /// Unlinks the segments that are drained.
     pub(crate) fn remove_drained(&self, drain: &mut Drain) -> Result<(), Error> {
+        // What a commit says that failed half-way may be in memory only; it must
+        // be on the medium before anything is unlinked because of it.
+        if !drain.ledger.settled && self.state().oldest_is_drained() {
+            let contents = drain.contents();
+            self.commit(drain, contents, true)?;
+        }
         let mut removed = None;
         loop {
             let segment = {

@@ -398,15 +398,7 @@ impl Inner {
         for number in found.damaged {
             inner.set_aside(number);
         }
-        // What a commit says that failed half-way may be in memory only; it must
-        // be on the medium before anything is unlinked because of it.
-        let mut drain = lock(&inner.drain);
-        if inner.state().oldest_is_drained() {
-            let contents = drain.contents();
-            inner.commit(&mut drain, contents, false)?;
-            inner.remove_drained(&mut drain)?;
-        }
-        drop(drain);
+        inner.remove_drained(&mut lock(&inner.drain))?;
         Ok(inner)
     }
 

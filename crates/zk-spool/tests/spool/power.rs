@@ -643,3 +643,34 @@ fn a_failed_close_behind_an_acknowledgement_is_not_believed() {
     assert!(spool.verify().unwrap().damage.is_empty());
     assert_eq!(peek_all(&spool).unwrap().len(), 2);
 }
+
+/// The segment of a refused record goes only when the loss is on the medium: not
+/// when a sync of the state file has failed, and a later session reads what was
+/// not written.
+#[test]
+fn a_failed_refusal_is_not_believed_afterwards() {
+    for operation in 1..12 {
+        let storage = FaultStorage::new();
+        let spool = open(&storage, &small()).unwrap();
+        append(&spool, 3000).unwrap();
+        let refused = peek_all(&spool).unwrap().remove(0);
+        storage.fail_at(storage.operations() + operation);
+        let _ = spool.reject(refused.position());
+        drop(spool);
+        let spool = open(&storage, &small()).unwrap();
+        append(&spool, 100).unwrap();
+        for cut in [Cut::Synced, Cut::All] {
+            let image = storage.after_cut(cut);
+            let spool = open(&image, &small()).unwrap();
+            let waiting = peek_all(&spool)
+                .unwrap()
+                .iter()
+                .any(|r| key(r) == key(&refused));
+            let losses = spool.losses().unwrap();
+            let named = losses
+                .iter()
+                .any(|loss| loss.reason == Reason::Refused && names(loss, key(&refused)));
+            assert!(waiting || named, "{operation} {cut:?}: {losses:?}");
+        }
+    }
+}
