@@ -1,7 +1,8 @@
-//! The developers' commands: `cargo xtask test`.
+//! The developers' commands: `cargo xtask test`, `cargo xtask fuzz`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod fuzz;
 mod test;
 
 use std::process::ExitCode;
@@ -27,11 +28,34 @@ enum Command {
         /// One area only.
         area: Option<test::Area>,
     },
+    /// Looks for inputs that break a promise, for a time.
+    ///
+    /// Builds with counters in the workspace's code and lets libFuzzer change inputs
+    /// until they reach more of it: docs/fuzzing.md.
+    #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz spool --seconds 600")]
+    Fuzz {
+        /// One target only.
+        target: Option<fuzz::Target>,
+        /// How long each is run.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// Then keeps the inputs that together reach all that was reached, in the
+        /// target's corpus.
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 fn main() -> ExitCode {
-    let Command::Test { area } = Arguments::parse().command;
-    match test::run(area) {
+    let done = match Arguments::parse().command {
+        Command::Test { area } => test::run(area),
+        Command::Fuzz {
+            target,
+            seconds,
+            keep,
+        } => fuzz::run(target, seconds, keep),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");

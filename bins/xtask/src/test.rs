@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::fuzz;
+
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Area {
@@ -23,6 +25,8 @@ pub(crate) enum Area {
     Store,
     /// The demo, built and run as the README says.
     Demo,
+    /// Each fuzz target, for a short time.
+    Fuzz,
     /// What takes too long for every day, and is not among all: ten minutes of
     /// faults. As root the spool gets a disk of its own, which fills up.
     Long,
@@ -63,7 +67,7 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             let tests = targets(tests.iter().map(String::as_str));
             stage(&mut stages, "embedded engine", || test(&root, &tests))?;
         }
-        Some(Area::Demo) => {}
+        Some(Area::Demo | Area::Fuzz) => {}
         Some(Area::Long) => {
             let faults = ["--test", "faults", "--", "--nocapture"];
             stage(&mut stages, "faults", || {
@@ -79,6 +83,9 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
     if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
         stage(&mut stages, "demo", || cargo(&root, &demo))?;
+    }
+    if wanted(Area::Fuzz) {
+        stage(&mut stages, "fuzz", || fuzz::run(None, FUZZING, false))?;
     }
     println!("\nstage                 seconds");
     for (name, took) in stages {
@@ -339,7 +346,7 @@ fn cargo_command(root: &Path) -> Command {
     command
 }
 
-fn finish(command: &mut Command) -> Result<()> {
+pub(crate) fn finish(command: &mut Command) -> Result<()> {
     let shown = format!("{command:?}");
     let status = command
         .status()
@@ -350,8 +357,11 @@ fn finish(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn workspace_root() -> Result<PathBuf> {
+pub(crate) fn workspace_root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = here.ancestors().nth(2).context("the workspace has moved")?;
     Ok(root.to_path_buf())
 }
+
+/// Seconds for each fuzz target: time for its corpus, and a little more.
+const FUZZING: u64 = 15;

@@ -59,5 +59,8 @@ pub use config::{Config, Limits, Overrides, TlsFiles, loopback};
 pub use counters::Counters;
 pub use error::Error;
 pub use gateway::Gateway;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use serve::serve_proven;
 pub use serve::{run, run_metrics};
 pub use tls::Tls;

@@ -18,7 +18,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
 use rustls::HandshakeKind;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -206,14 +206,25 @@ async fn connection(
     };
     drop(turn);
 
+    serve(&gateway, stream, peer, principal, stop).await;
+}
+
+/// Answers the requests of a device that has proven who it is.
+async fn serve(
+    gateway: &Gateway,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: SocketAddr,
+    principal: String,
+    mut stop: watch::Receiver<()>,
+) {
     let entry = gateway.enter(&principal);
     let peer = Peer {
         principal,
-        address: peer,
+        address,
         refused: AtomicBool::new(false),
     };
     debug!(principal = %peer.principal, peer = %peer.address, "connected");
-    let (gateway, peer) = (&gateway, &peer);
+    let peer = &peer;
     let service = service_fn(move |request| {
         Box::pin(async move { Ok::<_, Infallible>(gateway.answer(peer, request).await) })
     });
@@ -255,7 +266,7 @@ async fn connection(
 
 /// Closes, and until `deadline` takes in what is still on its way: who closes a
 /// connection with something unread resets it, and the client may lose the answer.
-async fn linger(stream: &mut TlsStream<TcpStream>, deadline: Instant) {
+async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), deadline: Instant) {
     let mut unread = [0; 1024];
     if let Ok(Ok(())) = timeout_at(deadline, stream.shutdown()).await {
         // a timer does not fire while there is something to read all the time
@@ -263,6 +274,19 @@ async fn linger(stream: &mut TlsStream<TcpStream>, deadline: Instant) {
             && let Ok(Ok(1..)) = timeout_at(deadline, stream.read(&mut unread)).await
         {}
     }
+}
+
+/// For the fuzz target: what a device sends, behind the handshake.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub async fn serve_proven(
+    gateway: &Gateway,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    principal: String,
+) {
+    let (_stopping, stop) = watch::channel(());
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    serve(gateway, stream, nowhere, principal, stop).await;
 }
 
 /// Why a connection came to nothing.

@@ -1,0 +1,258 @@
+//! `cargo xtask fuzz`: libFuzzer on the stable toolchain. docs/fuzzing.md
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::test;
+
+/// What is fuzzed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Target {
+    /// A sealed record: parsing, verifying, opening.
+    Envelope,
+    /// The JSON of a message: parsing, packing, verdicts.
+    Message,
+    /// A device's HTTP request, up to the gateway's answer and its store.
+    Request,
+    /// The files of a 1-Wire bus, and the body of a record.
+    Sensors,
+    /// The files of a spool.
+    Spool,
+}
+
+impl Target {
+    const ALL: [Self; 5] = [
+        Self::Envelope,
+        Self::Message,
+        Self::Request,
+        Self::Sensors,
+        Self::Spool,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Envelope => "envelope",
+            Self::Message => "message",
+            Self::Request => "request",
+            Self::Sensors => "sensors",
+            Self::Spool => "spool",
+        }
+    }
+
+    /// The package it is in, without the `-fuzz` of its name.
+    fn of(self) -> &'static str {
+        match self {
+            Self::Envelope => "crates/zk-envelope",
+            Self::Message => "crates/zk-verify",
+            Self::Request => "bins/zk-gateway",
+            Self::Sensors => "crates/zk-sensors",
+            Self::Spool => "crates/zk-spool",
+        }
+    }
+
+    /// Larger inputs are not made: the limits in the code are reached by tests.
+    fn largest(self) -> usize {
+        match self {
+            Self::Sensors => 1024,
+            Self::Spool => 4096,
+            Self::Envelope | Self::Message | Self::Request => 8192,
+        }
+    }
+
+    /// Where its sources, its corpus and its dictionary are.
+    fn home(self, root: &Path) -> PathBuf {
+        root.join(self.of()).join("fuzz")
+    }
+}
+
+/// Runs the targets, or one, each for so many seconds.
+pub(crate) fn run(target: Option<Target>, seconds: u64, keep: bool) -> Result<()> {
+    let root = test::workspace_root()?;
+    let targets = target.map_or(Target::ALL.to_vec(), |target| vec![target]);
+    let programs = build(&root, &targets)?;
+    for (target, program) in targets.iter().zip(&programs) {
+        fuzz(&root, *target, program, seconds)?;
+        if keep {
+            minimise(&root, *target, program)?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds the targets with counters in the code of the workspace.
+///
+/// The whole workspace is named, so that the dependencies are those of `cargo
+/// test` and are not built again.
+fn build(root: &Path, targets: &[Target]) -> Result<Vec<PathBuf>> {
+    let mut features = String::from("zk-tests/peers");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.current_dir(root);
+    build.args(["test", "--locked", "--workspace", "--no-run"]);
+    build.arg("--message-format=json-render-diagnostics");
+    for target in targets {
+        let package = target.of().rsplit('/').next().unwrap_or_default();
+        features += &format!(",{package}-fuzz/libfuzzer");
+        build.arg("--test").arg(format!("fuzz_{}", target.name()));
+    }
+    build.arg("--features").arg(features);
+    build.env(
+        "RUSTC_WORKSPACE_WRAPPER",
+        root.join("bins/xtask/instrument.sh"),
+    );
+    build.env("CARGO_PROFILE_DEV_OPT_LEVEL", "2");
+    build.stderr(std::process::Stdio::inherit());
+    let output = build.output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the fuzz targets do not build; they need a C++ compiler: sudo apt-get install g++");
+    }
+    let messages = String::from_utf8(output.stdout).context("cargo's messages")?;
+    let program = |target: &Target| {
+        let name = format!("\"name\":\"fuzz_{}\"", target.name());
+        let line = messages
+            .lines()
+            .filter(|line| line.contains("\"compiler-artifact\"") && line.contains(&name));
+        let path = line
+            .filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next())
+            .next_back();
+        path.map(PathBuf::from)
+            .with_context(|| format!("cargo built no {target:?}"))
+    };
+    targets.iter().map(program).collect()
+}
+
+/// First the corpus, then what comes of it.
+fn fuzz(root: &Path, target: Target, program: &Path, seconds: u64) -> Result<()> {
+    let work = work(root, target);
+    let found = work.join("corpus");
+    fs::create_dir_all(&found)?;
+    let home = target.home(root);
+    let findings = work.join("findings/");
+    fs::create_dir_all(&findings)?;
+    let mut run = libfuzzer(program, target);
+    run.arg(format!("-artifact_prefix={}", findings.display()));
+    run.arg(format!("-max_total_time={seconds}"));
+    run.arg("-print_final_stats=1");
+    let dictionary = home.join("dictionary.txt");
+    if dictionary.exists() {
+        run.arg(format!("-dict={}", dictionary.display()));
+    }
+    run.arg(&found).arg(home.join("corpus"));
+    println!("\n{}: {seconds} s", target.name());
+    let log = work.join("log");
+    let file = fs::File::create(&log).with_context(|| log.display().to_string())?;
+    run.stdout(file.try_clone()?).stderr(file);
+    let status = run
+        .status()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+    if status.success() {
+        println!("{}", summary(&text));
+        return Ok(());
+    }
+    for line in failure(&text) {
+        println!("{line}");
+    }
+    let input = text.lines().find_map(|line| {
+        line.split_once("Test unit written to ")
+            .map(|(_, path)| path)
+    });
+    let Some(input) = input else {
+        bail!(
+            "{} ended with {status}; see {}",
+            target.name(),
+            log.display()
+        );
+    };
+    bail!(
+        "{} failed. All of it: {}\nAgain:\n  {} {input}\nSmaller:\n  {} -minimize_crash=1 -max_total_time=60 {input}",
+        target.name(),
+        log.display(),
+        program.display(),
+        program.display(),
+    )
+}
+
+/// Replaces the corpus that is kept by the smallest part of all inputs that
+/// reaches the same code.
+fn minimise(root: &Path, target: Target, program: &Path) -> Result<()> {
+    let work = work(root, target);
+    let (kept, smaller) = (target.home(root).join("corpus"), work.join("smaller"));
+    if smaller.exists() {
+        fs::remove_dir_all(&smaller)?;
+    }
+    fs::create_dir_all(&smaller)?;
+    fs::create_dir_all(&kept)?;
+    let mut merge = libfuzzer(program, target);
+    // Which code, not how often: a corpus of dozens, not of thousands.
+    merge.args(["-set_cover_merge=1", "-use_counters=0", "-verbosity=0"]);
+    merge.arg(&smaller).arg(&kept).arg(work.join("corpus"));
+    test::finish(&mut merge)?;
+    fs::remove_dir_all(&kept)?;
+    fs::create_dir_all(&kept)?;
+    let mut files = 0;
+    for file in fs::read_dir(&smaller)? {
+        let file = file?.path();
+        let name = file.file_name().context("a file of the corpus")?;
+        fs::copy(&file, kept.join(name))?;
+        files += 1;
+    }
+    println!("{}: {files} inputs in {}", target.name(), kept.display());
+    Ok(())
+}
+
+fn libfuzzer(program: &Path, target: Target) -> Command {
+    let mut command = Command::new(program);
+    command.args(["-timeout=20", "-rss_limit_mb=1024"]);
+    command.arg(format!("-max_len={}", target.largest()));
+    command.env("RUST_BACKTRACE", "1");
+    // Where files are in memory they are made a hundred times as often.
+    let memory = Path::new("/dev/shm");
+    if std::env::var_os("TMPDIR").is_none() && memory.exists() {
+        command.env("TMPDIR", OsString::from(memory));
+    }
+    command
+}
+
+/// Below target/: what was found, and where it is looked for.
+fn work(root: &Path, target: Target) -> PathBuf {
+    root.join("target/fuzz").join(target.name())
+}
+
+/// Inputs run, and the code that they reached.
+fn summary(log: &str) -> String {
+    let all = log.lines().find_map(|line| {
+        line.split_once("inline 8-bit counters): ")?
+            .1
+            .split(' ')
+            .next()
+    });
+    let done = log.lines().rev().find(|line| line.contains("DONE"));
+    let field = |name: &str| {
+        let rest = done?.split_once(name)?.1;
+        rest.trim_start().split(' ').next()
+    };
+    let known = |value: Option<&str>| value.unwrap_or("?").to_owned();
+    format!(
+        "  {} inputs; {} of {} branches of the workspace's code in it; {} inputs with something new of their own",
+        known(done.and_then(|line| line.trim_start_matches('#').split_whitespace().next())),
+        known(field("cov:")),
+        known(all),
+        known(field("corp:").and_then(|inputs| inputs.split('/').next())),
+    )
+}
+
+/// The panic, or what libFuzzer says of a time-out or of memory.
+fn failure(log: &str) -> Vec<&str> {
+    let says = |line: &&str| line.contains("panicked at") || line.contains("ERROR: libFuzzer");
+    let Some(start) = log.lines().position(|line| says(&line)) else {
+        return Vec::new();
+    };
+    let rest = log.lines().skip(start).take(6);
+    rest.take_while(|line| !line.is_empty() && *line != "stack backtrace:")
+        .collect()
+}
