@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: libFuzzer on the stable toolchain. docs/fuzzing.md
 
-use std::ffi::OsString;
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,16 +111,20 @@ fn build(root: &Path, targets: &[Target]) -> Result<Vec<PathBuf>> {
         bail!("the fuzz targets do not build; they need a C++ compiler: sudo apt-get install g++");
     }
     let messages = String::from_utf8(output.stdout).context("cargo's messages")?;
+    let messages: Vec<serde_json::Value> = messages
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("cargo's messages")?;
     let program = |target: &Target| {
-        let name = format!("\"name\":\"fuzz_{}\"", target.name());
-        let line = messages
-            .lines()
-            .filter(|line| line.contains("\"compiler-artifact\"") && line.contains(&name));
-        let path = line
-            .filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next())
-            .next_back();
-        path.map(PathBuf::from)
-            .with_context(|| format!("cargo built no {target:?}"))
+        let name = format!("fuzz_{}", target.name());
+        let built = messages
+            .iter()
+            .filter(|message| message["target"]["name"] == name.as_str())
+            .find_map(|message| message["executable"].as_str());
+        built
+            .map(PathBuf::from)
+            .with_context(|| format!("cargo built no {name}"))
     };
     targets.iter().map(program).collect()
 }
@@ -142,16 +146,20 @@ fn fuzz(root: &Path, target: Target, program: &Path, seconds: u64) -> Result<()>
         run.arg(format!("-dict={}", dictionary.display()));
     }
     run.arg(&found).arg(home.join("corpus"));
-    println!("\n{}: {seconds} s", target.name());
     let log = work.join("log");
+    println!(
+        "\n{}: {seconds} s, with its progress in {}",
+        target.name(),
+        log.display()
+    );
     let file = fs::File::create(&log).with_context(|| log.display().to_string())?;
     run.stdout(file.try_clone()?).stderr(file);
-    let status = run
-        .status()
-        .with_context(|| format!("cannot start {}", program.display()))?;
+    let status = run.status();
+    let _ = fs::remove_dir_all(memory());
+    let status = status.with_context(|| format!("cannot start {}", program.display()))?;
     let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
     if status.success() {
-        println!("{}", summary(&text));
+        println!("  {}", summary(&text));
         return Ok(());
     }
     for line in failure(&text) {
@@ -177,32 +185,80 @@ fn fuzz(root: &Path, target: Target, program: &Path, seconds: u64) -> Result<()>
     )
 }
 
-/// Replaces the corpus that is kept by the smallest part of all inputs that
-/// reaches the same code.
+/// Replaces the corpus that is kept by the inputs, of all that there are, which
+/// together reach most code: a few dozen, found greedily.
 fn minimise(root: &Path, target: Target, program: &Path) -> Result<()> {
     let work = work(root, target);
-    let (kept, smaller) = (target.home(root).join("corpus"), work.join("smaller"));
-    if smaller.exists() {
-        fs::remove_dir_all(&smaller)?;
+    let kept = target.home(root).join("corpus");
+    let (empty, reached) = (work.join("empty"), work.join("reached"));
+    for old in [&empty, &reached] {
+        fs::remove_dir_all(old)
+            .or_else(|_| fs::remove_file(old))
+            .ok();
     }
-    fs::create_dir_all(&smaller)?;
+    fs::create_dir_all(&empty)?;
     fs::create_dir_all(&kept)?;
     let mut merge = libfuzzer(program, target);
-    // Which code, not how often: a corpus of dozens, not of thousands.
-    merge.args(["-set_cover_merge=1", "-use_counters=0", "-verbosity=0"]);
-    merge.arg(&smaller).arg(&kept).arg(work.join("corpus"));
-    test::finish(&mut merge)?;
+    // What is reached, not how often. What each input reaches is in the control file.
+    merge.args(["-merge=1", "-use_counters=0"]);
+    merge.arg(format!("-merge_control_file={}", reached.display()));
+    merge.arg(&empty).arg(&kept).arg(work.join("corpus"));
+    let log = merge.output();
+    let _ = fs::remove_dir_all(memory());
+    let log = log.context("cannot start the merge")?;
+    if !log.status.success() {
+        bail!(
+            "the merge failed:\n{}",
+            String::from_utf8_lossy(&log.stderr)
+        );
+    }
+    let chosen = choose(&fs::read_to_string(&reached)?)?;
+    let contents: Vec<_> = chosen.iter().map(fs::read).collect::<Result<_, _>>()?;
     fs::remove_dir_all(&kept)?;
     fs::create_dir_all(&kept)?;
-    let mut files = 0;
-    for file in fs::read_dir(&smaller)? {
-        let file = file?.path();
-        let name = file.file_name().context("a file of the corpus")?;
-        fs::copy(&file, kept.join(name))?;
-        files += 1;
+    for (path, content) in chosen.iter().zip(&contents) {
+        let name = path.file_name().context("a file of the corpus")?;
+        fs::write(kept.join(name), content)?;
     }
-    println!("{}: {files} inputs in {}", target.name(), kept.display());
+    println!(
+        "{}: {} inputs in {}",
+        target.name(),
+        chosen.len(),
+        kept.display()
+    );
     Ok(())
+}
+
+/// Reads libFuzzer's control file of a merge: two numbers, the names of that many
+/// files, and for each of them a line `FT <number> <what it reaches>…`.
+fn choose(control: &str) -> Result<Vec<PathBuf>> {
+    let mut lines = control.lines();
+    let count: usize = lines.next().context("no number of files")?.parse()?;
+    let files: Vec<PathBuf> = lines
+        .by_ref()
+        .skip(1)
+        .take(count)
+        .map(PathBuf::from)
+        .collect();
+    let mut reached: Vec<(usize, HashSet<&str>)> = lines
+        .filter_map(|line| {
+            let mut words = line.strip_prefix("FT ")?.split(' ');
+            Some((words.next()?.parse().ok()?, words.collect()))
+        })
+        .collect();
+    let mut chosen = Vec::new();
+    while chosen.len() < KEPT {
+        // The most that is new; of equals the first, which is the smallest.
+        let best = reached.iter().rev().max_by_key(|(_, new)| new.len());
+        let Some((file, new)) = best.filter(|(_, new)| !new.is_empty()).cloned() else {
+            break;
+        };
+        chosen.push(files.get(file).context("a file of no name")?.clone());
+        for (_, rest) in &mut reached {
+            rest.retain(|what| !new.contains(what));
+        }
+    }
+    Ok(chosen)
 }
 
 fn libfuzzer(program: &Path, target: Target) -> Command {
@@ -210,12 +266,16 @@ fn libfuzzer(program: &Path, target: Target) -> Command {
     command.args(["-timeout=20", "-rss_limit_mb=1024"]);
     command.arg(format!("-max_len={}", target.largest()));
     command.env("RUST_BACKTRACE", "1");
-    // Where files are in memory they are made a hundred times as often.
-    let memory = Path::new("/dev/shm");
-    if std::env::var_os("TMPDIR").is_none() && memory.exists() {
-        command.env("TMPDIR", OsString::from(memory));
+    let _ = fs::create_dir(memory());
+    if memory().is_dir() {
+        command.env("TMPDIR", memory());
     }
     command
+}
+
+/// Where files are in memory they are made a hundred times as often.
+fn memory() -> PathBuf {
+    PathBuf::from(format!("/dev/shm/zk-fuzz-{}", std::process::id()))
 }
 
 /// Below target/: what was found, and where it is looked for.
@@ -238,7 +298,7 @@ fn summary(log: &str) -> String {
     };
     let known = |value: Option<&str>| value.unwrap_or("?").to_owned();
     format!(
-        "  {} inputs; {} of {} branches of the workspace's code in it; {} inputs with something new of their own",
+        "{} inputs; {} of {} branches of the workspace's code in it; {} inputs with something new of their own",
         known(done.and_then(|line| line.trim_start_matches('#').split_whitespace().next())),
         known(field("cov:")),
         known(all),
@@ -256,3 +316,6 @@ fn failure(log: &str) -> Vec<&str> {
     rest.take_while(|line| !line.is_empty() && *line != "stack backtrace:")
         .collect()
 }
+
+/// The most inputs in a corpus that is kept.
+const KEPT: usize = 48;

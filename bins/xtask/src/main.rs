@@ -37,10 +37,9 @@ enum Command {
         /// One target only.
         target: Option<fuzz::Target>,
         /// How long each is run.
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Then keeps the inputs that together reach all that was reached, in the
-        /// target's corpus.
+        /// Then keeps, in the target's corpus, the inputs that together reach most.
         #[arg(long)]
         keep: bool,
     },

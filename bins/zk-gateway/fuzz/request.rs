@@ -182,12 +182,16 @@ fn signed(request: &[u8], key: &SigningKey) -> Option<(Vec<u8>, u64)> {
         .to_json()
         .ok()
         .filter(|body| body.len() <= MAX_MESSAGE)?;
-    let framing = |line: &&[u8]| {
+    // An empty line ends the head, with or without a carriage return.
+    let kept = |line: &&[u8]| {
         let line = line.to_ascii_lowercase();
-        !line.starts_with(b"content-length") && !line.starts_with(b"transfer-encoding")
+        !line.is_empty()
+            && !line.starts_with(b"content-length")
+            && !line.starts_with(b"transfer-encoding")
     };
-    let lines: Vec<&[u8]> = head.split(|byte| *byte == b'\n').filter(framing).collect();
-    let mut request = lines.join(&b'\n');
+    let lines = head.split(|byte| *byte == b'\n');
+    let lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut request = lines.filter(kept).collect::<Vec<_>>().join(&b"\r\n"[..]);
     request.extend(format!("\r\ncontent-length: {}\r\n\r\n", body.len()).bytes());
     request.extend(body);
     Some((request, message.entries.len() as u64))
