@@ -407,6 +407,7 @@ impl Ledger {
     /// Takes contents over that follow from what is on disk anyway.
     pub(crate) fn assume(&mut self, contents: Contents) {
         self.contents = contents;
+        self.settled = false;
     }
 
     /// As `commit`, into both slots, so that no single damaged slot can make a
