@@ -95,6 +95,10 @@ impl Inner {
                             if sequence < first {
                                 continue;
                             }
+                            // The next segment has those that follow.
+                            if sequence > segment.durable_last {
+                                break;
+                            }
                             bytes += place.len();
                             let enough = bytes > max_bytes && !records.is_empty();
                             if enough || records.len() >= max_records {

@@ -515,6 +515,24 @@ fn rejected_behind(last: u64) {
     }
 }
 
+/// A segment ends where the next one begins, in the midst of a frame if need be:
+/// what is handed out can be acknowledged, and each number is handed out once.
+#[test]
+fn a_frame_that_reaches_into_the_next_segment() {
+    let storage = empty();
+    let mut one = Writer::new(1, [1; 16], 1, None);
+    one.frame(2, 0, 1, 0, &[0; 8]);
+    one.records(1, &[b"one", b"two", b"three too early"]);
+    one.put(&storage);
+    let mut two = Writer::new(2, [1; 16], 3, None);
+    two.frame(2, 0, 3, 2, &[0; 8]);
+    two.records(3, &[b"three"]);
+    two.put(&storage);
+    let spool = open(&storage, &small()).unwrap();
+    opened(&[(1, b"one"), (2, b"two"), (3, b"three")], &spool, [1; 16]);
+    assert_eq!(append(&spool, 1).unwrap(), 4);
+}
+
 /// Marks with nothing behind them, each claiming a megabyte: looking for the way
 /// behind them takes a time that the file's length bounds. What stands behind
 /// them is found.
