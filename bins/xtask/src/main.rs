@@ -1,7 +1,9 @@
-//! The developers' commands: `cargo xtask test`, `cargo xtask fuzz`.
+//! The developers' commands: `cargo xtask test`, `cargo xtask fuzz`, `cargo xtask
+//! bench`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod fuzz;
 mod test;
 
@@ -43,10 +45,20 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measures, in ratios to what one would use instead.
+    ///
+    /// It prints and does not gate: a missed bar is in the table, and the exit
+    /// status is 0. It takes minutes, the first build besides.
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench spool --dir /mnt/card\n  \
+                      cargo xtask bench verify --json > verify.json"
+    )]
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Test { area } => test::run(area),
         Command::Fuzz {
             target,

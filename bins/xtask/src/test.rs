@@ -292,7 +292,7 @@ fn npm_packages(root: &Path) -> Result<()> {
 
 /// Sees that these commands work. Where one doesn't, installs the packages it is
 /// in when this is root on Debian, or says how.
-fn system_programs(programs: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn system_programs(programs: &[(&str, &str)]) -> Result<()> {
     // nginx is where only root's PATH leads
     let mut path = env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin");
@@ -339,7 +339,7 @@ fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
     finish(cargo_command(root).args(arguments))
 }
 
-fn cargo_command(root: &Path) -> Command {
+pub(crate) fn cargo_command(root: &Path) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
     command.current_dir(root);

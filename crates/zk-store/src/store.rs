@@ -92,15 +92,7 @@ impl Store {
     /// makes no table names. DynamoDB is not asked yet: a table that is missing
     /// there shows with the first request.
     pub async fn open(uri: &StoreUri, options: Options) -> Result<Self, StoreError> {
-        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-        let prefix = &options.prefix;
-        if !(1..=200).contains(&prefix.len()) || !prefix.bytes().all(legal) {
-            let rule = "a prefix of table names is 1 to 200 of A-Z a-z 0-9 _ . -";
-            return Err(StoreError::Uri {
-                given: prefix.clone(),
-                rule,
-            });
-        }
+        check_prefix(&options.prefix)?;
         let mut closed = None;
         let config = match uri {
             StoreUri::File(path) => {
@@ -140,9 +132,28 @@ impl Store {
                 (&config).into()
             }
         };
+        Self::over(Client::from_conf(config), options, closed)
+    }
+
+    /// A store over a client of the caller's, for what a URI cannot say: other
+    /// credentials, another endpoint, an HTTP client of one's own. Its tables
+    /// must have been [created](Store::create); it is not asked yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Uri`] for a prefix that makes no table names.
+    pub fn with_client(client: Client, options: Options) -> Result<Self, StoreError> {
+        Self::over(client, options, None)
+    }
+
+    fn over(
+        client: Client,
+        options: Options,
+        closed: Option<watch::Receiver<()>>,
+    ) -> Result<Self, StoreError> {
+        let prefix = &options.prefix;
+        check_prefix(prefix)?;
         let tables = ["devices", "readings", "quarantine"].map(|name| format!("{prefix}-{name}"));
         let registry = Registry::default();
-        let client = Client::from_conf(config);
         Ok(Self {
             inner: Arc::new(Inner {
                 client,
@@ -333,6 +344,17 @@ impl Store {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+}
+
+fn check_prefix(prefix: &str) -> Result<(), StoreError> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if (1..=200).contains(&prefix.len()) && prefix.bytes().all(legal) {
+        return Ok(());
+    }
+    Err(StoreError::Uri {
+        given: prefix.to_owned(),
+        rule: "a prefix of table names is 1 to 200 of A-Z a-z 0-9 _ . -",
+    })
 }
 
 /// `attempt` for each attempt, and a limit for all of them.

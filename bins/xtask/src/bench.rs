@@ -1,0 +1,259 @@
+//! `cargo xtask bench`: build the benches, run them, and make a table of their
+//! rows.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use zk_bench::{Bar, Row};
+
+use crate::test::{cargo_command, system_programs, workspace_root};
+
+/// What to measure, where, and how to say it.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// One area only.
+    area: Option<Area>,
+
+    /// One object of JSON on standard output, instead of the table.
+    #[arg(long)]
+    json: bool,
+
+    /// Where spool and store write, on the medium that is to be measured.
+    /// Default target/bench
+    #[arg(long, value_name = "DIRECTORY")]
+    dir: Option<PathBuf>,
+
+    /// The profile to build with; `release` builds faster, `dist` is shipped.
+    #[arg(long, default_value = "dist")]
+    profile: String,
+}
+
+/// A part of the benches that can be run alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Area {
+    /// A record sealed, against the bare cryptography.
+    Seal,
+    /// A message verified, against the bare signature check.
+    Verify,
+    /// Appending, draining and opening, against a bare log.
+    Spool,
+    /// Spool to store through the gateway, against the store alone.
+    Store,
+    /// The gateway with its store off, against nginx.
+    Gateway,
+}
+
+impl Area {
+    const ALL: [Self; 5] = [
+        Self::Seal,
+        Self::Verify,
+        Self::Spool,
+        Self::Store,
+        Self::Gateway,
+    ];
+
+    /// The bench target, and what to tell it.
+    fn target(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Seal => ("seal", &[]),
+            Self::Verify => ("verify", &[]),
+            Self::Spool => ("spool", &[]),
+            Self::Store => ("gateway", &["store"]),
+            Self::Gateway => ("gateway", &["nginx"]),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    machine: Machine,
+    rows: Vec<Row>,
+}
+
+/// On what the figures hold.
+#[derive(Debug, Serialize)]
+struct Machine {
+    cpu: String,
+    cores: usize,
+    kernel: String,
+    directory: PathBuf,
+    file_system: String,
+    /// Of one, five and fifteen minutes, before the first bench.
+    load_average: String,
+    profile: String,
+}
+
+/// Runs `area`, or everything.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let root = workspace_root()?;
+    let areas = arguments.area.map_or(Area::ALL.to_vec(), |area| vec![area]);
+    if areas.contains(&Area::Gateway) {
+        system_programs(&[("nginx -v", "nginx")])?;
+    }
+    let dir = arguments.dir.clone();
+    let dir = dir.unwrap_or_else(|| root.join("target/bench"));
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let dir = dir.canonicalize()?;
+    let file_system = file_system(&dir)?;
+    ensure!(
+        !["tmpfs", "ramfs"].contains(&&*file_system),
+        "{} is on {file_system}, in memory, where a sync costs nothing: give --dir a directory \
+         on a disk",
+        dir.display()
+    );
+
+    let mut build = cargo_command(&root);
+    cargo_bench(&mut build, &arguments.profile, &areas).arg("--no-run");
+    let built = build.status().context("cannot start cargo")?;
+    ensure!(built.success(), "the benches do not build: {built}");
+
+    let machine = Machine {
+        cpu: cpu()?,
+        cores: std::thread::available_parallelism()?.get(),
+        kernel: read("/proc/sys/kernel/osrelease")?,
+        load_average: read("/proc/loadavg")?
+            .split(' ')
+            .take(3)
+            .collect::<Vec<_>>()
+            .join(" "),
+        profile: arguments.profile.clone(),
+        directory: dir,
+        file_system,
+    };
+    let mut rows = Vec::new();
+    for area in areas {
+        eprintln!("measuring {}", area.target().0);
+        rows.extend(measure(&root, &machine, area)?);
+    }
+    let report = Report { machine, rows };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(())
+}
+
+/// Always of the whole workspace: with one package alone cargo would choose
+/// other features of the dependencies and build them all again.
+fn cargo_bench<'a>(command: &'a mut Command, profile: &str, areas: &[Area]) -> &'a mut Command {
+    command.args(["bench", "--locked", "--workspace", "--profile", profile]);
+    let mut targets: Vec<_> = areas.iter().map(|area| area.target().0).collect();
+    targets.dedup();
+    for target in targets {
+        command.args(["--bench", target]);
+    }
+    command
+}
+
+fn measure(root: &Path, machine: &Machine, area: Area) -> Result<Vec<Row>> {
+    let mut command = cargo_command(root);
+    cargo_bench(&mut command, &machine.profile, &[area])
+        .args(["--quiet", "--"])
+        .args(area.target().1)
+        .env("ZK_BENCH_DIR", &machine.directory)
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let stdout = child.stdout.take().context("no output")?;
+    let mut rows = Vec::new();
+    for line in BufReader::new(stdout).lines() {
+        let row: Row = serde_json::from_str(&line?).context("a bench printed something else")?;
+        eprintln!("  {}", row.name);
+        rows.push(row);
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "the bench of {area:?} failed: {status}");
+    Ok(rows)
+}
+
+fn print(report: &Report) {
+    let Machine {
+        cpu,
+        cores,
+        kernel,
+        directory,
+        file_system,
+        load_average,
+        profile,
+    } = &report.machine;
+    println!("{cpu}, {cores} cores, Linux {kernel}, profile {profile}");
+    println!(
+        "files in {} on {file_system}; load average before: {load_average}\n",
+        directory.display()
+    );
+    println!("| ours | against | ours | theirs | unit | ratio | spread | bar | |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    for row in &report.rows {
+        let number = |value: Option<f64>| value.map_or("–".to_owned(), rounded);
+        let bar = match row.bar {
+            None => "–".to_owned(),
+            Some(Bar::AtLeast(least)) => format!("≥ {least}"),
+            Some(Bar::AtMost(most)) => format!("≤ {most}"),
+        };
+        println!(
+            "| {} | {} | {} | {} | {} | {} | {} to {} | {bar} | {} |",
+            row.name,
+            row.against.as_deref().unwrap_or("–"),
+            rounded(row.ours),
+            number(row.theirs),
+            row.unit,
+            number(row.ratio),
+            rounded(row.spread[0]),
+            rounded(row.spread[1]),
+            match row.holds {
+                None => "",
+                Some(true) => "holds",
+                Some(false) => "**missed**",
+            }
+        );
+    }
+}
+
+/// Three digits that count.
+fn rounded(value: f64) -> String {
+    let digits = match value.abs() {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$}")
+}
+
+fn cpu() -> Result<String> {
+    let text = read("/proc/cpuinfo")?;
+    let model = text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        // a Pi has only the second
+        ["model name", "Model"]
+            .contains(&key.trim())
+            .then(|| value.trim().to_owned())
+    });
+    Ok(model.unwrap_or_else(|| std::env::consts::ARCH.to_owned()))
+}
+
+/// The type of the file system that holds `path`: that of the longest mount
+/// point above it.
+fn file_system(path: &Path) -> Result<String> {
+    let mounts = read("/proc/self/mountinfo")?;
+    // 36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/sda rw
+    let found = mounts.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let point = before.split(' ').nth(4)?;
+        let kind = after.split(' ').next()?;
+        path.starts_with(point).then_some((point.len(), kind))
+    });
+    // the last of those with the same mount point hides the others
+    match found.max_by_key(|(length, _)| *length) {
+        Some((_, kind)) => Ok(kind.to_owned()),
+        None => bail!("{} is on no mounted file system", path.display()),
+    }
+}
+
+fn read(file: &str) -> Result<String> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
+    Ok(text.trim().to_owned())
+}

@@ -1,0 +1,392 @@
+//! The spool against a bare log that writes as many bytes in as many calls,
+//! and syncs as often; and what a million records cost to open.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::convert::Infallible;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, stdin};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use tempfile::TempDir;
+use zk_bench::{Bar, ROUNDS, Row, by_turns, directory, median, time};
+use zk_spool::{Options, Spool};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    match &arguments[1..] {
+        [role, dir] if role == "fill" => fill(Path::new(dir)),
+        [role, dir] if role == "open" => open(Path::new(dir)),
+        _ => {
+            let parent = directory(env!("CARGO_TARGET_TMPDIR"));
+            fs::create_dir_all(&parent).unwrap();
+            let dir = tempfile::tempdir_in(parent).unwrap();
+            singly(&dir);
+            in_groups(&dir);
+            a_million(&dir);
+        }
+    }
+}
+
+fn singly(dir: &TempDir) {
+    let spool = Spool::open(dir.path().join("singly"), options()).unwrap();
+    let mut bare = Bare::create(dir.path().join("singly-bare"));
+    let record = record();
+    let rounds = rates(
+        SINGLY,
+        1,
+        || assert!(spool.append_with(|_| made(&record)).is_ok()),
+        || bare.append(&[&record]),
+    );
+    compare("spool: append, one at a time", 0.95, &rounds);
+}
+
+fn in_groups(dir: &TempDir) {
+    let spool = Spool::open(dir.path().join("groups"), options()).unwrap();
+    let mut bare = Bare::create(dir.path().join("groups-bare"));
+    let record = record();
+    let group = vec![&record[..]; GROUP];
+    let append = || {
+        let records = (0..GROUP).map(|_| |_| made(&record));
+        let results = spool.append_batch_with(records).unwrap();
+        assert!(results.iter().all(Result::is_ok));
+    };
+    let (mut written, mut bare_written) = (0, 0);
+    let rounds = rates(
+        GROUPS,
+        GROUP,
+        || written += writing(append),
+        || bare_written += writing(|| bare.append(&group)),
+    );
+    compare("spool: append, groups of 64", 0.9, &rounds);
+
+    let groups = (ROUNDS + 1) * TURNS * GROUPS;
+    let payload = (groups * GROUP * RECORD) as f64;
+    let per_byte = [written, bare_written].map(|bytes| bytes as f64 / payload);
+    let bar = Some(Bar::AtMost(1.3));
+    print(&Row::alone(
+        "spool: bytes written per byte, groups of 64",
+        "B/B",
+        bar,
+        &per_byte[..1],
+    ));
+    print(&Row::compare(
+        "spool: bytes written, groups of 64",
+        BARE,
+        "B/B",
+        None,
+        &[(per_byte[0], per_byte[1])],
+    ));
+
+    let rounds = rates(
+        GROUPS,
+        GROUP,
+        || {
+            let records = spool.peek(GROUP, GROUP * (RECORD + FRAMING)).unwrap();
+            assert_eq!(records.len(), GROUP);
+            spool.ack(records[GROUP - 1].position()).unwrap();
+        },
+        || assert_eq!(bare.drain().len(), GROUP),
+    );
+    compare("spool: drain, 64 at a time", 0.9, &rounds);
+}
+
+/// Processes of their own: each opens what the last one left when it was
+/// killed.
+fn a_million(dir: &TempDir) {
+    let dir = dir.path().join("million");
+    eprintln!("writing a million records");
+    start("fill", &dir).say("filled");
+    let mut figures = Vec::new();
+    for _ in 0..ROUNDS {
+        let said = start("open", &dir).say("opened");
+        let numbers = said.split(' ').map(|number| number.parse().unwrap());
+        figures.push(numbers.collect::<Vec<f64>>());
+    }
+    let column = |n: usize| figures.iter().map(|row| row[n]).collect::<Vec<_>>();
+    print(&Row::alone(
+        "spool: open 1 M records after kill -9",
+        "ms",
+        Some(Bar::AtMost(50.0)),
+        &column(0),
+    ));
+    print(&Row::alone(
+        "spool: memory with 1 M records, PSS",
+        "MiB",
+        Some(Bar::AtMost(16.0)),
+        &column(1),
+    ));
+    print(&Row::alone(
+        "spool: memory with 1 M records, RSS",
+        "MiB",
+        None,
+        &column(2),
+    ));
+}
+
+fn fill(dir: &Path) {
+    let spool = Spool::open(dir, options()).unwrap();
+    let record = record();
+    for _ in 0..1000 {
+        let records = (0..1000).map(|_| |_| made(&record));
+        spool.append_batch_with(records).unwrap();
+    }
+    println!("filled");
+    wait_for_the_end();
+}
+
+fn open(dir: &Path) {
+    let start = Instant::now();
+    let spool = Spool::open(dir, options()).unwrap();
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    assert!(spool.stats().unwrap().records >= 1_000_000);
+    assert_eq!(spool.peek(GROUP, usize::MAX).unwrap().len(), GROUP);
+    spool.append_with(|_| made(&record())).unwrap();
+    let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    println!(
+        "opened {took} {} {}",
+        mib(&rollup, "Pss:"),
+        mib(&rollup, "Rss:")
+    );
+    wait_for_the_end();
+}
+
+/// Keeps what the process has open until it is killed.
+fn wait_for_the_end() {
+    let _ = stdin().read(&mut [0]);
+    panic!("killed, not told to end");
+}
+
+fn mib(rollup: &str, key: &str) -> f64 {
+    let line = rollup.lines().find_map(|line| line.strip_prefix(key));
+    let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+    kib.parse::<f64>().unwrap() / 1024.0
+}
+
+/// This program in another role, killed when it has said its word.
+struct Role(Child, BufReader<ChildStdout>);
+
+fn start(role: &str, dir: &Path) -> Role {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg(role).arg(dir);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    Role(child, stdout)
+}
+
+impl Role {
+    /// What follows `word`; then kill -9.
+    fn say(mut self, word: &str) -> String {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        line.trim().strip_prefix(word).unwrap().trim().to_owned()
+    }
+}
+
+/// Records a second of both sides. Within a round they take many short turns,
+/// so that a slow moment of the disk falls on both, and the median turn counts:
+/// a stall that hits one of them says nothing of either.
+fn rates(
+    calls: usize,
+    records: usize,
+    mut ours: impl FnMut(),
+    mut theirs: impl FnMut(),
+) -> Vec<(f64, f64)> {
+    let times = calls as u32;
+    let mut round = || {
+        let turns = by_turns(
+            TURNS,
+            || time(times, &mut ours).as_secs_f64(),
+            || time(times, &mut theirs).as_secs_f64(),
+        );
+        let rate = |turns: Vec<f64>| (calls * records) as f64 / median(&turns);
+        let (ours, theirs) = turns.into_iter().unzip();
+        (rate(ours), rate(theirs))
+    };
+    // the first makes the segments and warms what there is to warm
+    round();
+    (0..ROUNDS).map(|_| round()).collect()
+}
+
+fn compare(name: &str, least: f64, rounds: &[(f64, f64)]) {
+    let bar = Some(Bar::AtLeast(least));
+    print(&Row::compare(name, BARE, "records/s", bar, rounds));
+}
+
+fn print(row: &Row) {
+    row.print().unwrap();
+}
+
+/// Bytes that this process sends to the disk meanwhile, in whole pages.
+fn writing(work: impl FnOnce()) -> u64 {
+    let written = || {
+        let io = fs::read_to_string("/proc/self/io").unwrap();
+        let line = io.lines().find_map(|l| l.strip_prefix("write_bytes: "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let before = written();
+    work();
+    written() - before
+}
+
+fn options() -> Options {
+    Options {
+        cap: 1 << 30,
+        ..Options::default()
+    }
+}
+
+fn record() -> Vec<u8> {
+    (0..RECORD).map(|n| (n * 167 % 251) as u8).collect()
+}
+
+fn made(record: &[u8]) -> Result<Vec<u8>, Infallible> {
+    Ok(record.to_vec())
+}
+
+/// What every durable log has to do: a frame with a checksum, one write and one
+/// fdatasync for a group, segments, and a cursor in two slots. It recovers
+/// nothing.
+struct Bare {
+    dir: PathBuf,
+    file: File,
+    number: u64,
+    end: u64,
+    buffer: Vec<u8>,
+    cursor: File,
+    acks: u64,
+    reading: Option<(u64, File)>,
+    offset: u64,
+}
+
+impl Bare {
+    fn create(dir: PathBuf) -> Self {
+        fs::create_dir(&dir).unwrap();
+        let cursor = File::create(dir.join("cursor")).unwrap();
+        cursor.write_all_at(&[0; 1024], 0).unwrap();
+        cursor.sync_data().unwrap();
+        let file = Self::segment(&dir, 0);
+        Self {
+            dir,
+            file,
+            number: 0,
+            end: HEADER,
+            buffer: Vec::new(),
+            cursor,
+            acks: 0,
+            reading: None,
+            offset: HEADER,
+        }
+    }
+
+    fn segment(dir: &Path, number: u64) -> File {
+        let unfinished = dir.join("unfinished");
+        let file = File::create(&unfinished).unwrap();
+        file.write_all_at(&[1; HEADER as usize], 0).unwrap();
+        file.sync_data().unwrap();
+        fs::rename(unfinished, name(dir, number)).unwrap();
+        sync_dir(dir);
+        file
+    }
+
+    fn append(&mut self, records: &[&[u8]]) {
+        let length: usize = records.iter().map(|record| 4 + record.len()).sum();
+        if self.end + 32 + length as u64 > SEGMENT {
+            // the mark of a segment that is complete
+            self.file.write_all_at(&[2; 80], self.end).unwrap();
+            self.file.sync_data().unwrap();
+            self.number += 1;
+            self.file = Self::segment(&self.dir, self.number);
+            self.end = HEADER;
+        }
+        self.buffer.clear();
+        self.buffer.resize(32, 0);
+        self.buffer[..4].copy_from_slice(&(length as u32).to_be_bytes());
+        for record in records {
+            let length = record.len() as u32;
+            self.buffer.extend_from_slice(&length.to_be_bytes());
+            self.buffer.extend_from_slice(record);
+        }
+        let crc = crc32c::crc32c(&self.buffer[8..]);
+        self.buffer[4..8].copy_from_slice(&crc.to_be_bytes());
+        self.file.write_all_at(&self.buffer, self.end).unwrap();
+        self.file.sync_data().unwrap();
+        self.end += self.buffer.len() as u64;
+    }
+
+    /// Reads the oldest group, and marks it as delivered.
+    fn drain(&mut self) -> Vec<Vec<u8>> {
+        let (number, file) = self.reading.take().unwrap_or_else(|| {
+            let file = OpenOptions::new().read(true).open(name(&self.dir, 0));
+            (0, file.unwrap())
+        });
+        self.buffer.resize(32 + GROUP * (4 + RECORD), 0);
+        file.read_exact_at(&mut self.buffer, self.offset).unwrap();
+        let crc = crc32c::crc32c(&self.buffer[8..]);
+        assert_eq!(self.buffer[4..8], crc.to_be_bytes());
+        let mut records = Vec::with_capacity(GROUP);
+        let mut rest = &self.buffer[32..];
+        while let Some((length, bytes)) = rest.split_first_chunk() {
+            let (record, next) = bytes.split_at(u32::from_be_bytes(*length) as usize);
+            records.push(record.to_vec());
+            rest = next;
+        }
+        self.offset += self.buffer.len() as u64;
+
+        let mut slot = [0; 128];
+        slot[..8].copy_from_slice(&self.offset.to_be_bytes());
+        let crc = crc32c::crc32c(&slot[..124]);
+        slot[124..].copy_from_slice(&crc.to_be_bytes());
+        self.cursor
+            .write_all_at(&slot, self.acks % 2 * 512)
+            .unwrap();
+        self.cursor.sync_data().unwrap();
+        self.acks += 1;
+
+        self.reading = Some((number, file));
+        if number < self.number && self.offset + self.buffer.len() as u64 > SEGMENT {
+            fs::remove_file(name(&self.dir, number)).unwrap();
+            sync_dir(&self.dir);
+            let next = File::open(name(&self.dir, number + 1)).unwrap();
+            self.reading = Some((number + 1, next));
+            self.offset = HEADER;
+        }
+        records
+    }
+}
+
+fn name(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:020}.seg"))
+}
+
+fn sync_dir(dir: &Path) {
+    File::open(dir).unwrap().sync_all().unwrap();
+}
+
+const BARE: &str = "a bare log with the same writes and syncs";
+
+/// Bytes of a record.
+const RECORD: usize = 600;
+/// Bytes that a log puts around each, at most.
+const FRAMING: usize = 36;
+/// Records in a group.
+const GROUP: usize = 64;
+
+/// Calls in a turn.
+const SINGLY: usize = 4;
+const GROUPS: usize = 2;
+/// Turns in a round.
+const TURNS: usize = 50;
+
+/// What the spool has too, with these options.
+const SEGMENT: u64 = 4 << 20;
+const HEADER: u64 = 1024;
