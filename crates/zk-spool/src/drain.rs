@@ -87,6 +87,11 @@ impl Inner {
             let sequences = (first, segment.durable_last);
             let mut walk = Walk::new(&*file, segment.seed(), place, sequences, max_bytes);
             loop {
+                // A further frame would be read and checked in vain.
+                let enough = records.len() >= max_records || bytes >= max_bytes;
+                if enough && !records.is_empty() {
+                    return Ok(records);
+                }
                 match walk.step() {
                     Step::Frame(frame) => {
                         let body = walk.bytes(&frame);
