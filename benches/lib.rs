@@ -12,6 +12,7 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// What was measured, and what it is held to.
@@ -125,8 +126,9 @@ pub fn by_turns(
     (0..rounds).map(&mut round).collect()
 }
 
-/// Compares two ways to compute, in microseconds for one time. Within a round
-/// they take turns too, of a few milliseconds each.
+/// Compares two ways to compute, in microseconds of the processor's time for
+/// one time, all threads together. Within a round they take turns too, of a few
+/// milliseconds each, and the median turn counts.
 pub fn compute<A, B>(
     mut ours: impl FnMut() -> A,
     mut theirs: impl FnMut() -> B,
@@ -134,18 +136,27 @@ pub fn compute<A, B>(
     // once for the caches, and to know how often
     let slower = time(1, &mut ours).max(time(1, &mut theirs));
     let times = (TURN.as_secs_f64() / slower.as_secs_f64()).clamp(1.0, 1e6) as u32;
-    let round = |_| {
+    let mut round = || {
         let turns = by_turns(
             TURNS,
-            || time(times, &mut ours).as_secs_f64(),
-            || time(times, &mut theirs).as_secs_f64(),
+            || processor_time(times, &mut ours).as_secs_f64(),
+            || processor_time(times, &mut theirs).as_secs_f64(),
         );
-        let per = 1e6 / f64::from(times) / TURNS as f64;
-        turns.iter().fold((0.0, 0.0), |(ours, theirs), turn| {
-            (ours + turn.0 * per, theirs + turn.1 * per)
-        })
+        let each = |turns: Vec<f64>| median(&turns) * 1e6 / f64::from(times);
+        let (ours, theirs) = turns.into_iter().unzip();
+        (each(ours), each(theirs))
     };
-    (0..ROUNDS).map(round).collect()
+    (0..ROUNDS).map(|_| round()).collect()
+}
+
+fn processor_time<T>(times: u32, call: impl FnMut() -> T) -> Duration {
+    let used = || {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::try_from(time).unwrap_or_default()
+    };
+    let before = used();
+    time(times, call);
+    used() - before
 }
 
 /// How long so many calls take.
@@ -179,7 +190,7 @@ pub fn median(values: &[f64]) -> f64 {
 /// Rounds of a bench, odd for the median.
 pub const ROUNDS: usize = 11;
 
-const TURNS: usize = 10;
+const TURNS: usize = 20;
 const TURN: Duration = Duration::from_millis(5);
 
 #[cfg(test)]

@@ -139,6 +139,23 @@ impl Store {
     /// credentials, another endpoint, an HTTP client of one's own. Its tables
     /// must have been [created](Store::create); it is not asked yet.
     ///
+    /// ```
+    /// use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
+    /// use aws_sdk_dynamodb::{Client, Config};
+    /// use zk_store::{Options, Store};
+    ///
+    /// # fn main() -> Result<(), zk_store::StoreError> {
+    /// let config = Config::builder()
+    ///     .behavior_version(BehaviorVersion::latest())
+    ///     .region(Region::new("eu-central-1"))
+    ///     .credentials_provider(Credentials::new("id", "secret", None, None, "mine"))
+    ///     .build();
+    /// let store = Store::with_client(Client::from_conf(config), Options::default())?;
+    /// assert_eq!(store.table_names()[1], "zk-readings");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Uri`] for a prefix that makes no table names.
     pub fn with_client(client: Client, options: Options) -> Result<Self, StoreError> {
