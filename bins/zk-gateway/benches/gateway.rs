@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::config::{BehaviorVersion, Region};
+use aws_sdk_dynamodb::config::retry::RetryConfig;
+use aws_sdk_dynamodb::config::{BehaviorVersion, Region, StalledStreamProtectionConfig};
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
 };
@@ -36,13 +37,13 @@ use tokio::runtime::Runtime;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
-use zk_bench::{Bar, Row, by_turns, directory};
+use zk_bench::{Bar, Row, by_turns, compute, directory};
 use zk_envelope::{Timestamp, pack};
 use zk_gateway::{Limits, Tls};
 use zk_publish::{Publisher, Target};
 use zk_spool::Spool;
 use zk_store::{Options, Store};
-use zk_verify::{Context, topic_of};
+use zk_verify::{Context, check, topic_of};
 
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 #[path = "../tests/gateway/world.rs"]
@@ -156,11 +157,26 @@ fn nginx(runtime: &Runtime) {
     let record = device.record();
     let registered = runtime.block_on(off.register(&device.principal, &record));
     assert!(registered.unwrap());
+    let message = device.message([1]);
+    let context = context(&device);
+    let ingest = || {
+        let done = runtime.block_on(off.ingest(&message, &context)).unwrap();
+        assert_eq!(done.stored, 1);
+    };
+    let verdict = || assert!(check(&message, &context, Some(&record))[0].is_ok());
+    Row::compare(
+        "gateway: zk-store's ingest, the store off",
+        "zk_verify::check, which is a part of it",
+        "µs",
+        None,
+        &compute(ingest, verdict),
+    )
+    .print()
+    .unwrap();
+
     let tls = Tls::load(&world.files()).unwrap();
     let gateway = runtime.block_on(world::start(off, tls, limits()));
     let nginx = Nginx::start(&world);
-
-    let message = device.message([1]);
     let compare = |name, request: Vec<u8>, status, bar| {
         write_requests(&world.path("requests"), [request]);
         let side = |address, status| {
@@ -216,12 +232,15 @@ async fn bare_store(world: &World, device: &Device) -> (Store, Context) {
     let store = Store::create(&uri, Options::default()).await.unwrap();
     let registered = store.register(&device.principal, &device.record()).await;
     assert!(registered.unwrap());
-    let context = Context {
+    (store, context(device))
+}
+
+fn context(device: &Device) -> Context {
+    Context {
         principal: device.principal.clone(),
         topic: topic_of(&device.name.parse().unwrap()),
         received_at: Timestamp::from_millis(1_790_000_000_000).unwrap(),
-    };
-    (store, context)
+    }
 }
 
 /// As many connections as there are; the default is for a device that has one.
@@ -307,6 +326,9 @@ fn store_off() -> Store {
         .region(Region::from_static("off"))
         .endpoint_url("http://off.invalid")
         .allow_no_auth()
+        // as for a store in a file
+        .retry_config(RetryConfig::disabled())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .http_client(http_client_fn(move |_, _| connector.clone()))
         .build();
     Store::with_client(Client::from_conf(config), Options::default()).unwrap()
@@ -526,11 +548,11 @@ fn length(answer: &[u8]) -> Option<usize> {
 const CONNECTIONS: usize = 16;
 
 /// Rounds, and records in each.
-const DRAINS: usize = 7;
-const DRAINED: usize = 1000;
-const RUSHES: usize = 7;
-const RUSHED: usize = 4000;
+const DRAINS: usize = 15;
+const DRAINED: usize = 300;
+const RUSHES: usize = 15;
+const RUSHED: usize = 1500;
 
 /// Rounds, and seconds of each side in them.
-const LOADS: usize = 7;
-const SECONDS: f64 = 1.5;
+const LOADS: usize = 15;
+const SECONDS: f64 = 0.7;
