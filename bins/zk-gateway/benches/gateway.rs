@@ -27,6 +27,7 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -177,29 +178,34 @@ fn nginx(runtime: &Runtime) {
     let tls = Tls::load(&world.files()).unwrap();
     let gateway = runtime.block_on(world::start(off, tls, limits()));
     let nginx = Nginx::start(&world);
-    let compare = |name, request: Vec<u8>, status, bar| {
+    let compare = |name: &str, request: Vec<u8>, status, bar| {
         write_requests(&world.path("requests"), [request]);
-        let side = |address, status| {
-            let world = &world;
-            move || {
-                let (count, seconds) = start_load(world, address, status, SECONDS);
-                count / seconds
-            }
+        let side = |address, status, used: &dyn Fn() -> f64, each: &mut Vec<f64>| {
+            let before = used();
+            let (count, seconds) = start_load(&world, address, status, SECONDS);
+            each.push((used() - before) * 1e6 / count);
+            count / seconds
         };
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         let rounds = by_turns(
             LOADS,
-            side(gateway.address, status),
-            side(nginx.address, "200"),
+            || side(gateway.address, status, &processor_seconds, &mut ours),
+            || {
+                side(
+                    nginx.address,
+                    "200",
+                    &|| nginx.processor_seconds(),
+                    &mut theirs,
+                )
+            },
         );
-        Row::compare(
-            name,
-            "nginx, a static answer over the same TLS",
-            "requests/s",
-            bar,
-            &rounds,
-        )
-        .print()
-        .unwrap();
+        let against = "nginx, a static answer over the same TLS";
+        let row = Row::compare(name, against, "requests/s", bar, &rounds);
+        row.print().unwrap();
+        let each: Vec<_> = ours.into_iter().zip(theirs).collect();
+        let name = format!("{name}, the server's processor time");
+        let row = Row::compare(&name, against, "µs/request", None, &each);
+        row.print().unwrap();
     };
     compare(
         "gateway: verified, the store off",
@@ -432,6 +438,27 @@ impl Nginx {
             _dir: dir,
         }
     }
+}
+
+impl Nginx {
+    /// Of its workers, which have one thread each.
+    fn processor_seconds(&self) -> f64 {
+        let master = self.child.id();
+        let workers = fs::read_to_string(format!("/proc/{master}/task/{master}/children"));
+        let workers = workers.unwrap();
+        let nanoseconds = workers.split_whitespace().map(|worker| {
+            let stat = fs::read_to_string(format!("/proc/{worker}/schedstat")).unwrap();
+            let (running, _) = stat.split_once(' ').unwrap();
+            running.parse::<f64>().unwrap()
+        });
+        nanoseconds.sum::<f64>() / 1e9
+    }
+}
+
+/// Of this process, which is the gateway's while the load is another one.
+fn processor_seconds() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(used).unwrap().as_secs_f64()
 }
 
 impl Drop for Nginx {
