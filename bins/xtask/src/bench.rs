@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: build the benches, run them, and make a table of their
 //! rows.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -106,11 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         dir.display()
     );
 
-    let mut build = cargo_command(&root);
-    cargo_bench(&mut build, &arguments.profile, &areas).arg("--no-run");
-    let built = build.status().context("cannot start cargo")?;
-    ensure!(built.success(), "the benches do not build: {built}");
-
+    let executables = build(&root, &arguments.profile, &areas)?;
     let machine = Machine {
         cpu: cpu()?,
         cores: std::thread::available_parallelism()?.get(),
@@ -126,8 +123,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut rows = Vec::new();
     for area in areas {
-        eprintln!("measuring {}", area.target().0);
-        rows.extend(measure(&root, &machine, area)?);
+        eprintln!("measuring {}", format!("{area:?}").to_lowercase());
+        rows.extend(measure(&executables, &machine, area)?);
     }
     let report = Report { machine, rows };
     if arguments.json {
@@ -138,26 +135,58 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Builds the benches: the name of each, and its file.
+///
 /// Always of the whole workspace: with one package alone cargo would choose
 /// other features of the dependencies and build them all again.
-fn cargo_bench<'a>(command: &'a mut Command, profile: &str, areas: &[Area]) -> &'a mut Command {
-    command.args(["bench", "--locked", "--workspace", "--profile", profile]);
-    let mut targets: Vec<_> = areas.iter().map(|area| area.target().0).collect();
-    targets.dedup();
+fn build(root: &Path, profile: &str, areas: &[Area]) -> Result<HashMap<String, PathBuf>> {
+    let mut command = cargo_command(root);
+    command.args(["bench", "--locked", "--workspace", "--no-run"]);
+    command.args(["--profile", profile]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    let targets: BTreeSet<_> = areas.iter().map(|area| area.target().0).collect();
     for target in targets {
         command.args(["--bench", target]);
     }
-    command
+    let built = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    ensure!(
+        built.status.success(),
+        "the benches do not build: {}",
+        built.status
+    );
+    let mut executables = HashMap::new();
+    for line in built.stdout.lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?)?;
+        let target = &message["target"];
+        let bench = target["kind"][0] == "bench";
+        if let (true, Some(name), Some(file)) = (
+            bench,
+            target["name"].as_str(),
+            message["executable"].as_str(),
+        ) {
+            executables.insert(name.to_owned(), file.into());
+        }
+    }
+    Ok(executables)
 }
 
-fn measure(root: &Path, machine: &Machine, area: Area) -> Result<Vec<Row>> {
-    let mut command = cargo_command(root);
-    cargo_bench(&mut command, &machine.profile, &[area])
-        .args(["--quiet", "--"])
-        .args(area.target().1)
+fn measure(
+    executables: &HashMap<String, PathBuf>,
+    machine: &Machine,
+    area: Area,
+) -> Result<Vec<Row>> {
+    let (name, arguments) = area.target();
+    let executable = executables.get(name);
+    let executable = executable.with_context(|| format!("cargo has built no bench {name}"))?;
+    let mut command = Command::new(executable);
+    command
+        .args(arguments)
         .env("ZK_BENCH_DIR", &machine.directory)
         .stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start cargo")?;
+    let mut child = command.spawn().context("cannot start the bench")?;
     let stdout = child.stdout.take().context("no output")?;
     let mut rows = Vec::new();
     for line in BufReader::new(stdout).lines() {
