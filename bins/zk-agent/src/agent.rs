@@ -410,6 +410,8 @@ fn sample(
     progress: &Progress,
 ) {
     let mut next = Instant::now();
+    // What keeps the sensors from being read, and when that was last said.
+    let mut trouble: Option<(String, Instant)> = None;
     loop {
         let wait = next.saturating_duration_since(Instant::now());
         if !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
@@ -421,10 +423,20 @@ fn sample(
         let readings = match bus.read_all(SystemTime::now) {
             Ok(readings) => readings,
             Err(error) => {
-                tracing::warn!(%error, "cannot read the sensors; next try in {interval:?}");
+                let error = error.to_string();
+                let said = trouble
+                    .as_ref()
+                    .is_some_and(|(before, at)| *before == error && at.elapsed() < SAID_AGAIN);
+                if !said {
+                    tracing::warn!(error, "cannot read the sensors; trying every {interval:?}");
+                    trouble = Some((error, Instant::now()));
+                }
                 continue;
             }
         };
+        if trouble.take().is_some() {
+            tracing::info!("the sensors can be read again");
+        }
         progress.tell(Event::Captured(&readings));
         let count = readings.len() as u64;
         let well = readings
@@ -1050,6 +1062,8 @@ impl Drop for Bell {
     }
 }
 
+/// How often the log repeats why the sensors can't be read.
+const SAID_AGAIN: Duration = Duration::from_secs(600);
 /// When an expiring certificate is worth a warning.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Sweeps that may wait for a key that does not sign; later ones are given up

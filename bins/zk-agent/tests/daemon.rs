@@ -78,13 +78,21 @@ struct Daemon {
 impl Daemon {
     /// Reads the log until a line says `message`.
     fn logged(&mut self, message: &str) -> serde_json::Value {
+        self.log_until(message).pop().unwrap()
+    }
+
+    /// What the log says up to a line with `message`.
+    fn log_until(&mut self, message: &str) -> Vec<serde_json::Value> {
+        let mut lines = Vec::new();
         loop {
             let mut line = String::new();
             let read = self.log.read_line(&mut line).unwrap();
             assert_ne!(read, 0, "it ended before it logged {message:?}");
-            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-            if line["fields"]["message"] == message {
-                return line["fields"].clone();
+            let mut line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let last = line["fields"]["message"] == message;
+            lines.push(line["fields"].take());
+            if last {
+                return lines;
             }
         }
     }
@@ -201,6 +209,25 @@ fn health_names_what_needs_somebody() {
     assert_eq!(status, "503");
     assert!(why.contains("certificate has expired"), "{why}");
     assert_eq!(metrics(address)["healthy"], 0.0);
+}
+
+#[test]
+fn sensors_that_cannot_be_read_do_not_fill_the_log() {
+    let place = Place::new();
+    fs::rename(place.path("sys"), place.path("unplugged")).unwrap();
+    let mut daemon = place.start();
+    let address = daemon.address();
+    // Many sweeps later: they are 10 ms apart, attempts to publish far more.
+    until(address, |page| page["publish_retries_total"] >= 2.0);
+    assert_eq!(metrics(address)["readings_sampled_total"], 0.0);
+    fs::rename(place.path("unplugged"), place.path("sys")).unwrap();
+    let log = daemon.log_until("the sensors can be read again");
+    let told = log.iter().filter(|line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        message.starts_with("cannot read the sensors")
+    });
+    assert_eq!(told.count(), 1, "{log:#?}");
+    until(address, |page| page["readings_sampled_total"] >= 1.0);
 }
 
 #[test]
