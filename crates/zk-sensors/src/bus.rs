@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -215,17 +216,20 @@ impl Master {
 impl Sensor {
     fn read(&self) -> Sample {
         let file = self.dir.join("w1_slave");
+        let mut there = File::open(&self.dir);
         let mut text = read_start(&file);
-        if is_missing(&text) && self.dir.exists() {
-            // plugged in again in this very moment, or no driver: look closer
+        if is_missing(&text) && !is_still(&there, &self.dir) {
+            // unplugged, or plugged in again, in this very moment: look once more
+            there = File::open(&self.dir);
             text = read_start(&file);
         }
         let quality = match text {
             Ok(text) => return Sample::from_w1_slave(self.id.family(), &text),
             Err(error) if error.raw_os_error() == Some(ENODEV) => Quality::Unplugged,
             Err(error) if error.raw_os_error() == Some(EIO) => Quality::Empty,
-            // without the driver there is a directory, and no w1_slave in it
-            failed if is_missing(&failed) && !self.dir.exists() => Quality::Unplugged,
+            // without the driver there is a directory, which stays, and no
+            // w1_slave in it
+            failed if is_missing(&failed) && !is_still(&there, &self.dir) => Quality::Unplugged,
             Err(error) => {
                 tracing::debug!(sensor = %self.id, %error, "w1_slave is unreadable");
                 Quality::Unreadable
@@ -331,6 +335,16 @@ fn read_start(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::with_capacity(256);
     File::open(path)?.take(256).read_to_end(&mut text)?;
     Ok(text)
+}
+
+/// Whether `dir` is there, and the directory that was opened. As long as that is
+/// open, no other one has its inode number.
+fn is_still(opened: &io::Result<File>, dir: &Path) -> bool {
+    let (Ok(opened), Ok(now)) = (opened, fs::metadata(dir)) else {
+        return false;
+    };
+    let same = |opened: fs::Metadata| (opened.dev(), opened.ino()) == (now.dev(), now.ino());
+    opened.metadata().is_ok_and(same)
 }
 
 fn is_missing<T>(result: &io::Result<T>) -> bool {
