@@ -215,7 +215,7 @@ async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     address: SocketAddr,
     principal: String,
-    mut stop: watch::Receiver<()>,
+    stop: watch::Receiver<()>,
 ) {
     let entry = gateway.enter(&principal);
     let peer = Peer {
@@ -224,17 +224,27 @@ async fn serve(
         refused: AtomicBool::new(false),
     };
     debug!(principal = %peer.principal, peer = %peer.address, "connected");
-    let peer = &peer;
+    tokio::select! {
+        () = answer(gateway, stream, &peer, stop) => {}
+        () = entry.displaced() => {
+            debug!(principal = %peer.principal, "closed for a newer connection");
+        }
+    }
+}
+
+/// Answers until the connection ends, by itself or of age, and closes it.
+async fn answer(
+    gateway: &Gateway,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: &Peer,
+    mut stop: watch::Receiver<()>,
+) {
     let service = service_fn(move |request| {
         Box::pin(async move { Ok::<_, Infallible>(gateway.answer(peer, request).await) })
     });
     let mut serving = http(gateway.limits().idle).serve_connection(TokioIo::new(stream), service);
     let ended = tokio::select! {
         ended = poll_fn(|cx| serving.poll_without_shutdown(cx)) => ended,
-        () = entry.displaced() => {
-            debug!(principal = %peer.principal, "closed for a newer connection");
-            return;
-        }
         () = sleep(gateway.limits().age) => {
             std::pin::Pin::new(&mut serving).graceful_shutdown();
             // whoever takes longer than all limits together is not reading

@@ -114,14 +114,16 @@ impl<T> State<T> {
         let mut sent_away = None;
         if self.waiting >= self.room {
             let own = self.from(address).waiting.len();
-            let crowd = self.from.values_mut().max_by_key(|from| from.waiting.len());
+            let crowd = self.from.iter_mut();
+            let crowd = crowd.max_by_key(|(_, from)| from.waiting.len());
             let last = crowd
-                .filter(|crowd| crowd.waiting.len() > own)
-                .and_then(|crowd| crowd.waiting.pop_back());
-            let Some((_, last)) = last else {
+                .filter(|(_, crowd)| crowd.waiting.len() > own)
+                .and_then(|(crowd, from)| Some((*crowd, from.waiting.pop_back()?.1)));
+            let Some((crowd, last)) = last else {
                 self.forget_if_done(address);
                 return Some(connection);
             };
+            self.forget_if_done(crowd);
             self.waiting -= 1;
             sent_away = Some(last);
         }
@@ -212,3 +214,27 @@ fn network(address: IpAddr) -> IpAddr {
 
 /// So many may wait for each that is under way.
 pub(crate) const WAITING: usize = 8;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_sent_away_leaves_nothing_behind() {
+        let (turns, mut given) = Turns::new(1);
+        let address = |n: u32| IpAddr::V6(Ipv6Addr::from_bits(u128::from(n) << 64));
+        // Each from a network of his own: none is a crowd, and all but a few
+        // are sent away again.
+        let sent_away = (0..1000).filter_map(|n| turns.ask(address(n), n)).count();
+        assert_eq!(sent_away, 1000 - 1 - WAITING);
+        assert_eq!(turns.state().from.len(), 1 + WAITING);
+
+        for _ in 0..=WAITING {
+            drop(given.try_recv().unwrap());
+        }
+        assert!(given.try_recv().is_err());
+        let state = turns.state();
+        assert_eq!((state.free, state.waiting, state.from.len()), (1, 0, 0));
+    }
+}

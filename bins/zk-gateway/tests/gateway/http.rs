@@ -437,6 +437,29 @@ async fn a_device_that_comes_again_takes_its_own_place() {
     assert_eq!(running.gateway.counters().displaced, 1);
 }
 
+/// Nor does one keep its place that is closed and whose device does not let go.
+#[tokio::test]
+async fn a_connection_that_lingers_gives_way_to_the_next() {
+    let world = World::new().await;
+    let running = world
+        .start_with(Limits {
+            connections: 1,
+            handshake: PATIENCE * 2,
+            body: PATIENCE * 2,
+            ..Limits::default()
+        })
+        .await;
+    let device = world.device("pi-01").await;
+    let mut lingers = running.connect(&device.tls).await;
+    let last = String::from_utf8(device.post(b"{}")).unwrap();
+    let last = last.replace("host:", "connection: close\r\nhost:");
+    assert_eq!(lingers.ask(last.as_bytes()).await.status, 200);
+    lingers.closed().await;
+    let mut next = running.connect(&device.tls).await;
+    assert_eq!(next.ask(&device.post(b"{}")).await.status, 200);
+    assert_eq!(running.gateway.counters().displaced, 1);
+}
+
 #[tokio::test]
 async fn an_old_connection_is_closed_after_an_answer() {
     let world = World::new().await;
