@@ -46,7 +46,8 @@ pub struct Following {
     /// How far back what comes in late is looked for.
     pub late: Duration,
     /// How many keys are remembered at most, 16 bytes of each. If more lie in
-    /// that time, it is made shorter.
+    /// that time, it is made shorter: at its end as long as that is in the
+    /// future, so that a clock far ahead hides nothing of today.
     pub remember: usize,
 }
 
@@ -68,6 +69,7 @@ impl Reader {
         let window = |first, last| Window {
             first,
             last,
+            end: last,
             seen: BTreeSet::new(),
             hash: RandomState::new(),
             capacity: (following.remember / 2).max(1),
@@ -101,6 +103,9 @@ impl<'a> Follow<'a> {
             (false, Some(from)) => floor.min(from),
             _ => floor,
         });
+        self.windows[SET].reach(now);
+        // What is found by this look is shown, even if it can't be remembered.
+        let last = self.windows[SET].last;
         let mut places = VecDeque::new();
         for (place, window) in self.windows.iter_mut().enumerate() {
             let from = match (reach, place, newest) {
@@ -115,13 +120,13 @@ impl<'a> Follow<'a> {
             let mut unseen: Option<RangeInclusive<Timestamp>> = None;
             while let Some(key) = keys.next().await {
                 let key = key?;
-                if !window.is_new(&key) {
+                if !window.is_new(&key, last) {
                     continue;
                 }
                 let at = time_of_key(&key);
                 // What is there when it begins is not new.
                 if !self.begun && self.following.from.is_none_or(|from| at < Some(from)) {
-                    window.remember(&key);
+                    window.remember(&key, now);
                 } else if let (Some(at), Some(unseen)) = (at, &mut unseen) {
                     *unseen = at.min(*unseen.start())..=at.max(*unseen.end());
                 } else {
@@ -134,17 +139,19 @@ impl<'a> Follow<'a> {
         self.begun = true;
         Ok(News {
             follow: self,
+            now,
+            last,
             places,
             records: None,
         })
     }
 
-    /// Since when what comes in late is looked for, if that is a shorter time
-    /// than was asked for because too many records lie in it.
+    /// The time in which records are looked for, if that is shorter than was
+    /// asked for because too many lie in it.
     #[must_use]
-    pub fn shortened(&self) -> Option<Timestamp> {
+    pub fn shortened(&self) -> Option<RangeInclusive<Timestamp>> {
         let window = &self.windows[SET];
-        window.shortened.then_some(window.first)
+        window.shortened.then_some(window.first..=window.last)
     }
 
     async fn newest_stored(&self, now: Timestamp) -> Result<Option<Timestamp>, Error> {
@@ -159,6 +166,8 @@ impl<'a> Follow<'a> {
 #[derive(Debug)]
 pub struct News<'n, 'a> {
     follow: &'n mut Follow<'a>,
+    now: Timestamp,
+    last: Timestamp,
     /// Where there is something new, and in which window.
     places: VecDeque<(usize, RangeInclusive<Timestamp>)>,
     records: Option<(usize, Records<'a>)>,
@@ -178,9 +187,12 @@ impl News<'_, '_> {
                 continue;
             };
             let window = &mut self.follow.windows[*place];
-            match records.next_where(|key| window.is_new(key)).await {
+            match records
+                .next_where(|key| window.is_new(key, self.last))
+                .await
+            {
                 Some(Ok(record)) => {
-                    window.remember(&record.key);
+                    window.remember(&record.key, self.now);
                     return Some(Ok(record));
                 }
                 Some(Err(error)) => {
@@ -198,6 +210,8 @@ impl News<'_, '_> {
 struct Window {
     first: Timestamp,
     last: Timestamp,
+    /// What `last` was before anything had to be forgotten.
+    end: Timestamp,
     /// Times, and hashes of keys; a key that tells no time counts as the last.
     seen: BTreeSet<(Timestamp, u64)>,
     /// With a secret of its own: nobody can choose keys of the same hash.
@@ -207,19 +221,37 @@ struct Window {
 }
 
 impl Window {
-    fn is_new(&self, key: &str) -> bool {
+    fn is_new(&self, key: &str, last: Timestamp) -> bool {
         let entry = self.entry(key);
-        entry.0 >= self.first && !self.seen.contains(&entry)
+        (self.first..=last).contains(&entry.0) && !self.seen.contains(&entry)
     }
 
-    /// Forgets the oldest ones past its capacity, and looks there no more.
-    fn remember(&mut self, key: &str) {
+    /// Forgets what is past its capacity, and looks there no more: what is
+    /// farthest in the future, and when nothing is, the oldest.
+    fn remember(&mut self, key: &str, now: Timestamp) {
         self.seen.insert(self.entry(key));
-        if self.seen.len() > self.capacity
-            && let Some((oldest, _)) = self.seen.pop_first()
-        {
-            self.shortened = true;
-            self.advance(after(oldest));
+        if self.seen.len() <= self.capacity {
+            return;
+        }
+        match (self.seen.last(), self.seen.first()) {
+            (Some(&(newest, _)), _) if newest > now => {
+                self.last = self.last.min(before(newest, Duration::from_millis(1)));
+                self.seen.split_off(&(after(self.last), 0));
+                self.shortened = true;
+            }
+            (_, Some(&(oldest, _))) => {
+                self.advance(after(oldest));
+                self.shortened = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// Once the future from which it had to look away is there, it looks there
+    /// again: better what was forgotten is shown twice than what is new never.
+    fn reach(&mut self, now: Timestamp) {
+        if self.last < now {
+            self.last = self.end;
         }
     }
 

@@ -46,8 +46,8 @@ pub enum Difference {
         /// What the trust file says.
         trusted: KeyState,
     },
-    /// An active key of the trust file is registered for no certificate: what it
-    /// signs is refused.
+    /// An active key of the trust file is registered for no certificate, or for
+    /// revoked ones only: what it signs is refused.
     NotRegistered {
         /// The device.
         device: DeviceId,
@@ -112,7 +112,7 @@ impl fmt::Display for Difference {
             Self::NotRegistered { device, key } => write!(
                 f,
                 "{device}: key {key} is active in the trust file, but the store knows it for no \
-                 certificate and refuses what it signs"
+                 certificate that counts and refuses what it signs"
             ),
             Self::UnknownDevice { device, principal } => write!(
                 f,
@@ -146,16 +146,17 @@ pub(crate) fn differences(
     let mut keys = BTreeSet::new();
     for (principal, record) in registered {
         let device = record.device;
+        let counts = !matches!(record.certificate, KeyState::Revoked { .. });
         if !trust.devices.contains_key(&device) {
             differences.push(Difference::UnknownDevice { device, principal });
             continue;
         }
         for known in record.keys {
             let key = KeyId::of(&known.key);
-            let (device, principal) = (device.clone(), principal.clone());
+            let principal = principal.clone();
             match trust.key(&device, key) {
                 None => differences.push(Difference::UnknownKey {
-                    device,
+                    device: device.clone(),
                     principal,
                     key,
                 }),
@@ -167,9 +168,11 @@ pub(crate) fn differences(
                         stored: known.state,
                         trusted: trusted.state,
                     });
-                    keys.insert((device, key));
                 }
-                Some(_) => drop(keys.insert((device, key))),
+                Some(_) => {}
+            }
+            if counts {
+                keys.insert((device.clone(), key));
             }
         }
     }

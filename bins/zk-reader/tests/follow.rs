@@ -205,12 +205,48 @@ async fn memory_is_bounded_and_nothing_is_shown_twice() {
     let found = news(&mut follow, now, Reach::All).await;
     assert_eq!(found, (1..=30).map(|n| (7, n)).collect::<Vec<_>>());
     // It remembers ten of 1971 and later.
-    assert_eq!(follow.shortened(), Some(at("2026-11-23T12:00:20.001Z")));
+    let times = at("2026-11-23T12:00:20.001Z")..=Timestamp::MAX;
+    assert_eq!(follow.shortened(), Some(times));
     assert_eq!(news(&mut follow, now, Reach::All).await, []);
     other_stream(&world, &mut device, 8);
     deliver(&world, &mut device, [10_000, 25_000]).await;
     assert_eq!(news(&mut follow, now, Reach::All).await, [(8, 2)]);
     assert_eq!(news(&mut follow, now, Reach::All).await, []);
+}
+
+#[tokio::test]
+async fn a_clock_far_ahead_hides_nothing_of_today() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    let reader = world.reader();
+    let now = noon(HOUR);
+    let tight = Following {
+        remember: 20,
+        ..following(None)
+    };
+    let mut follow = reader.follow(&device.id, tight);
+    assert_eq!(news(&mut follow, now, Reach::All).await, []);
+    // More of next year than are remembered; then the clock is right again.
+    let ahead = |n| 365 * DAY + n * MINUTE;
+    deliver(&world, &mut device, (1..=15).map(ahead)).await;
+    assert_eq!(news(&mut follow, now, Reach::All).await.len(), 15);
+    let times = follow.shortened().unwrap();
+    assert!(times.contains(&now) && !times.contains(&noon(ahead(15))));
+    for n in 16..=30 {
+        deliver(&world, &mut device, [n * 1000]).await;
+        let reach = if n % 2 == 0 {
+            Reach::Recent
+        } else {
+            Reach::All
+        };
+        assert_eq!(news(&mut follow, now, reach).await, [(7, n)]);
+    }
+    assert_eq!(news(&mut follow, now, Reach::All).await, []);
+
+    // When next year has come it is looked for there again.
+    deliver(&world, &mut device, [ahead(16)]).await;
+    let found = news(&mut follow, noon(ahead(20)), Reach::Recent).await;
+    assert!(found.contains(&(7, 31)), "{found:?}");
 }
 
 #[tokio::test]

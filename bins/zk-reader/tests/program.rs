@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{Device, PASSPHRASE, World, drop_readings, noon, tamper, uri};
@@ -420,6 +421,53 @@ async fn exports_readings_and_records() {
     assert_eq!(lines.lines().count(), 4);
 }
 
+/// Whatever ends an export leaves no file behind, least of all one with
+/// readings in clear.
+#[tokio::test]
+async fn an_export_that_is_ended_leaves_nothing() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    world.fill(&mut device, 300).await;
+    let begun = || {
+        let names = fs::read_dir(world.dir.path()).unwrap();
+        let mut names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.any(|name| name.starts_with(".zk-reader") || name == "all.csv")
+    };
+    let export = ["export", "--format", "csv", "--out", "all.csv"];
+
+    // While it asks for the passphrase.
+    write_files(&world);
+    let pipe = world.path("passphrases");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+    let asking = [&export[..], &["--passphrase-file", "passphrases"]].concat();
+    let mut child = command(world.dir.path(), &asking).spawn().unwrap();
+    // It can be opened to write once it is opened to read.
+    let writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), None);
+    drop(writer);
+    assert!(!begun());
+
+    // While it writes. It may be done before the signal comes: then again.
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        loop {
+            let running = Running::new(&world, &export);
+            while !begun() {
+                thread::yield_now();
+            }
+            let (code, _, err) = running.stop(signal);
+            if code == 0 {
+                fs::remove_file(world.path("all.csv")).unwrap();
+            }
+            assert!(!begun());
+            if code != 0 {
+                assert_eq!(err, ["zk-reader: interrupted; nothing was written"]);
+                break;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_registry_that_differs_is_an_alarm_everywhere() {
     let mut world = World::new().await;
@@ -451,6 +499,21 @@ async fn a_registry_that_differs_is_an_alarm_everywhere() {
     assert_eq!(running.record().1, 1);
     running.says("following 1 device;");
     assert_eq!(running.stop(Signal::INT).0, 3);
+
+    // A good key helps nothing if its only certificate is revoked.
+    let change = |record: &mut zk_verify::DeviceRecord| {
+        record.keys[0].state = KeyState::Active;
+        record.certificate = KeyState::Revoked { at: noon(0) };
+    };
+    let changed = world.store.update_device(&device.principal, change).await;
+    changed.unwrap();
+    let done = run(&world, &["list"]);
+    assert_eq!(code(&done), 3);
+    assert!(
+        err(&done).contains("for no certificate that counts"),
+        "{}",
+        err(&done)
+    );
 }
 
 #[tokio::test]

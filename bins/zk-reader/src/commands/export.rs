@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use tempfile::NamedTempFile;
+use tokio::signal::unix::{SignalKind, signal};
 use zk_reader::{Csv, Reader, Record, Registry, State};
 use zk_store::Store;
 
@@ -18,11 +19,12 @@ pub(crate) async fn export(
     arguments: &ExportArguments,
 ) -> Result<Outcome, Failure> {
     let times = times(&arguments.selection)?;
-    // Before anybody types a passphrase.
     let file = arguments.out.as_deref();
-    let file = file
-        .map(|path| Target::new(path, arguments.force))
-        .transpose()?;
+    // Whether it can be written is told before anybody types a passphrase. No
+    // file stays until then, as who is asked for it may as well end this.
+    if let Some(path) = file {
+        Target::check(path, arguments.force)?;
+    }
     let (reader, store) = open(settings).await?;
     let registry = select(&reader, &store, &arguments.selection).await?;
     let mut export = Export {
@@ -38,12 +40,14 @@ pub(crate) async fn export(
     };
     match file {
         None => export.write(&mut output()).await?,
-        Some(mut target) => {
+        Some(path) => {
+            // From here on no signal that can be caught leaves the file behind.
+            let (stopped, hung_up) = (stopped()?, hung_up()?);
+            let mut target = Target::new(path, arguments.force)?;
             tokio::select! {
                 done = export.write(&mut target.to) => done?,
-                () = stopped()? => {
-                    return Err(anyhow!("interrupted; nothing was written").into());
-                }
+                () = stopped => return Err(interrupted()),
+                () = hung_up => return Err(interrupted()),
             }
             target.finish()?;
         }
@@ -139,6 +143,28 @@ impl Export<'_> {
     }
 }
 
+fn interrupted() -> Failure {
+    anyhow!("interrupted; nothing was written").into()
+}
+
+/// Resolves once the terminal is gone, unless that was to be ignored (nohup).
+fn hung_up() -> io::Result<impl Future<Output = ()>> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    let mut hangup = match ignored {
+        // The lowest bit is signal 1.
+        Some(set) if set & 1 == 1 => None,
+        _ => Some(signal(SignalKind::hangup())?),
+    };
+    Ok(async move {
+        match &mut hangup {
+            Some(hangup) => drop(hangup.recv().await),
+            None => std::future::pending().await,
+        }
+    })
+}
+
 /// A file that appears whole, or not at all.
 struct Target {
     path: PathBuf,
@@ -147,7 +173,8 @@ struct Target {
 }
 
 impl Target {
-    fn new(path: &Path, force: bool) -> Result<Self, Failure> {
+    /// Whether it can be made, by a file without a name.
+    fn check(path: &Path, force: bool) -> Result<(), Failure> {
         let name = || path.display().to_string();
         match path.symlink_metadata() {
             Ok(there) if !there.is_file() => {
@@ -164,10 +191,15 @@ impl Target {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(anyhow!(error).context(name()).into()),
         }
+        tempfile::tempfile_in(parent(path)).with_context(name)?;
+        Ok(())
+    }
+
+    fn new(path: &Path, force: bool) -> Result<Self, Failure> {
         let file = tempfile::Builder::new()
             .prefix(".zk-reader-")
             .tempfile_in(parent(path))
-            .with_context(name)?;
+            .with_context(|| path.display().to_string())?;
         Ok(Self {
             path: path.to_owned(),
             force,

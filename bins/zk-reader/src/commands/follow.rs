@@ -138,12 +138,14 @@ impl<'a> Session<'a> {
             }
         }
         self.to.flush()?;
-        if let Some(since) = follow.shortened()
+        if let Some(times) = follow.shortened()
             && self.shortened.insert(device.clone())
         {
             eprintln!(
-                "zk-reader: {device} has more records than are remembered: what comes in late \
-                 is looked for from {since} on"
+                "zk-reader: {device} has more records than are remembered: only what is signed \
+                 from {} to {} is looked for",
+                times.start(),
+                times.end()
             );
         }
         Ok(())
