@@ -101,6 +101,7 @@ impl LocalSetup {
             });
         }
         belongs_to_nobody_else(&trust.file, name, &key)?;
+        agree(&site.records, name, &registered)?;
         agree(&site.records, name, &key)?;
         let known = trust.file.key(name, KeyId::of(&key));
         if known.is_some_and(|known| revoked_at(known.state).is_some()) {
@@ -153,7 +154,8 @@ impl LocalSetup {
     ///
     /// # Errors
     /// [`Error::NoRotation`]; [`Error::NotConnected`], and then nothing has
-    /// changed; [`Error::NoAuthorities`], [`Error::ClockUnset`], [`Error::Busy`], [`Error::Envelope`],
+    /// changed; [`Error::KeyInUse`], [`Error::KeyRevoked`] if the store or the
+    /// trust file knows a key of the device otherwise; [`Error::NoAuthorities`], [`Error::ClockUnset`], [`Error::Busy`], [`Error::Envelope`],
     /// [`Error::Io`], [`Error::Malformed`], [`Error::Store`].
     pub async fn finish_rotation(
         &self,
@@ -231,6 +233,13 @@ impl LocalSetup {
             .map(|known| known.state);
         if trust.active_key(device).is_none() || state.and_then(revoked_at).is_some() {
             return Ok(Rotation::No);
+        }
+        // nor does a trust file out of a backup, or a rotation that stopped before
+        // the store and the other devices knew of it
+        for key in [trust.active_key(device).as_ref(), Some(next.key())] {
+            let Some(key) = key else { continue };
+            belongs_to_nobody_else(&trust.file, device, key)?;
+            agree(&site.records, device, key)?;
         }
         let record = site.records.iter().find(|(other, _)| *other == principal);
         let used = match (record, site.store) {

@@ -252,6 +252,69 @@ async fn a_revoked_device_takes_the_next_key_with_it() {
     assert_eq!(world.standing().await, Standing::Revoked);
 }
 
+/// A trust file out of a backup, and a rotation that had stopped before its
+/// record: what the store knows of the revocation holds for the next key, too.
+#[tokio::test]
+async fn a_forgotten_revocation_lets_no_next_key_in() {
+    for is_entered in [false, true] {
+        let world = World::new().await;
+        let (old, new) = (key(), key());
+        let first = world.add(&old).await;
+        let at_first = fs::read(world.setup.trust_file()).unwrap();
+        let record = world.record(&first.certificate).await;
+        let next = world.rotate(&new).await.unwrap();
+        let principal = next.certificate.principal();
+        world.store.remove_device(&principal).await.unwrap();
+        if !is_entered {
+            let reset = |there: &mut zk_verify::DeviceRecord| there.clone_from(&record);
+            let old_principal = first.certificate.principal();
+            let store = &world.store;
+            store.update_device(&old_principal, reset).await.unwrap();
+            fs::write(world.setup.trust_file(), &at_first).unwrap();
+        }
+        world
+            .setup
+            .revoke_device(&id("pi-01"), &world.store, now())
+            .await
+            .unwrap();
+        fs::write(world.setup.trust_file(), &at_first).unwrap();
+        let error = world.finish().await.unwrap_err();
+        assert!(matches!(error, Error::KeyRevoked { .. }), "{error}");
+        let error = world.rotate(&key()).await.unwrap_err();
+        assert!(matches!(error, Error::KeyRevoked { .. }), "{error}");
+        assert_eq!(world.store.device(&principal).await.unwrap(), None);
+        assert_eq!(fs::read(world.setup.trust_file()).unwrap(), at_first);
+    }
+}
+
+/// A key that another device has taken since the rotation stopped.
+#[tokio::test]
+async fn a_next_key_that_is_another_devices_is_not_entered() {
+    let world = World::new().await;
+    let (old, new) = (key(), key());
+    let first = world.add(&old).await;
+    let at_first = fs::read(world.setup.trust_file()).unwrap();
+    let record = world.record(&first.certificate).await;
+    let next = world.rotate(&new).await.unwrap();
+    let principal = next.certificate.principal();
+    world.store.remove_device(&principal).await.unwrap();
+    let reset = |there: &mut zk_verify::DeviceRecord| there.clone_from(&record);
+    let old_principal = first.certificate.principal();
+    let store = &world.store;
+    store.update_device(&old_principal, reset).await.unwrap();
+    fs::write(world.setup.trust_file(), &at_first).unwrap();
+    let other = device("pi-02", &new, &world.owner);
+    let setup = &world.setup;
+    setup
+        .add_device(&other, &passphrase(), store, now())
+        .await
+        .unwrap();
+    let before = world.trust();
+    let error = world.finish().await.unwrap_err();
+    assert!(matches!(error, Error::KeyInUse { .. }), "{error}");
+    assert_eq!(world.trust(), before);
+}
+
 struct World {
     setup: LocalSetup,
     store: Store,
