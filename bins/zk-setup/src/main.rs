@@ -1,9 +1,8 @@
 //! `zk-setup`: arguments, what is printed where, exit code.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -19,44 +18,65 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
+        // it would tell them to the standard error that it can't write to
+        .log_internal_errors(false)
         .init();
-    // a script gets one object; whoever looks on sees what happens all the same
+    // A script gets one object; whoever looks on sees what happens all the same.
+    // Whoever has gone away doesn't keep the work from being done.
     let mut say = |line: &str| {
-        if arguments.json {
-            eprintln!("{line}");
+        let _ = if arguments.json {
+            writeln!(io::stderr(), "{line}")
         } else {
-            println!("{line}");
-        }
+            writeln!(io::stdout(), "{line}")
+        };
     };
     match zk_setup::run(&arguments, &mut say) {
         Ok(outcome) => {
-            if arguments.json {
-                println!("{}", outcome.json);
-            } else if !outcome.text.is_empty() {
-                println!("{}", outcome.text);
+            let text = if arguments.json {
+                outcome.json.to_string()
+            } else {
+                outcome.text
+            };
+            let written = if text.is_empty() {
+                Ok(())
+            } else {
+                writeln!(io::stdout(), "{text}")
+            };
+            if let Err(error) = written
+                && error.kind() != io::ErrorKind::BrokenPipe
+            {
+                tell(&format!(
+                    "zk-setup: cannot write to standard output: {error}"
+                ));
+                return ExitCode::FAILURE;
             }
             for hint in outcome.hints {
-                eprintln!("{hint}");
+                tell(&hint);
             }
             ExitCode::from(if outcome.findings { 3 } else { 0 })
         }
         Err(error) => {
             let mut said = error.to_string();
-            eprintln!("zk-setup: {}", printable(&said));
+            tell(&format!("zk-setup: {}", printable(&said)));
             for cause in error.chain().skip(1).map(ToString::to_string) {
                 // many errors tell their cause themselves
                 if !said.contains(&cause) {
-                    eprintln!("  because: {}", printable(&cause));
+                    tell(&format!("  because: {}", printable(&cause)));
                     said = cause;
                 }
             }
             let files = error.chain().filter_map(io_error);
             if let Some(cure) = files.last().and_then(cure) {
-                eprintln!("  next: {cure}");
+                tell(&format!("  next: {cure}"));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// A line to standard error, if anybody is there: `eprintln!` would panic.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Text that may hold what a store or a file says, made fit for a terminal.

@@ -45,7 +45,11 @@ pub(crate) fn plan(plan: &Plan) -> Outcome {
         findings: plan.has_changes(),
         ..Outcome::new(
             format!("{}\n{}", lines.join("\n"), summary(plan)),
-            json!({ "hasChanges": plan.has_changes(), "changes": changes(plan, |_| true) }),
+            json!({
+                "hasChanges": plan.has_changes(),
+                "changes": changes(plan, |_| true),
+                "revokes": revokes(plan),
+            }),
             warnings(plan),
         )
     }
@@ -133,7 +137,7 @@ pub(crate) fn applied(
         ..Outcome::new(
             text,
             json!({
-                "dir": setup.dir(),
+                "dir": shown(setup.dir()),
                 "hasChanged": plan.has_changes(),
                 "steps": list(steps),
                 "checks": checked.json["checks"],
@@ -159,10 +163,10 @@ pub(crate) fn status(plan: &Plan, entries: &[DeviceEntry], expiries: &[Expiry]) 
             format!("until {}{due}  {}", day(expiry.at), expiry.file.display())
         }));
     }
-    let shown = devices(entries);
+    let table = devices(entries);
     if !entries.is_empty() {
         text.push(String::new());
-        text.push(shown.text);
+        text.push(table.text);
     }
     for entry in entries.iter().filter(|entry| entry.next.is_some()) {
         text.push(format!(
@@ -174,13 +178,13 @@ pub(crate) fn status(plan: &Plan, entries: &[DeviceEntry], expiries: &[Expiry]) 
         |entry: &DeviceEntry| matches!(entry.standing, Standing::Incomplete | Standing::Untrusted);
     let certificates = expiries.iter().map(|expiry| {
         json!({
-            "file": expiry.file,
+            "file": shown(&expiry.file),
             "expiresAt": instant(expiry.at),
             "due": expiry.is_due,
         })
     });
     let mut hints = warnings(plan);
-    hints.extend(shown.hints);
+    hints.extend(table.hints);
     Outcome {
         findings: plan.has_changes() || entries.iter().any(is_odd),
         ..Outcome::new(
@@ -188,8 +192,9 @@ pub(crate) fn status(plan: &Plan, entries: &[DeviceEntry], expiries: &[Expiry]) 
             json!({
                 "hasChanges": plan.has_changes(),
                 "changes": changes(plan, is_change),
+                "revokes": revokes(plan),
                 "certificates": certificates.collect::<Vec<_>>(),
-                "devices": shown.json["devices"],
+                "devices": table.json["devices"],
             }),
             hints,
         )
@@ -262,7 +267,7 @@ pub(crate) fn destroyed(setup: &LocalSetup, steps: &[Step]) -> Outcome {
     }
     Outcome::new(
         text,
-        json!({ "dir": setup.dir(), "steps": list(steps) }),
+        json!({ "dir": shown(setup.dir()), "steps": list(steps) }),
         hints,
     )
 }
@@ -350,7 +355,13 @@ fn summary(plan: &Plan) -> String {
     )
 }
 
-fn warnings(plan: &Plan) -> Vec<String> {
+/// Who would be revoked, for a script.
+fn revokes(plan: &Plan) -> Vec<&str> {
+    plan.revokes.iter().map(DeviceId::as_str).collect()
+}
+
+/// What of a plan can't be taken back.
+pub(crate) fn warnings(plan: &Plan) -> Vec<String> {
     let one = |device: &DeviceId| {
         format!("{device} would be revoked for good: its key is never accepted again.")
     };
@@ -385,7 +396,7 @@ pub(crate) fn authorities(setup: &LocalSetup, steps: &[Step]) -> Outcome {
     let dir = setup.dir().display();
     Outcome::new(
         lines(steps),
-        json!({ "dir": setup.dir(), "steps": list(steps) }),
+        json!({ "dir": shown(setup.dir()), "steps": list(steps) }),
         vec![
             format!("Back up {dir}/ca and its passphrase: without them no device can be added."),
             format!("Next: {} gateway init --name HOST", command(setup)),
@@ -409,7 +420,7 @@ pub(crate) fn gateway(setup: &LocalSetup, files: &GatewayFiles) -> Outcome {
             names.join(", ")
         ),
         json!({
-            "dir": files.dir,
+            "dir": shown(&files.dir),
             "names": names,
             "expiresAt": instant(files.certificate.not_after()),
             "steps": list(&files.steps),
@@ -446,7 +457,7 @@ pub(crate) fn added(setup: &LocalSetup, added: &AddedDevice) -> Outcome {
             "key": key.to_string(),
             "principal": principal,
             "expiresAt": instant(certificate.not_after()),
-            "dir": dir,
+            "dir": shown(dir),
             "steps": list(steps),
         }),
         vec![
@@ -572,6 +583,11 @@ fn list(steps: &[Step]) -> Vec<Value> {
         })
     };
     steps.iter().map(object).collect()
+}
+
+/// A path for JSON, which has no room for what is not UTF-8.
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// The program with the directory it was told.

@@ -55,6 +55,9 @@ fn show(plan: &Plan) -> anyhow::Result<()> {
             writeln!(to, "{}", outcome::planned(step))?;
         }
     }
+    for warning in outcome::warnings(plan) {
+        writeln!(to, "{warning}")?;
+    }
     Ok(())
 }
 

@@ -611,12 +611,16 @@ fn a_file_says_what_is_to_be_and_removal_is_asked_about() {
         "{}",
         plan.err
     );
+    let json = place.with_passphrase(&["plan", "--file", "zk-setup.toml", "--json"]);
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["revokes"], serde_json::json!(["pi-02"]));
     let apply = ["apply", "--file", "zk-setup.toml"];
     let alone = place.fails(1, &apply);
     assert!(alone.err.contains("--yes"), "{}", alone.err);
     let (code, said) = place.at_terminal(&apply, &[("[y/N] ", "n")]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("nothing was changed"), "{said}");
+    assert!(said.contains("pi-02 would be revoked for good"), "{said}");
     assert_eq!(place.without_passphrase(&["status"]).code, 0);
     let (code, said) = place.at_terminal(&apply, &[("[y/N] ", "y")]);
     assert_eq!(code, 0, "{said}");
@@ -635,6 +639,48 @@ fn a_file_says_what_is_to_be_and_removal_is_asked_about() {
         .without_passphrase(&["plan", "--file", "zk-setup.toml"])
         .code;
     assert_eq!(code, 3, "pi-01 is not in the template");
+}
+
+/// Whoever reads may go: the work is done, and the exit status is of the work.
+#[test]
+fn nobody_reads_and_the_work_is_done_all_the_same() {
+    for json in [&[][..], &["--json"]] {
+        let place = Place::new();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = place.command(&[&["apply"], json].concat());
+        let status = command
+            .env("ZK_SETUP_PASSPHRASE_FILE", "passphrase")
+            .env("ZK_OWNER_PASSPHRASE", OWNER)
+            .stdout(writer.try_clone().unwrap())
+            .stderr(writer)
+            .status()
+            .unwrap();
+        // nobody listens yet, which is only a warning
+        assert_eq!(status.code(), Some(0));
+        assert_eq!(place.without_passphrase(&["plan"]).code, 0);
+    }
+}
+
+/// JSON is UTF-8, a directory's name may be anything.
+#[test]
+fn a_directory_of_any_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    // no store can be there
+    let dir = std::ffi::OsStr::from_bytes(b"z\xffk");
+    let destroy = ["destroy", "--with-data", "--with-keys", "--yes"];
+    for arguments in [&["ca", "init"][..], &destroy, &destroy] {
+        let mut command = place.command(&[arguments, &["--json"]].concat());
+        command
+            .env("ZK_SETUP_DIR", dir)
+            .env("ZK_SETUP_PASSPHRASE_FILE", "passphrase")
+            .env("ZK_OWNER_PASSPHRASE", OWNER);
+        let ended = Place::run(&mut command);
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
+        let json: Value = serde_json::from_str(&ended.out).unwrap();
+        assert!(json.is_object(), "{json}");
+    }
 }
 
 #[test]
