@@ -16,7 +16,7 @@ mod question;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use zk_provision::{Action, Desired, Destroy, Device, Gateway, LocalSetup, Secrets, Step};
+use zk_provision::{Action, Desired, Destroy, Device, Gateway, LocalSetup, Others, Secrets, Step};
 use zk_store::{Options, Store};
 
 pub use arguments::Arguments;
@@ -78,6 +78,10 @@ async fn apply(
     if plan.has_changes() {
         if !given.yes {
             question::about(&plan)?;
+        }
+        // somebody may add a device while this one is being asked
+        if desired.others == Others::Remove {
+            desired.others = Others::RemoveThese(plan.revokes.clone());
         }
         // whoever can't answer is better told before anything is done
         let needed = plan.needs;

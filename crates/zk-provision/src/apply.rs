@@ -38,7 +38,7 @@ impl LocalSetup {
     ///
     /// # Errors
     /// [`Error::PassphraseNeeded`] where [`Plan::needs`] says so;
-    /// [`Error::WrongPassphrase`]; and whatever
+    /// [`Error::WrongPassphrase`]; [`Error::NotAgreed`]; and whatever
     /// [`LocalSetup::init_authorities`], [`LocalSetup::init_gateway`],
     /// [`LocalSetup::add_device`] and [`LocalSetup::revoke_device`] answer.
     pub async fn apply(
@@ -84,15 +84,20 @@ impl LocalSetup {
             };
             let mut names: BTreeSet<_> = desired.devices.keys().cloned().collect();
             names.extend(trust.file.devices.keys().cloned());
-            if desired.others == Others::Remove {
+            if desired.others != Others::Keep {
                 names.extend(site.records.iter().map(|(_, record)| record.device.clone()));
             }
             for name in &names {
                 let as_it_is = DesiredDevice::default();
                 let wanted = match desired.devices.get(name) {
                     Some(wanted) => wanted,
-                    None if desired.others == Others::Remove => {
-                        self.remove_stage(hand, name, &mut trust, &site).await?;
+                    None if desired.others != Others::Keep => {
+                        let agreed = match &desired.others {
+                            Others::RemoveThese(agreed) => Some(&agreed[..]),
+                            Others::Keep | Others::Remove => None,
+                        };
+                        self.remove_stage(hand, name, agreed, &mut trust, &site)
+                            .await?;
                         continue;
                     }
                     None if trust.active_key(name).is_some() => &as_it_is,

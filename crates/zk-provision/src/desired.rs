@@ -24,13 +24,17 @@ pub struct Desired {
 }
 
 /// What becomes of devices that a [`Desired`] doesn't name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Others {
     /// They stay as they are, made whole.
     #[default]
     Keep,
     /// They are revoked, and what was made for them is removed.
     Remove,
+    /// The same, but only these are revoked: those that somebody has agreed to,
+    /// as [`Plan::revokes`](crate::Plan::revokes) named them. One that was added
+    /// since then is [`Error::NotAgreed`](crate::Error::NotAgreed).
+    RemoveThese(Vec<DeviceId>),
 }
 
 /// What a device is to be.

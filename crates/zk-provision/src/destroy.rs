@@ -104,7 +104,7 @@ impl LocalSetup {
             self.remove_store(hand).await?;
         }
         for name in [KEY, CERTIFICATE, ROOTS] {
-            remove(hand, &self.gateway_file(name))?;
+            self.remove_ours(hand, &self.gateway_file(name))?;
         }
         let data = [
             self.gateway_file(CONFIG),
@@ -123,7 +123,7 @@ impl LocalSetup {
         ] {
             for file in files {
                 if goes {
-                    remove(hand, file)?;
+                    self.remove_ours(hand, file)?;
                 } else if file.exists() {
                     hand.step_file(Action::Kept, file, why);
                     kept.push(file.clone());
@@ -158,6 +158,17 @@ impl LocalSetup {
             hand.step_file(Action::Removed, self.dir(), "");
         }
         Ok(())
+    }
+
+    /// The file, and what an interrupted run may have left of a new one; but not
+    /// behind a link.
+    fn remove_ours(&self, hand: &mut Hand<'_>, path: &Path) -> Result<(), Error> {
+        let dir = path.parent().unwrap_or(path);
+        if dir != self.dir() && !is_dir(dir) {
+            return Ok(());
+        }
+        hand.remove(&files::temporary(path), "")?;
+        hand.remove(path, "")
     }
 
     /// The store's file, or its tables.
@@ -235,12 +246,6 @@ impl LocalSetup {
 
 const FOREIGN: &str = "not made by zk-setup";
 
-/// The file, and what an interrupted run may have left of a new one.
-fn remove(hand: &mut Hand<'_>, path: &Path) -> Result<(), Error> {
-    hand.remove(&files::temporary(path), "")?;
-    hand.remove(path, "")
-}
-
 /// The file and those that SQLite and the engine keep beside it.
 fn store_files(path: &Path) -> Vec<PathBuf> {
     let beside = ["-wal", "-shm", "-lock"].map(|end| {
@@ -251,6 +256,7 @@ fn store_files(path: &Path) -> Vec<PathBuf> {
     [path.to_owned()].into_iter().chain(beside).collect()
 }
 
-fn is_dir(path: &Path) -> bool {
+/// A directory, and no link to one.
+pub(crate) fn is_dir(path: &Path) -> bool {
     path.is_dir() && !path.is_symlink()
 }

@@ -13,6 +13,7 @@ use zk_verify::DeviceRecord;
 use crate::authority::clock_is_set;
 use crate::config::{self, Config};
 use crate::desired::{DesiredDevice, DesiredKey};
+use crate::destroy::is_dir;
 use crate::files::{self, PUBLIC};
 use crate::hand::{Hand, Secrets};
 use crate::local::{Role, Signer, copy_root, read_certificate};
@@ -299,11 +300,13 @@ impl LocalSetup {
         Ok(())
     }
 
-    /// Revokes a device, and removes what was made for it.
+    /// Revokes a device, and removes what was made for it. `agreed`: who may be
+    /// revoked, if not everybody.
     pub(crate) async fn remove_stage(
         &self,
         hand: &mut Hand<'_>,
         device: &DeviceId,
+        agreed: Option<&[DeviceId]>,
         trust: &mut Trust,
         site: &Site<'_>,
     ) -> Result<(), Error> {
@@ -313,6 +316,11 @@ impl LocalSetup {
                 record.device == *device && revoked_at(record.certificate).is_none()
             });
         if open {
+            if agreed.is_some_and(|agreed| !agreed.contains(device)) {
+                return Err(Error::NotAgreed {
+                    device: device.clone(),
+                });
+            }
             hand.revokes.push(device.clone());
             self.revoke_stage(hand, device, trust, site.store, records)
                 .await?;
@@ -328,8 +336,10 @@ impl LocalSetup {
         reason: &str,
     ) -> Result<(), Error> {
         let dir = self.device_dir(device);
+        // what is behind a link is somebody's, however far up the link is
+        let is_ours = is_dir(&self.devices_dir()) && is_dir(&dir);
         for dir in [dir.join(NEXT), dir] {
-            if !dir.is_dir() || dir.is_symlink() {
+            if !is_ours || !is_dir(&dir) {
                 continue;
             }
             for file in files::list(&dir)? {

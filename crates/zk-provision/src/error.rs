@@ -130,6 +130,17 @@ pub enum Error {
         detail: String,
     },
 
+    /// A device that the plan didn't know of is not named, and revoking it could
+    /// not be taken back.
+    #[error(
+        "device {device} was added since the plan was made, and would be revoked for good: \
+         nothing of it was changed; name it, or look at `zk-setup plan` and run this again"
+    )]
+    NotAgreed {
+        /// The device.
+        device: DeviceId,
+    },
+
     /// The directory has no certificate authorities.
     #[error("{} holds no setup: run `zk-setup ca init` first, or name another directory with --dir", dir.display())]
     NoAuthorities {

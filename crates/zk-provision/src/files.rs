@@ -134,12 +134,13 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     })
 }
 
-/// Answers whether it is gone.
+/// Answers whether it is gone; a link to a directory is not removed.
 pub(crate) fn remove_dir_if_empty(dir: &Path) -> Result<bool, Error> {
     match fs::remove_dir(dir) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
         Err(source) => Err(Error::Io {
             path: dir.to_owned(),
             source,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -258,6 +258,32 @@ async fn a_device_that_is_not_named_any_more_is_revoked_and_its_files_go() {
     assert!(plan.revokes.is_empty());
 }
 
+/// Somebody adds a device while another one thinks about a plan.
+#[tokio::test]
+async fn only_those_are_revoked_that_somebody_has_agreed_to() {
+    let world = World::with_authorities();
+    let (one, two) = (key(), key());
+    let both = world.desired(&[("pi-01", &one), ("pi-02", &two)]);
+    world
+        .apply(&world.desired(&[("pi-01", &one)]))
+        .await
+        .unwrap();
+    let mut nobody = world.desired(&[]);
+    nobody.others = Others::Remove;
+    let plan = world.plan(&nobody).await;
+    world.apply(&both).await.unwrap();
+    nobody.others = Others::RemoveThese(plan.revokes);
+    let error = world.apply(&nobody).await.unwrap_err();
+    assert!(matches!(error, Error::NotAgreed { .. }), "{error}");
+    assert_eq!(
+        world.standings().await,
+        [
+            ("pi-01".into(), Standing::Revoked),
+            ("pi-02".into(), Standing::Active)
+        ]
+    );
+}
+
 /// As a killed run leaves it: trusted, not registered; or revoked on one side.
 #[tokio::test]
 async fn no_device_stays_half_registered() {
@@ -355,6 +381,59 @@ async fn destroy_takes_what_is_ours_and_nothing_else() {
     // a second time there is nothing, and the directories can go
     world.destroy(all).await;
     world.destroy(all).await;
+}
+
+/// What lies behind a link in place of one of the directories is somebody's.
+#[tokio::test]
+async fn destroy_and_removal_do_not_go_through_links() {
+    for name in ["gateway", "ca", "devices", "devices/pi-01"] {
+        let world = World::with_authorities();
+        let desired = world.desired(&[("pi-01", &key())]);
+        world.apply(&desired).await.unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let moved = elsewhere.path().join("moved");
+        let link = world.setup.dir().join(name);
+        fs::rename(&link, &moved).unwrap();
+        symlink(&moved, &link).unwrap();
+        let all = Destroy {
+            data: name != "gateway",
+            keys: true,
+        };
+        let before = tree(&moved);
+        if name.starts_with("devices") {
+            let mut nothing = world.desired(&[]);
+            nothing.others = Others::Remove;
+            let plan = world.plan(&nothing).await;
+            assert_eq!(plan.revokes, [id("pi-01")]);
+            world.apply(&nothing).await.unwrap();
+            assert_eq!(tree(&moved), before, "{name}");
+        }
+        let plan = world.setup.plan_destroy(all).await.unwrap();
+        let steps = world.destroy(all).await;
+        assert_eq!(shown(&plan.steps), shown(&steps));
+        assert_eq!(tree(&moved), before, "{name}");
+        let is_named = |step: &Step| step.item == Item::File(link.clone());
+        let kept = steps.iter().find(|step| is_named(step)).unwrap();
+        assert_eq!(kept.action, Action::Kept, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn destroy_leaves_a_link_that_names_the_set_up() {
+    let world = World::with_authorities();
+    world.apply(&world.desired(&[])).await.unwrap();
+    let link = world.setup.dir().with_file_name("link");
+    symlink(world.setup.dir(), &link).unwrap();
+    let all = Destroy {
+        data: true,
+        keys: true,
+    };
+    let setup = LocalSetup::new(&link);
+    for _ in 0..2 {
+        setup.destroy(all, &mut |_| {}).await.unwrap();
+        assert!(link.is_symlink());
+        assert!(paths(world.setup.dir()).is_empty());
+    }
 }
 
 #[tokio::test]
