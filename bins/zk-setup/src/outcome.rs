@@ -331,7 +331,7 @@ pub(crate) fn line(step: &Step) -> String {
 }
 
 fn told(action: &str, step: &Step) -> String {
-    let what = format!("{action:<8} {}", step.item);
+    let what = format!("{action:<8} {}", printable(&step.item.to_string()));
     match step.reason.as_str() {
         "" => what,
         reason => format!("{what}  ({})", printable(reason)),

@@ -684,6 +684,16 @@ fn a_directory_of_any_name() {
 }
 
 #[test]
+fn what_a_file_is_called_does_not_reach_the_terminal_raw() {
+    let place = Place::new();
+    place.ok(&["ca", "init"]);
+    fs::write(place.path("zk/\u{1b}[31mred"), "mine").unwrap();
+    let ended = place.ok(&["destroy", "--with-data", "--with-keys", "--yes"]);
+    assert!(!ended.out.contains('\u{1b}'), "{}", ended.out);
+    assert!(ended.out.contains("[31mred"), "{}", ended.out);
+}
+
+#[test]
 fn destroy_asks_for_the_directory_by_name() {
     let place = Place::new();
     place.ok(&["apply"]);
