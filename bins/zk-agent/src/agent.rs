@@ -1,6 +1,6 @@
 //! The way of a reading on the device: sampled, sealed, spooled, published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::ops::RangeInclusive;
@@ -253,7 +253,7 @@ impl Agent {
             patience: Arc::clone(&patience),
             heartbeat: unsigned(config.heartbeat.interval),
             started: None,
-            receipts: Receipts::new(&spool),
+            receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
         };
         let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&swept))?;
@@ -326,7 +326,9 @@ impl Agent {
             outcome?.unnamed()?;
         }
         let status = self.watch.status()?;
-        match status.sampled - status.sealed - status.given_up {
+        // A thread that was left behind may count on while these are read.
+        let done = status.sealed.saturating_add(status.given_up);
+        match status.sampled.saturating_sub(done) {
             0 => Ok(status),
             readings => Err(Error::Unsealed { readings }),
         }
@@ -559,6 +561,9 @@ impl<K: Signer<Signature>> Sealing<K> {
             let Some((first, last)) = run.first().zip(run.last()) else {
                 continue;
             };
+            if self.receipts.waiting()? >= self.receipts.most {
+                return Ok(());
+            }
             let mut loss = *last;
             loss.first = first.first;
             loss.records = run.iter().map(|loss| loss.records).sum();
@@ -761,14 +766,27 @@ struct Receipts {
     spool: Arc<Spool>,
     /// By the losses' ids, the receipts' numbers in the spool's present stream.
     named: BTreeMap<u64, u64>,
+    /// How many receipts may wait at a time. In a small spool that drops its
+    /// oldest records more of them would drive each other out, and all readings.
+    most: usize,
 }
 
 impl Receipts {
-    fn new(spool: &Arc<Spool>) -> Self {
+    fn new(spool: &Arc<Spool>, cap: u64) -> Self {
+        let most = usize::try_from(cap / 2 / RECEIPT).unwrap_or(usize::MAX);
         Self {
             spool: Arc::clone(spool),
             named: BTreeMap::new(),
+            most: most.max(1),
         }
+    }
+
+    /// How many receipts are in the spool, not delivered yet.
+    fn waiting(&self) -> Result<usize, Error> {
+        let acked = self.spool.stats()?.acked;
+        let done = acked.map_or(0, |(of, to)| if of == self.spool.stream() { to } else { 0 });
+        let numbers: BTreeSet<_> = self.named.values().filter(|at| **at > done).collect();
+        Ok(numbers.len())
     }
 
     /// Confirms what is delivered. Returns what no receipt in the spool names.
@@ -819,9 +837,11 @@ fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclu
 
 /// Whether two losses can be named as one, exactly.
 fn continues(one: &zk_spool::Loss, next: &zk_spool::Loss) -> bool {
-    let dropped = zk_spool::Reason::Dropped;
-    (one.reason, next.reason) == (dropped, dropped)
-        && one.stream == next.stream
+    use zk_spool::Reason::{Damaged, Dropped, Refused};
+    matches!(one.reason, Damaged | Dropped | Refused)
+        && (one.reason, one.stream) == (next.reason, next.stream)
+        && one.records > 0
+        && next.records > 0
         && one.last.checked_add(1) == Some(next.first)
 }
 
@@ -938,8 +958,12 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
     }
 }
 
-/// Whether the first certificate of `chain` is this device's; when it expires.
-fn check_certificate(
+/// Returns when the first certificate of `chain`, which was read from `path`,
+/// expires, if it is the device's own. Logs a warning if that is soon, or past.
+///
+/// # Errors
+/// [`Error::Pem`], [`Error::OtherDevice`].
+pub fn check_certificate(
     path: &Path,
     chain: &[CertificateDer<'_>],
     device: &DeviceId,
@@ -1071,6 +1095,8 @@ const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 const SWEEPS_WAITING: usize = 256;
 /// About 48 KiB of JSON.
 const READINGS_PER_RECORD: usize = 480;
+/// Bytes that a receipt takes in the spool, about.
+const RECEIPT: u64 = 1024;
 /// A key that is stuck for so long is given up: systemd starts the agent anew.
 const STUCK: Duration = Duration::from_secs(60);
 /// For deadlines that no clock can count to.
@@ -1124,6 +1150,7 @@ mod tests {
         dir: TempDir,
         key: Hsm,
         owner: OwnerKey,
+        cap: u64,
         spool: Arc<Spool>,
         progress: Arc<Progress>,
         patience: Arc<OnceLock<Instant>>,
@@ -1139,6 +1166,7 @@ mod tests {
             Self {
                 key: Hsm::open(&key, zk_hsm::Options::default()).unwrap(),
                 owner: OwnerKey::generate().unwrap(),
+                cap: options.cap,
                 spool: Arc::new(Spool::open(dir.path().join("spool"), options).unwrap()),
                 progress: Arc::default(),
                 patience: Arc::default(),
@@ -1167,7 +1195,7 @@ mod tests {
                 patience: Arc::clone(&self.patience),
                 heartbeat: Duration::from_secs(3600),
                 started: None,
-                receipts: Receipts::new(&self.spool),
+                receipts: Receipts::new(&self.spool, self.cap),
                 receipts_wait: false,
             }
         }
@@ -1337,15 +1365,91 @@ mod tests {
         let (_, named) = numbers(&records);
         assert_eq!(named[..10], (1..=10).collect::<Vec<_>>());
 
-        // These receipts have driven out others, which are named in a second turn.
+        // These receipts have driven out others, whose losses are named in a
+        // further turn.
         for _ in 0..2 {
-            assert_ne!(device.spool.losses().unwrap(), []);
-            let all = device.spool.peek(usize::MAX, usize::MAX).unwrap();
-            device.spool.ack(all.last().unwrap().position()).unwrap();
+            if let Some(newest) = device.spool.peek(usize::MAX, usize::MAX).unwrap().last() {
+                assert_ne!(device.spool.losses().unwrap(), []);
+                device.spool.ack(newest.position()).unwrap();
+            }
             sealing.receipts().unwrap();
         }
         assert_eq!(device.spool.losses().unwrap(), []);
         assert_eq!(device.records().len(), 0, "nothing is left to name");
+    }
+
+    /// So many losses apart from each other that their receipts do not fit into
+    /// the spool at once.
+    #[test]
+    fn receipts_leave_room_for_readings_and_come_in_turns() {
+        let device = Device::new(zk_spool::Options {
+            cap: 16 << 10,
+            full: zk_spool::Full::DropOldest,
+            ..zk_spool::Options::default()
+        });
+        let sweep = || device.bus().read_all(SystemTime::now).unwrap();
+        let oldest = || device.spool.peek(1, usize::MAX).unwrap()[0].position();
+        let mut sealing = device.sealing(clock(), || None);
+        sealing.readings(sweep()).unwrap();
+        device.spool.ack(oldest()).unwrap();
+        for _ in 0..60 {
+            device.spool.reject(oldest()).unwrap();
+            sealing.readings([sweep(), sweep()].concat()).unwrap();
+            device.spool.ack(oldest()).unwrap();
+            sealing.readings(sweep()).unwrap();
+        }
+        let losses = device.spool.losses().unwrap();
+        assert_eq!(losses.len(), 60);
+
+        // No link: the spool is full of what is newest.
+        for _ in 0..40 {
+            sealing.readings(sweep()).unwrap();
+            sealing.receipts().unwrap();
+        }
+        let records = device.records();
+        let (all, receipts) = (records.len(), reports(&records).count());
+        assert!(0 < receipts && receipts + 1 < all, "{receipts} of {all}");
+
+        // A link again: each of them is named, and that comes to an end.
+        let mut named = Vec::new();
+        let mut turns = 0;
+        while !device.spool.losses().unwrap().is_empty() {
+            turns += 1;
+            assert!(turns <= 60, "{:?}", device.spool.losses());
+            named.extend(numbers(&device.records()).1);
+            if let Some(newest) = device.spool.peek(usize::MAX, usize::MAX).unwrap().last() {
+                device.spool.ack(newest.position()).unwrap();
+            }
+            sealing.receipts().unwrap();
+        }
+        for loss in losses {
+            assert!(named.contains(&loss.first), "{loss:?} in {named:?}");
+        }
+    }
+
+    #[test]
+    fn losses_that_continue_each_other_share_a_receipt() {
+        let device = Device::new(zk_spool::Options::default());
+        let mut sealing = device.sealing(clock(), || None);
+        for _ in 0..3 {
+            let sweep = device.bus().read_all(SystemTime::now).unwrap();
+            sealing.readings(sweep).unwrap();
+        }
+        for record in device.spool.peek(3, usize::MAX).unwrap() {
+            device.spool.reject(record.position()).unwrap();
+            device.spool.losses().unwrap();
+        }
+        assert_eq!(device.spool.losses().unwrap().len(), 3);
+        sealing.receipts().unwrap();
+        let records = device.records();
+        let receipts: Vec<_> = reports(&records)
+            .filter_map(|report| match report {
+                Report::LossReceipt(receipt) => receipt.range,
+                _ => None,
+            })
+            .map(|range| (range.first, range.last))
+            .collect();
+        assert_eq!(receipts, [(1, 3)]);
     }
 
     #[test]
@@ -1363,7 +1467,11 @@ mod tests {
         let (device, sealing) = after_an_outage();
         drop(sealing);
         let Device {
-            dir, key, owner, ..
+            dir,
+            key,
+            owner,
+            cap,
+            ..
         } = device;
         let place = dir.path().join("spool");
         drop(device.spool);
@@ -1373,6 +1481,7 @@ mod tests {
             dir,
             key,
             owner,
+            cap,
             progress: Arc::default(),
             patience: Arc::default(),
             _bus: device._bus,

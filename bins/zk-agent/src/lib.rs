@@ -32,7 +32,9 @@ mod config;
 mod error;
 mod metrics;
 
-pub use agent::{Agent, Event, Status, Watch, certificates, owner, receipt_of, roots};
+pub use agent::{
+    Agent, Event, Status, Watch, certificates, check_certificate, owner, receipt_of, roots,
+};
 pub use clock::Clock;
 pub use config::{
     Config, Device, Full, Heartbeat, MetricsTable, Owners, Sensors, SpoolTable, Sync, Target,

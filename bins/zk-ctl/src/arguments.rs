@@ -81,8 +81,8 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(crate) timeout: Duration,
 
-    /// Where records wait; not the agent's spool [otherwise: zk-ctl-spool
-    /// beside it]
+    /// Where records wait, below it by device; not the agent's spool [otherwise:
+    /// zk-ctl-spool beside it]
     #[arg(long, env = "ZK_CTL_SPOOL", value_name = "DIR")]
     pub(crate) spool: Option<PathBuf>,
 

@@ -74,6 +74,7 @@ impl Device {
         let owners = config.owners.files.iter().map(|file| zk_agent::owner(file));
         let owners = owners.collect::<Result<_, _>>()?;
         let chain = zk_agent::certificates(&config.device.certificate)?;
+        zk_agent::check_certificate(&config.device.certificate, &chain, &config.device.id)?;
         let roots = zk_agent::roots(&config.target.roots)?;
         let clock = Clock::new(SystemTime::now)?;
         let hsm_error = |error| Error::hsm(&uri, error);

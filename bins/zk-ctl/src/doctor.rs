@@ -132,8 +132,12 @@ impl Report {
                 (Status::Warning, Some(value), finding, Some(cure))
             }
         };
-        // one line each, whatever an error has to say
-        let line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        // one line each, whatever an error has to say, and nothing that could move
+        // a cursor
+        let line = |text: String| {
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            text.replace(char::is_control, "")
+        };
         self.checks.push(Check {
             name,
             status,

@@ -150,6 +150,7 @@ impl Error {
             Self::Agent(
                 AgentError::Config { .. }
                 | AgentError::HsmUri(_)
+                | AgentError::OtherDevice { .. }
                 | AgentError::Pem { .. }
                 | AgentError::Target(_),
             )

@@ -242,7 +242,9 @@ fn waits(spool: &Spool, stats: &Stats, sequence: u64) -> bool {
         .is_some_and(|(stream, oldest)| stream != spool.stream() || oldest <= sequence)
 }
 
-/// Where records of zk-ctl wait: never in the agent's spool.
+/// Where records of zk-ctl wait: never in the agent's spool, and those of each
+/// device in a spool of their own, since they go under its certificate and on
+/// its stream whoever the machine is later.
 fn spool_dir(config: &Config, given: Option<&Path>) -> Result<PathBuf, Error> {
     let dir = match given {
         Some(dir) => dir.to_owned(),
@@ -252,7 +254,7 @@ fn spool_dir(config: &Config, given: Option<&Path>) -> Result<PathBuf, Error> {
     if own.starts_with(&agents) || agents.starts_with(&own) {
         return Err(Error::SpoolOfAgent { dir });
     }
-    Ok(dir)
+    Ok(dir.join(config.device.id.as_str()))
 }
 
 /// A path without links and without `..`, as it will be once it is made.

@@ -92,7 +92,7 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error>
             .at("read", &format::segment_file(number))?
             .len();
         found.segments += 1;
-        found.disk_bytes += disk;
+        found.disk_bytes = found.disk_bytes.saturating_add(disk);
         let segment = read(&file, number, disk, synced)?;
         found.unreadable += usize::from(segment.is_none());
         found.newest = segment.map(|segment| (segment.stream, segment.last));
@@ -109,8 +109,10 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error>
             continue;
         };
         found.oldest = found.oldest.or(Some((segment.stream, first)));
-        found.records += segment.last - first + 1;
-        found.bytes += segment.end.saturating_sub(found.offset(segment));
+        // Files that somebody made up may say more than there can be.
+        found.records = found.records.saturating_add(segment.last - first + 1);
+        let bytes = segment.end.saturating_sub(found.offset(segment));
+        found.bytes = found.bytes.saturating_add(bytes);
     }
     Ok(Some(found))
 }

@@ -101,7 +101,7 @@ async fn without_a_link_it_is_kept_and_goes_first_in_the_next_run() {
         kept.says(&["the next zk-ctl publish delivers it first"]);
     }
     assert_eq!(data(&world.stored().await), [b"zero"]);
-    let dir = world.arg("zk-ctl-spool");
+    let dir = world.arg("zk-ctl-spool/pi-01");
     let status = world.ctl(&["spool", "status", "--dir", &dir, "--json"]);
     assert_eq!(status.ends(0).json()["records"], 2);
 
@@ -117,6 +117,35 @@ async fn without_a_link_it_is_kept_and_goes_first_in_the_next_run() {
         data(&stored),
         [b"zero".as_slice(), b"one", b"two", b"three"]
     );
+}
+
+/// What waits for one device does not go under the certificate of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_device_has_a_spool_of_its_own() {
+    let world = World::unregistered().await;
+    let down = closed_endpoint();
+    let arguments = ["publish", "--endpoint", &down, "--timeout", "1s", "--json"];
+    let first = world.ctl_with(&arguments, b"of the first").ends(4).json();
+
+    world.reconfigure("pi-01\"\nhsm", "pi-02\"\nhsm");
+    // not with the certificate of the first
+    let other = world.ctl_with(&arguments, b"of nobody").ends(2);
+    other.says(&["certificate is for \"pi-01\"", "pi-02"]);
+    world.certify(&world.device_ca, "pi-02", |_| {});
+    let second = world.ctl_with(&arguments, b"of the second").ends(4).json();
+    assert_eq!(
+        (&second["earlier"], &second["sequence"]),
+        (&0.into(), &2.into())
+    );
+    assert_ne!(first["stream"], second["stream"]);
+
+    world.reconfigure("pi-02\"\nhsm", "pi-01\"\nhsm");
+    world.certify(&world.device_ca, "pi-01", |_| {});
+    world.register().await;
+    world.ctl_with(&["publish"], b"the last").ends(0);
+    let stored = world.stored().await;
+    assert_eq!(data(&stored), [b"of the first".as_slice(), b"the last"]);
+    assert!(world.quarantined().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,7 +181,7 @@ async fn a_record_that_is_refused_is_set_aside_and_reported() {
         (&3.into(), &0.into())
     );
     refused.says(&["will not be tried again", "rejected"]);
-    let rejected = fs::read_dir(world.path("zk-ctl-spool/rejected")).unwrap();
+    let rejected = fs::read_dir(world.path("zk-ctl-spool/pi-01/rejected")).unwrap();
     assert_eq!(rejected.count(), 1);
 
     let run = world.ctl_with(&["publish", "--json"], b"three").ends(0);
