@@ -22,10 +22,12 @@ use zk_envelope::{
 use zk_store::{Options, Store};
 use zk_verify::{Context, topic_of};
 
-/// The program in `dir` with nothing of this process's environment.
+/// The program in `dir` with nothing of this process's environment, nor of the
+/// signals that it ignores: as a shell starts a program in the foreground.
 fn command(dir: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zk-reader"));
+    let mut command = Command::new("/usr/bin/env");
     command
+        .args(["--default-signal", env!("CARGO_BIN_EXE_zk-reader")])
         .args(arguments)
         .current_dir(dir)
         .env_clear()
