@@ -30,15 +30,15 @@ mod agent;
 mod clock;
 mod config;
 mod error;
+mod files;
 mod metrics;
 
-pub use agent::{
-    Agent, Event, Status, Watch, certificates, check_certificate, owner, receipt_of, roots,
-};
+pub use agent::{Agent, Event, Status, Watch, receipt_of};
 pub use clock::Clock;
 pub use config::{
     Config, Device, Full, Heartbeat, MetricsTable, Owners, Sensors, SpoolTable, Sync, Target,
     loopback,
 };
 pub use error::Error;
+pub use files::{certificates, check_certificate, owner, roots};
 pub use metrics::Metrics;

@@ -1,0 +1,470 @@
+//! From readings to sealed records in the spool, and receipts for what is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use p256::ecdsa::Signature;
+use p256::ecdsa::signature::Signer;
+use zk_envelope::{
+    Content, DeviceEvent, LossReason, LossReceipt, PreviousStream, Report, Sealer, SequenceRange,
+    StreamId, Timestamp,
+};
+use zk_hsm::Class;
+use zk_sensors::{Reading, Readings};
+use zk_spool::{AppendError, Spool};
+
+use super::{Event, Progress};
+use crate::Error;
+use crate::clock::Clock;
+
+/// Everything that it takes to make records of readings.
+pub(super) struct Sealing<K> {
+    pub(super) sealer: Sealer,
+    pub(super) key: K,
+    pub(super) spool: Arc<Spool>,
+    pub(super) clock: Clock,
+    pub(super) progress: Arc<Progress>,
+    pub(super) patience: Arc<OnceLock<Instant>>,
+    pub(super) heartbeat: Duration,
+    /// Where the record is, or can be, that says how the stream began; `None` if
+    /// there is none.
+    pub(super) started: Option<RangeInclusive<u64>>,
+    pub(super) receipts: Receipts,
+    /// A receipt found no room; the next try is when a record has found some.
+    pub(super) receipts_wait: bool,
+}
+
+impl<K: Signer<Signature>> Sealing<K> {
+    pub(super) fn run_to_the_end(
+        mut self,
+        swept: &Receiver<Vec<Reading>>,
+    ) -> Result<Receipts, Error> {
+        let outcome = self.run(swept);
+        self.progress.ended.store(true, Ordering::Relaxed);
+        if let Err(error) = &outcome {
+            for sweep in swept.try_iter() {
+                self.progress.give_up(&sweep);
+            }
+            let lost = self.progress.uncounted.load(Ordering::Relaxed);
+            tracing::error!(%error, readings_lost = lost, "the agent stops");
+            // If it is not the spool that failed, the next start can name them.
+            if let Err(error) = self.count_given_up() {
+                tracing::error!(%error, "they could not be counted");
+            }
+        }
+        outcome.map(|()| self.receipts)
+    }
+
+    pub(super) fn run(&mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
+        let last = self.spool.stats()?.next_sequence - 1;
+        self.started = (last > 0).then_some(1..=last);
+        // Once they were asked for they grow no more: an earlier process may have
+        // named them.
+        self.spool.losses()?;
+        let mut next_heartbeat = Instant::now();
+        loop {
+            if Instant::now() >= next_heartbeat {
+                self.beat()?;
+                next_heartbeat = Instant::now() + self.heartbeat;
+            }
+            self.receipts()?;
+            match swept.recv_timeout(next_heartbeat.saturating_duration_since(Instant::now())) {
+                Ok(first) => self.readings(gather(first, swept))?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    // There may be room now, and no record comes to find it.
+                    self.receipts_wait = false;
+                    self.receipts()?;
+                    return Ok(self.spool.sync()?);
+                }
+            }
+        }
+    }
+
+    fn beat(&mut self) -> Result<(), Error> {
+        let stats = self.spool.stats()?;
+        let beat = Report::Heartbeat(zk_envelope::Heartbeat {
+            interval_ms: self.heartbeat.as_millis().try_into().unwrap_or(u64::MAX),
+            waiting: stats.records,
+            waiting_bytes: stats.bytes,
+            sensors: self.progress.sensors.load(Ordering::Relaxed),
+        });
+        if self.append(Content::Report(&beat), &[])?.is_none() {
+            self.progress.tell(Event::GivenUp(&[]));
+        }
+        Ok(())
+    }
+
+    /// Hands what was given up to the spool, which remembers it.
+    fn count_given_up(&mut self) -> Result<(), Error> {
+        let given_up = self.progress.uncounted.swap(0, Ordering::Relaxed);
+        if given_up > 0 {
+            self.spool.refuse(given_up)?;
+        }
+        Ok(())
+    }
+
+    /// Names what was lost, in records that nobody can change. What finds no
+    /// room stays counted, and is named when there is some.
+    pub(super) fn receipts(&mut self) -> Result<(), Error> {
+        self.count_given_up()?;
+        if self.receipts_wait {
+            return Ok(());
+        }
+        let losses = self.receipts.unnamed()?;
+        let stream = self.spool.stream();
+        if let Some(place) = &self.started
+            && losses.iter().any(|loss| takes(loss, stream, place))
+        {
+            self.started = None;
+        }
+        for run in losses.chunk_by(continues) {
+            let Some((first, last)) = run.first().zip(run.last()) else {
+                continue;
+            };
+            if self.receipts.waiting()? >= self.receipts.most {
+                return Ok(());
+            }
+            let mut loss = *last;
+            loss.first = first.first;
+            loss.records = run.iter().map(|loss| loss.records).sum();
+            let receipt = receipt_of(&loss, stream);
+            tracing::warn!(reason = ?loss.reason, records = receipt.records, "records are lost");
+            let Some(sequence) = self.receipt(receipt)? else {
+                return Ok(());
+            };
+            let ids = run.iter().map(|loss| (loss.id, sequence));
+            self.receipts.named.extend(ids);
+        }
+        Ok(())
+    }
+
+    /// `None`: there is no room even for this.
+    fn receipt(&mut self, receipt: LossReceipt) -> Result<Option<u64>, Error> {
+        let report = Report::LossReceipt(receipt);
+        let mut taken = None;
+        if self.start_stream()? {
+            taken = self.seal_until_signed(Content::Report(&report), &[], Room::Receipts)?;
+        }
+        if taken.is_none() {
+            self.progress.tell(Event::GivenUp(&[]));
+        }
+        self.receipts_wait = taken.is_none();
+        Ok(taken)
+    }
+
+    pub(super) fn readings(&mut self, mut readings: Vec<Reading>) -> Result<(), Error> {
+        while !readings.is_empty() {
+            let rest = readings.split_off(readings.len().min(READINGS_PER_RECORD));
+            let batch = Readings { readings };
+            readings = rest;
+            let count = batch.readings.len() as u64;
+            let Ok(body) = serde_json::to_vec(&batch) else {
+                return Err(Error::ThreadEnded);
+            };
+            let content = Content::Data {
+                content_type: "application/json",
+                body: &body,
+            };
+            match self.append(content, &batch.readings) {
+                Ok(Some(_)) => {
+                    self.progress.sealed.fetch_add(count, Ordering::Relaxed);
+                }
+                Ok(None) => {
+                    self.progress.give_up(&batch.readings);
+                    // The spool has counted the record: for one of them.
+                    self.progress.uncounted.fetch_sub(1, Ordering::Relaxed);
+                    self.count_given_up()?;
+                }
+                Err(error) => {
+                    self.progress.give_up(&batch.readings);
+                    self.progress.give_up(&readings);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A record, of these readings if any, and before it an anchor if the clock
+    /// was set. `None`: the spool is full, and has counted it.
+    pub(super) fn append(
+        &mut self,
+        content: Content<'_>,
+        readings: &[Reading],
+    ) -> Result<Option<u64>, Error> {
+        if !self.start_stream()? {
+            return Ok(None);
+        }
+        let now = self.clock.now();
+        if let Some(anchor) = self.clock.anchor(&now) {
+            tracing::info!(?anchor, "the clock was set");
+            let anchored = self.seal_until_signed(Content::Report(&anchor), &[], Room::Usual)?;
+            if anchored.is_none() {
+                return Ok(None);
+            }
+        }
+        self.clock.follow(&now);
+        let taken = self.seal_until_signed(content, readings, Room::Usual)?;
+        self.receipts_wait &= taken.is_none();
+        Ok(taken)
+    }
+
+    /// The first record of a stream says which stream it takes the place of; if
+    /// it is lost, another one does.
+    fn start_stream(&mut self) -> Result<bool, Error> {
+        if self.started.is_none() {
+            let previous = self.spool.predecessor().map(|before| PreviousStream {
+                stream: StreamId(before.stream.0),
+                last: before.last_sequence,
+            });
+            let started = Report::DeviceEvent(DeviceEvent::StreamStarted { previous });
+            let sequence =
+                self.seal_until_signed(Content::Report(&started), &[], Room::Receipts)?;
+            self.started = sequence.map(|sequence| sequence..=sequence);
+        }
+        Ok(self.started.is_some())
+    }
+
+    /// Tries until the key signs, and returns the record's number; `None`: there
+    /// is no room for it. A key that is out for good, or stuck, is an error, and
+    /// so is one that does not sign while the agent is to stop.
+    fn seal_until_signed(
+        &mut self,
+        content: Content<'_>,
+        readings: &[Reading],
+        room: Room,
+    ) -> Result<Option<u64>, Error> {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let Self {
+                sealer,
+                key,
+                clock,
+                spool,
+                ..
+            } = self;
+            // The clocks are read last, so that times rise with the numbers.
+            let seal = |sequence| {
+                sealer
+                    .seal(&*key, &clock.now(), sequence, content)
+                    .map(|e| e.to_bytes())
+            };
+            let outcome = match room {
+                Room::Usual => spool.append_with(seal),
+                Room::Receipts => spool.append_receipt_with(seal),
+            };
+            let waits = matches!(&outcome, Err(AppendError::Seal(_)));
+            self.progress.waits_for_key.store(waits, Ordering::Relaxed);
+            match outcome {
+                Ok(sequence) => {
+                    let stream = StreamId(spool.stream().0);
+                    self.progress.tell(match content {
+                        Content::Data { .. } => Event::Sealed {
+                            stream,
+                            sequence,
+                            readings,
+                        },
+                        Content::Report(report) => Event::Reported {
+                            stream,
+                            sequence,
+                            report,
+                        },
+                    });
+                    return Ok(Some(sequence));
+                }
+                Err(AppendError::Spool(
+                    zk_spool::Error::Full { .. } | zk_spool::Error::DiskFull { .. },
+                )) => return Ok(None),
+                Err(AppendError::Spool(error)) => return Err(error.into()),
+                Err(AppendError::Seal(error)) if may_pass(&error) => {
+                    let left = self.patience.get().map(|until| {
+                        let left = until.saturating_duration_since(Instant::now());
+                        (!left.is_zero()).then_some(left)
+                    });
+                    let wait = match left {
+                        None => pause,
+                        Some(Some(left)) => pause.min(left),
+                        Some(None) => return Err(error.into()),
+                    };
+                    tracing::warn!(%error, "next try in {wait:?}");
+                    std::thread::park_timeout(wait);
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+                Err(AppendError::Seal(error)) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Which room in the spool a record may take.
+#[derive(Clone, Copy)]
+pub(super) enum Room {
+    Usual,
+    /// Kept free for loss receipts, so that a full spool can still say so.
+    Receipts,
+}
+
+/// Which losses are named by receipts that lie in the spool.
+///
+/// A loss is confirmed when its receipt was delivered, and not before: a full
+/// spool that drops its oldest records drops receipts too, and what these named
+/// has to be named again. A process that starts knows of no receipt and names
+/// all once more, which the audit takes for the same.
+#[derive(Debug)]
+pub(super) struct Receipts {
+    spool: Arc<Spool>,
+    /// By the losses' ids, the receipts' numbers in the spool's present stream.
+    named: BTreeMap<u64, u64>,
+    /// How many receipts may wait at a time. In a small spool that drops its
+    /// oldest records more of them would drive each other out, and all readings.
+    most: usize,
+}
+
+impl Receipts {
+    pub(super) fn new(spool: &Arc<Spool>, cap: u64) -> Self {
+        let most = usize::try_from(cap / 2 / RECEIPT).unwrap_or(usize::MAX);
+        Self {
+            spool: Arc::clone(spool),
+            named: BTreeMap::new(),
+            most: most.max(1),
+        }
+    }
+
+    /// How many receipts are in the spool, not delivered yet.
+    fn waiting(&self) -> Result<usize, Error> {
+        let acked = self.spool.stats()?.acked;
+        let done = acked.map_or(0, |(of, to)| if of == self.spool.stream() { to } else { 0 });
+        let numbers: BTreeSet<_> = self.named.values().filter(|at| **at > done).collect();
+        Ok(numbers.len())
+    }
+
+    /// Confirms what is delivered. Returns what no receipt in the spool names.
+    pub(super) fn unnamed(&mut self) -> Result<Vec<zk_spool::Loss>, Error> {
+        let stream = self.spool.stream();
+        // Asked first: what moved it by dropping records is among the losses.
+        let acked = self.spool.stats()?.acked;
+        let mut losses = self.spool.losses()?;
+        for loss in &losses {
+            if !self.named.contains_key(&loss.id) {
+                self.named
+                    .retain(|_, number| !takes(loss, stream, &(*number..=*number)));
+            }
+        }
+        let delivered = |loss: &&zk_spool::Loss| {
+            let number = self.named.get(&loss.id);
+            number.is_some_and(|number| acked.is_some_and(|(of, to)| of == stream && *number <= to))
+        };
+        let last = losses.iter().take_while(delivered).last();
+        if let Some(id) = last.map(|loss| loss.id) {
+            self.spool.confirm(id)?;
+            losses.retain(|loss| loss.id > id);
+            self.named.retain(|named, _| *named > id);
+        }
+        losses.retain(|loss| !self.named.contains_key(&loss.id));
+        Ok(losses)
+    }
+}
+
+/// Whether a loss can have taken away the record at one of these numbers before
+/// it was delivered. One that the cloud refused was delivered, in a way, and is
+/// not sent again.
+fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclusive<u64>) -> bool {
+    let last = if loss.records == 0 {
+        u64::MAX
+    } else {
+        loss.last
+    };
+    match loss.reason {
+        zk_spool::Reason::Full | zk_spool::Reason::Refused => false,
+        zk_spool::Reason::Damaged | zk_spool::Reason::Dropped => {
+            loss.stream == stream && loss.first <= *numbers.end() && *numbers.start() <= last
+        }
+        // Of several, nobody knows which.
+        _ => true,
+    }
+}
+
+/// Whether two losses can be named as one, exactly.
+fn continues(one: &zk_spool::Loss, next: &zk_spool::Loss) -> bool {
+    use zk_spool::Reason::{Damaged, Dropped, Refused};
+    matches!(one.reason, Damaged | Dropped | Refused)
+        && (one.reason, one.stream) == (next.reason, next.stream)
+        && one.records > 0
+        && next.records > 0
+        && one.last.checked_add(1) == Some(next.first)
+}
+
+/// What came in while the key signed shares the next record.
+fn gather(first: Vec<Reading>, swept: &Receiver<Vec<Reading>>) -> Vec<Reading> {
+    let mut readings = first;
+    while readings.len() < READINGS_PER_RECORD {
+        let Ok(mut more) = swept.try_recv() else {
+            break;
+        };
+        readings.append(&mut more);
+    }
+    readings
+}
+
+/// Whether the same key may sign later, in this process.
+pub(super) fn may_pass(error: &zk_envelope::Error) -> bool {
+    let zk_envelope::Error::Sign(error) = error else {
+        return false;
+    };
+    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<zk_hsm::Error>())
+    {
+        // Only another process can open it anew.
+        Some(zk_hsm::Error::Wedged { elapsed, .. }) => *elapsed < STUCK,
+        Some(error) => error.class() == Class::Transient,
+        None => false,
+    }
+}
+
+/// The receipt that tells the owner of a loss in a spool, whose present stream is
+/// `stream`.
+#[must_use]
+pub fn receipt_of(loss: &zk_spool::Loss, stream: zk_spool::StreamId) -> LossReceipt {
+    let (reason, stream) = match loss.reason {
+        zk_spool::Reason::Damaged => (LossReason::Damaged, loss.stream),
+        zk_spool::Reason::Dropped => (LossReason::Dropped, loss.stream),
+        zk_spool::Reason::Refused => (LossReason::Refused, loss.stream),
+        zk_spool::Reason::Full => (LossReason::Rejected, loss.stream),
+        // The table of losses is damaged: nobody knows what stood in it. All
+        // that the stream has is in doubt then, whatever the number.
+        _ if loss.records == 0 => (LossReason::Damaged, stream),
+        _ => (LossReason::Several, stream),
+    };
+    let numbered = !matches!(reason, LossReason::Rejected | LossReason::Several);
+    let range = numbered.then(|| {
+        let first = loss.first.max(1);
+        SequenceRange {
+            stream: StreamId(stream.0),
+            first,
+            last: loss.last.max(first),
+        }
+    });
+    let records = match range {
+        Some(_) if loss.records == 0 => 0,
+        Some(range) => range.last - range.first + 1,
+        None => loss.records,
+    };
+    let noticed_at = Timestamp::from_millis(loss.until_ms).unwrap_or(Timestamp::MAX);
+    LossReceipt {
+        reason,
+        records,
+        range,
+        noticed_at,
+    }
+}
+
+/// About 48 KiB of JSON.
+const READINGS_PER_RECORD: usize = 480;
+/// Bytes that a receipt takes in the spool, about.
+const RECEIPT: u64 = 1024;
+/// A key that is stuck for so long is given up: systemd starts the agent anew.
+const STUCK: Duration = Duration::from_secs(60);

@@ -1,0 +1,116 @@
+//! What agent.toml names: owners, certificates, roots.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
+use x509_cert::der::oid::db::rfc4519::COMMON_NAME;
+use x509_cert::ext::pkix::name::DirectoryString;
+use zk_envelope::{DeviceId, OwnerPublicKey};
+
+use crate::Error;
+
+/// Reads an owner's public key, as in [`Owners::files`](crate::Owners::files).
+///
+/// # Errors
+/// [`Error::File`], [`Error::Pem`].
+pub fn owner(path: &Path) -> Result<OwnerPublicKey, Error> {
+    let pem = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+    OwnerPublicKey::from_pem(&pem).map_err(|error| Error::Pem {
+        path: path.into(),
+        what: "owner's public key",
+        detail: error.to_string(),
+    })
+}
+
+/// Reads certificates in PEM, at least one, as in
+/// [`Device::certificate`](crate::Device::certificate).
+///
+/// # Errors
+/// [`Error::File`], [`Error::Pem`].
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let text = fs::read(path).map_err(|e| Error::file(path, e))?;
+    let wrong = |detail: String| Error::Pem {
+        path: path.into(),
+        what: "certificate",
+        detail,
+    };
+    let chain = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| wrong(e.to_string()))?;
+    if chain.is_empty() {
+        Err(wrong("the file holds none".into()))
+    } else {
+        Ok(chain)
+    }
+}
+
+/// Returns when the first certificate of `chain`, which was read from `path`,
+/// expires, if it is the device's own. Logs a warning if that is soon, or past.
+///
+/// # Errors
+/// [`Error::Pem`], [`Error::OtherDevice`].
+pub fn check_certificate(
+    path: &Path,
+    chain: &[CertificateDer<'_>],
+    device: &DeviceId,
+) -> Result<SystemTime, Error> {
+    let der = chain.first().map(AsRef::as_ref).unwrap_or_default();
+    let certificate = Certificate::from_der(der).map_err(|error| Error::Pem {
+        path: path.into(),
+        what: "certificate",
+        detail: error.to_string(),
+    })?;
+    let certificate = certificate.tbs_certificate();
+    let subject = certificate.subject();
+    let names = subject.iter().filter(|part| part.oid == COMMON_NAME);
+    let names = names.filter_map(|part| DirectoryString::try_from(&part.value).ok());
+    let names: Vec<_> = names.map(|name| name.value().into_owned()).collect();
+    if names != [device.as_str()] {
+        return Err(Error::OtherDevice {
+            path: path.into(),
+            device: device.clone(),
+            found: names.join(", "),
+        });
+    }
+    let expires = certificate.validity().not_after.to_system_time();
+    match expires.duration_since(SystemTime::now()) {
+        Err(_) => tracing::warn!(
+            path = %path.display(),
+            "the device's certificate has expired: records wait in the spool until there is a new \
+             one, from zk-setup device add"
+        ),
+        Ok(left) if left < SOON => tracing::warn!(
+            path = %path.display(),
+            days = left.as_secs() / (24 * 3600),
+            "the device's certificate expires soon: zk-setup device add makes a new one"
+        ),
+        Ok(_) => {}
+    }
+    Ok(expires)
+}
+
+/// Reads trust roots in PEM, at least one, as in
+/// [`Target::roots`](crate::Target::roots).
+///
+/// # Errors
+/// [`Error::File`], [`Error::Pem`].
+pub fn roots(path: &Path) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| Error::Pem {
+            path: path.into(),
+            what: "root certificate",
+            detail: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
+/// When an expiring certificate is worth a warning.
+const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
