@@ -8,7 +8,7 @@ use std::sync::mpsc::{
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use zk_envelope::{Report, Sealer, StreamId};
+use zk_envelope::{Envelope, Report, Sealer, StreamId};
 use zk_hsm::{Hsm, HsmUri};
 use zk_publish::{Publisher, State};
 use zk_sensors::{Quality, Reading, W1Bus};
@@ -190,6 +190,7 @@ impl Agent {
         let target = zk_publish::Target::new(&config.target.endpoint, &topic)?;
 
         let spool = Arc::new(Spool::open(&config.spool.dir, spool_options(config))?);
+        check_owner_of(&spool, config)?;
         let owners = config
             .owners
             .files
@@ -465,6 +466,28 @@ impl Progress {
         self.uncounted.fetch_add(count, Ordering::Relaxed);
         self.given_up.fetch_add(count, Ordering::Relaxed);
     }
+}
+
+/// Whether what waits in the spool is this device's: under its certificate the
+/// records of another one would be quarantined. A record that can't be read is
+/// not judged here.
+fn check_owner_of(spool: &Spool, config: &Config) -> Result<(), Error> {
+    let oldest = spool.peek(1, usize::MAX)?;
+    let oldest = oldest
+        .first()
+        .map(|record| Envelope::from_bytes(record.bytes()));
+    let Some(Ok(oldest)) = oldest else {
+        return Ok(());
+    };
+    let found = &oldest.unverified_header().device;
+    if *found == config.device.id {
+        return Ok(());
+    }
+    Err(Error::OtherSpool {
+        dir: config.spool.dir.clone(),
+        device: config.device.id.clone(),
+        found: found.clone(),
+    })
 }
 
 fn spool_options(config: &Config) -> zk_spool::Options {

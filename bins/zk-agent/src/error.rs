@@ -58,6 +58,20 @@ pub enum Error {
         /// The certificate's common name.
         found: String,
     },
+    /// Records of another device wait in the spool.
+    #[error(
+        "{}: records of device {found} wait in this spool, and device.id is {device}: give \
+         spool.dir another directory, or publish them first as {found}",
+        dir.display()
+    )]
+    OtherSpool {
+        /// The spool's directory.
+        dir: PathBuf,
+        /// Who this device is to be.
+        device: DeviceId,
+        /// Whose records wait.
+        found: DeviceId,
+    },
     /// A file that is not the PEM it should be.
     #[error("{}: no {what} in PEM: {detail}", path.display())]
     Pem {

@@ -96,6 +96,7 @@ fn main() -> ExitCode {
                 Error::Config { .. }
                     | Error::HsmUri(_)
                     | Error::OtherDevice { .. }
+                    | Error::OtherSpool { .. }
                     | Error::Pem { .. }
                     | Error::Setting(_)
                     | Error::Target(_)

@@ -22,7 +22,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let place = Self(dir);
         create_soft_key(place.path("key.pem")).unwrap();
-        place.certificate(2049);
+        place.certificate("pi-01", 2049);
         let owner = OwnerKey::generate().unwrap();
         fs::write(place.path("owner.pem"), owner.public_key().to_pem()).unwrap();
         let sensors = ["28-0000000a0001".parse().unwrap()];
@@ -47,12 +47,12 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// A certificate of the key that expires with this year's first day.
-    fn certificate(&self, expires: i32) {
+    /// A certificate of the key for this device, until this year's first day.
+    fn certificate(&self, device: &str, expires: i32) {
         let key = KeyPair::from_pem(&fs::read_to_string(self.path("key.pem")).unwrap()).unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "pi-01");
+        params.distinguished_name.push(DnType::CommonName, device);
         params.not_after = date_time_ymd(expires, 1, 1);
         let certificate = params.self_signed(&key).unwrap();
         fs::write(self.path("cert.pem"), certificate.pem()).unwrap();
@@ -202,7 +202,7 @@ fn a_service_tells_how_it_fares_and_ends_with_everything_on_disk() {
 #[test]
 fn health_names_what_needs_somebody() {
     let place = Place::new();
-    place.certificate(2024);
+    place.certificate("pi-01", 2024);
     let mut daemon = place.start();
     let address = daemon.address();
     let (status, why) = get(address, "/healthz");
@@ -228,6 +228,25 @@ fn sensors_that_cannot_be_read_do_not_fill_the_log() {
     });
     assert_eq!(told.count(), 1, "{log:#?}");
     until(address, |page| page["readings_sampled_total"] >= 1.0);
+}
+
+#[test]
+fn records_that_wait_are_not_published_as_another_device() {
+    let place = Place::new();
+    let mut daemon = place.start();
+    let address = daemon.address();
+    until(address, |page| page["spool_records"] >= 1.0);
+    assert_eq!(daemon.terminate().1.code(), Some(0));
+
+    place.certificate("pi-02", 2049);
+    let config = place.path("agent.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"pi-01\"", "\"pi-02\"")).unwrap();
+    let (code, said) = started_with(&config, &[]);
+    assert_eq!(code, Some(2), "{said}");
+    for part in ["device pi-01", "device.id is pi-02", "spool.dir"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
 }
 
 #[test]
