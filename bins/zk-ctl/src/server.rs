@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
+use zk_publish::PublishError;
 
 /// The addresses of a name.
 pub(crate) async fn resolve(host: &str, port: u16, limit: Duration) -> io::Result<Vec<SocketAddr>> {
@@ -108,13 +109,15 @@ pub(crate) async fn greet(
     let mut tls = tls.clone();
     tls.dangerous()
         .set_certificate_verifier(Arc::clone(&witness) as Arc<dyn ServerCertVerifier>);
-    let judge = |error: &(dyn StdError + 'static)| judge(error, &witness, &name);
+    let judge = |error: Box<dyn StdError + Send + Sync>| {
+        judge(&PublishError::of_transport(error), &witness, &name)
+    };
 
     let handshake = TlsConnector::from(Arc::new(tls)).connect(name.clone(), stream);
     let stream = timeout(limit, handshake)
         .await
         .map_err(|_| Refusal::TimedOut)?
-        .map_err(|error| judge(&error))?;
+        .map_err(|error| judge(error.into()))?;
     let version = stream.get_ref().1.protocol_version();
     let version = version.map_or_else(|| "TLS".to_owned(), |version| format!("{version:?}"));
 
@@ -132,7 +135,7 @@ pub(crate) async fn greet(
     let answer = timeout(limit, asked)
         .await
         .map_err(|_| Refusal::TimedOut)?
-        .map_err(|error| judge(&error))?;
+        .map_err(|error| judge(error.into()))?;
     Ok(Answer {
         version,
         status: answer.status().as_u16(),
@@ -146,19 +149,22 @@ fn date<T>(answer: &Response<T>) -> Option<SystemTime> {
     date.timestamp().try_into().ok()
 }
 
-fn judge(error: &(dyn StdError + 'static), witness: &Witness, name: &ServerName<'_>) -> Refusal {
-    match find::<rustls::Error>(error) {
-        Some(rustls::Error::InvalidCertificate(error)) => Refusal::Certificate {
+fn judge(error: &PublishError, witness: &Witness, name: &ServerName<'_>) -> Refusal {
+    match (error, error.tls()) {
+        (_, Some(rustls::Error::InvalidCertificate(error))) => Refusal::Certificate {
             error: error.clone(),
             shown: witness.shown.get().and_then(|der| shown(der, name)),
         },
-        Some(rustls::Error::AlertReceived(alert)) if about_device(*alert) => {
+        (PublishError::CertificateRefused { .. }, Some(rustls::Error::AlertReceived(alert))) => {
             Refusal::Device(*alert)
         }
-        Some(rustls::Error::InvalidMessage(_)) => Refusal::NotTls,
-        Some(error) => Refusal::Other(with_causes(error)),
-        None if is_close(error) => Refusal::Closed,
-        None => Refusal::Other(with_causes(error)),
+        (_, Some(rustls::Error::InvalidMessage(_))) => Refusal::NotTls,
+        (PublishError::Closed { .. }, _) => Refusal::Closed,
+        _ => Refusal::Other(
+            error
+                .source()
+                .map_or_else(|| error.to_string(), with_causes),
+        ),
     }
 }
 
@@ -229,51 +235,6 @@ impl ServerCertVerifier for Witness {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
     }
-}
-
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // io::Error::source passes over the error it wraps
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        if let Some(found) = error.downcast_ref().or_else(|| inner?.downcast_ref()) {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
-fn is_close(error: &(dyn StdError + 'static)) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    let incomplete = error
-        .downcast_ref::<hyper::Error>()
-        .is_some_and(|error| error.is_incomplete_message() || error.is_canceled());
-    incomplete
-        || find::<io::Error>(error).is_some_and(|error| {
-            matches!(
-                error.kind(),
-                BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
-            )
-        })
-}
-
-/// The alerts by which a server says that it does not take our certificate.
-fn about_device(alert: AlertDescription) -> bool {
-    matches!(
-        alert,
-        AlertDescription::AccessDenied
-            | AlertDescription::BadCertificate
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateRequired
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::DecryptError
-            | AlertDescription::UnknownCA
-            | AlertDescription::UnsupportedCertificate
-    )
 }
 
 /// An error with its causes, in one line.

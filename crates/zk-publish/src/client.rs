@@ -1,8 +1,6 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::{pending, poll_fn};
-use std::io;
-use std::iter::successors;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,7 +14,7 @@ use hyper::{Method, Request, Response, Uri};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
-use rustls::{AlertDescription, ClientConfig};
+use rustls::ClientConfig;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -131,7 +129,7 @@ impl Client {
             outcome = connecting => outcome.map_err(|error| {
                 match error.downcast::<PublishError>() {
                     Ok(of_tcp) => *of_tcp,
-                    Err(of_tls) => sorted(of_tls, |source| PublishError::Handshake { source }),
+                    Err(of_tls) => PublishError::of_transport(of_tls),
                 }
             })?,
             () = handshake_is_late => return Err(PublishError::TimedOut {
@@ -145,7 +143,7 @@ impl Client {
             .max_buf_size(MAX_HEAD)
             .handshake::<_, Full<Bytes>>(stream)
             .await
-            .map_err(|error| sorted(error, |source| PublishError::Protocol { source }))?;
+            .map_err(PublishError::of_transport)?;
         Ok(Connection {
             sender,
             driver: tokio::spawn(drive(driver)),
@@ -172,13 +170,7 @@ impl Client {
                 phase: Phase::Response,
                 after: limit,
             })?
-            .map_err(|error| {
-                let protocol = error.is_parse();
-                sorted(error, |source| match protocol {
-                    true => PublishError::Protocol { source },
-                    false => PublishError::Closed { source },
-                })
-            })?;
+            .map_err(PublishError::of_transport)?;
         // The status line decides. What follows it only explains, so a body
         // that is cut short, slow or too long costs the connection and no more.
         let (head, body) = response.into_parts();
@@ -409,68 +401,6 @@ fn bounded(text: &str) -> String {
         .filter(|c| !c.is_control())
         .take(MAX_TEXT)
         .collect()
-}
-
-/// An error of the transport, by what rustls says of it when it says anything.
-fn sorted<E>(error: E, otherwise: impl FnOnce(BoxError) -> PublishError) -> PublishError
-where
-    E: Into<BoxError>,
-{
-    let source = error.into();
-    match find::<rustls::Error>(&*source) {
-        Some(rustls::Error::AlertReceived(alert)) if about_certificate(*alert) => {
-            PublishError::CertificateRefused { source }
-        }
-        Some(_) => PublishError::Handshake { source },
-        None if is_close(&*source) => PublishError::Closed { source },
-        None => otherwise(source),
-    }
-}
-
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    chain(error).find_map(|error| error.downcast_ref())
-}
-
-/// The error, what it wraps, what that wraps.
-fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    successors(Some(error), |&error| {
-        // io::Error::source passes over the error it wraps
-        let io = error.downcast_ref::<io::Error>();
-        match io.and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        }
-    })
-}
-
-fn is_close(error: &(dyn StdError + 'static)) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    let mut causes = chain(error).filter_map(|error| error.downcast_ref::<io::Error>());
-    causes.any(|error| {
-        matches!(
-            error.kind(),
-            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
-        )
-    })
-}
-
-/// The alerts by which a server says that it does not take our certificate.
-fn about_certificate(alert: AlertDescription) -> bool {
-    matches!(
-        alert,
-        AlertDescription::AccessDenied
-            | AlertDescription::BadCertificate
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateRequired
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateUnknown
-            // a signature failed: the CA's under our certificate, or ours
-            | AlertDescription::DecryptError
-            | AlertDescription::UnknownCA
-            | AlertDescription::UnsupportedCertificate
-    )
 }
 
 type BoxError = Box<dyn StdError + Send + Sync>;

@@ -1,6 +1,10 @@
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
+use std::iter::successors;
 use std::time::Duration;
+
+use rustls::AlertDescription;
 
 /// Why a message was not delivered.
 ///
@@ -90,6 +94,35 @@ pub enum PublishError {
     },
 }
 
+impl PublishError {
+    /// Sorts an error of a connection that was open: by what rustls says of it,
+    /// when it says anything, then by how the connection or HTTP ended.
+    ///
+    /// For programs that speak to a server by other means than
+    /// [`Client`](crate::Client), and want its judgement.
+    pub fn of_transport(error: impl Into<BoxError>) -> Self {
+        let source = error.into();
+        match find::<rustls::Error>(&*source) {
+            Some(rustls::Error::AlertReceived(alert)) if about_certificate(*alert) => {
+                return Self::CertificateRefused { source };
+            }
+            Some(_) => return Self::Handshake { source },
+            None => {}
+        }
+        match find::<hyper::Error>(&*source) {
+            Some(error) if error.is_parse() => Self::Protocol { source },
+            Some(_) => Self::Closed { source },
+            None if is_close(&*source) => Self::Closed { source },
+            None => Self::Handshake { source },
+        }
+    }
+
+    /// What rustls says, if the error is about TLS.
+    pub fn tls(&self) -> Option<&rustls::Error> {
+        find(self)
+    }
+}
+
 /// What a server said when it did not take a message.
 ///
 /// The texts are the server's own, with control characters removed and at most
@@ -146,3 +179,49 @@ impl fmt::Display for Phase {
 }
 
 type BoxError = Box<dyn StdError + Send + Sync>;
+
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+/// The error, what it wraps, what that wraps.
+fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    successors(Some(error), |&error| {
+        // io::Error::source passes over the error it wraps
+        let io = error.downcast_ref::<io::Error>();
+        match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        }
+    })
+}
+
+fn is_close(error: &(dyn StdError + 'static)) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let mut causes = chain(error).filter_map(|error| error.downcast_ref::<io::Error>());
+    causes.any(|error| {
+        matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+        )
+    })
+}
+
+/// The alerts by which a server says that it does not take our certificate.
+fn about_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::AccessDenied
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRequired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            // a signature failed: the CA's under our certificate, or ours
+            | AlertDescription::DecryptError
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnsupportedCertificate
+    )
+}
