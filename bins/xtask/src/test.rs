@@ -250,6 +250,9 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     if needs(Area::Store) {
         programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);
     }
+    if needs(Area::Fuzz) {
+        programs.push(("c++ --version", "g++"));
+    }
     system_programs(&programs)?;
     if needs(Area::Python) {
         python_packages(root)?;
