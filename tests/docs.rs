@@ -44,6 +44,23 @@ fn every_direct_dependency_has_its_reason() {
 }
 
 #[test]
+fn there_are_as_many_vectors_as_the_documents_say() {
+    let files = fs::read_dir(root().join("tests/vectors")).unwrap();
+    // All but the keys that they share.
+    let count = files.count() - 1;
+    for (page, says) in [
+        ("CHANGELOG.md", "test vectors"),
+        ("docs/exercised.md", "vectors,"),
+    ] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        assert!(
+            text.contains(&format!("{count} {says}")),
+            "{page}: not {count}"
+        );
+    }
+}
+
+#[test]
 fn links_between_documents_lead_somewhere() {
     let docs = fs::read_dir(root().join("docs"))
         .unwrap()
