@@ -48,14 +48,13 @@ impl LocalSetup {
         let gateways = self.check_authority(&mut found, Role::Gateway, now);
         let gateway = self.check_gateway(&mut found, gateways.as_ref(), devices.as_ref(), now);
         let records = self.check_store(&mut found).await;
-        self.check_devices(
-            &mut found,
-            records.as_deref(),
-            devices.as_ref(),
-            gateways.as_ref(),
-            gateway.as_ref(),
+        let rest = Rest {
+            issuer: devices.as_ref(),
+            roots: gateways.as_ref(),
+            gateway: gateway.as_ref(),
             now,
-        );
+        };
+        self.check_devices(&mut found, records.as_deref(), &rest);
         let config = self.gateway_file(CONFIG);
         let named = Config::open(&config).ok().flatten();
         let named = named.and_then(|config| config.text("tls.certificate").ok().map(str::to_owned));
@@ -241,10 +240,7 @@ impl LocalSetup {
         &self,
         found: &mut Found,
         records: Option<&[(String, DeviceRecord)]>,
-        issuer: Option<&Certificate>,
-        roots: Option<&Certificate>,
-        gateway: Option<&Certificate>,
-        now: SystemTime,
+        rest: &Rest<'_>,
     ) {
         let trust = match Trust::read(self) {
             Ok(trust) => trust,
@@ -268,22 +264,18 @@ impl LocalSetup {
         }
         for name in trust.file.devices.keys() {
             if let Some(key) = trust.active_key(name) {
-                self.check_device(found, name, &key, &trust, issuer, roots, gateway, now);
+                self.check_device(found, name, &key, &trust, rest);
             }
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn check_device(
         &self,
         found: &mut Found,
         name: &DeviceId,
         key: &VerifyingKey,
         trust: &Trust,
-        issuer: Option<&Certificate>,
-        roots: Option<&Certificate>,
-        gateway: Option<&Certificate>,
-        now: SystemTime,
+        rest: &Rest<'_>,
     ) {
         let dir = self.device_dir(name);
         let file = dir.join(DEVICE_CERTIFICATE);
@@ -294,13 +286,16 @@ impl LocalSetup {
                 found.bad(&what, format!("made for {subject}, not CN={name}"), REMAKE);
             } else if certificate.key() != key {
                 found.bad(&what, "of another key than the device's", APPLY);
-            } else if issuer.is_some_and(|issuer| !certificate.is_issued_by(issuer)) {
+            } else if rest
+                .issuer
+                .is_some_and(|issuer| !certificate.is_issued_by(issuer))
+            {
                 found.bad(&what, "signed by another authority", APPLY);
-            } else if found.is_valid(&file, &certificate, now, APPLY) {
+            } else if found.is_valid(&file, &certificate, rest.now, APPLY) {
                 found.good(&what);
             }
         }
-        check_root(found, &dir.join(DEVICE_ROOTS), roots);
+        check_root(found, &dir.join(DEVICE_ROOTS), rest.roots);
         let mut owners: Vec<_> = trust
             .owners(name)
             .map(|owner| (format!("owner-{}.pub.pem", owner.id()), owner.to_pem()))
@@ -332,7 +327,7 @@ impl LocalSetup {
             let cause = "owners.files are not those of the trust file";
             found.bad(&file.display(), cause, APPLY);
         } else if let Some(host) = agent.text("target.endpoint").ok().and_then(host_of)
-            && let Some(gateway) = gateway
+            && let Some(gateway) = rest.gateway
             && !gateway.names().contains(&host)
         {
             let host = host.to_str();
@@ -345,6 +340,15 @@ impl LocalSetup {
             found.good(&file.display());
         }
     }
+}
+
+/// What the devices' files have to fit, as far as it is there.
+struct Rest<'a> {
+    /// The authority that signs devices, and that of the gateway.
+    issuer: Option<&'a Certificate>,
+    roots: Option<&'a Certificate>,
+    gateway: Option<&'a Certificate>,
+    now: SystemTime,
 }
 
 /// What answers where the gateway listens.
