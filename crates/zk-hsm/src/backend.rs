@@ -1,11 +1,12 @@
 pub(crate) mod soft;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::hsm::{Info, VerifyingKey};
+use crate::hsm::{Health, Info, KeyEntry, VerifyingKey};
 use crate::uri::{HsmUri, Target};
 
 /// One open connection to one key. It lives and dies on the worker's thread,
@@ -15,6 +16,9 @@ use crate::uri::{HsmUri, Target};
 /// opens a new backend and repeats the call there.
 pub(crate) trait Backend {
     fn info(&mut self) -> Result<Info, Error>;
+
+    /// What the HSM can't tell is `None` there; an error is a failure.
+    fn health(&mut self) -> Result<Health, Error>;
 
     fn public_key(&mut self) -> Result<VerifyingKey, Error>;
 
@@ -34,14 +38,46 @@ pub(crate) trait Backend {
 /// Opens the same key again and again, on the worker's thread.
 pub(crate) type Opener = Box<dyn FnMut() -> Result<Box<dyn Backend>, Error> + Send>;
 
-pub(crate) fn opener(uri: &HsmUri) -> Result<Opener, Error> {
+/// `deadline` is for how long it may wait for others of this process who use
+/// the same library.
+pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> {
     match uri.target() {
         Target::Soft { path } => {
             let path = PathBuf::from(path);
             Ok(Box::new(move || Ok(Box::new(soft::Soft::open(&path)?))))
         }
-        Target::Pkcs11(_) | Target::Zymkey { .. } => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
+        Target::Pkcs11(_) | Target::Zymkey { .. } => {
+            let _ = deadline;
+            Err(Error::NoBackend {
+                backend: uri.backend(),
+            })
+        }
+    }
+}
+
+/// All P-256 keys of the HSM that `uri` names; which of its keys it names
+/// doesn't matter. On a thread of its own, as is [`generate`].
+pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Error> {
+    match uri.target() {
+        Target::Soft { path } => soft::list(uri, path.as_ref()),
+        Target::Pkcs11(_) | Target::Zymkey { .. } => {
+            let _ = deadline;
+            Err(Error::NoBackend {
+                backend: uri.backend(),
+            })
+        }
+    }
+}
+
+/// Makes a new P-256 key in the HSM that `uri` names.
+pub(crate) fn generate(uri: &HsmUri, deadline: Duration) -> Result<HsmUri, Error> {
+    match uri.target() {
+        Target::Soft { path } => soft::create_soft_key(path),
+        Target::Pkcs11(_) | Target::Zymkey { .. } => {
+            let _ = deadline;
+            Err(Error::NoBackend {
+                backend: uri.backend(),
+            })
+        }
     }
 }

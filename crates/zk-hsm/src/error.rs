@@ -155,15 +155,58 @@ pub enum Error {
         max: usize,
     },
 
+    /// The HSM was opened, but has no key where the URI says.
+    #[error(
+        "{hsm} has no key there; list what it has with `zk-ctl hsm keys list`, and correct the \
+         URI. If the key was there before, it is gone: make a new one, and a certificate for it"
+    )]
+    KeyMissing {
+        /// The HSM's URI.
+        hsm: Box<str>,
+    },
+
     /// The backend's library reported a failure.
-    #[error("{function} failed with code {code} ({class})")]
+    #[error("{hsm}: {function} failed with code {code} ({meaning}), {class}; {next}")]
     Library {
+        /// The HSM's URI.
+        hsm: Box<str>,
         /// The function that failed, by the name its vendor gives it.
         function: &'static str,
         /// The code it returned, unchanged.
         code: i64,
+        /// The code's name, such as `ETIMEDOUT` or `CKR_DEVICE_ERROR`, or what
+        /// was wrong with the answer.
+        meaning: &'static str,
         /// How that code is sorted.
         class: Class,
+        /// What a person should do.
+        next: &'static str,
+    },
+
+    /// The backend's library can't be loaded.
+    #[error("{} can't be loaded: {problem}; {next}", .path.display())]
+    LibraryUnloadable {
+        /// The library.
+        path: PathBuf,
+        /// What the dynamic linker, or the system, says.
+        problem: Box<str>,
+        /// What a person should do.
+        next: &'static str,
+    },
+
+    /// Others could put their code into the backend's library.
+    #[error(
+        "{} is not loaded: {} {problem}, so others could put their code into this program; \
+         give it to root (or to the user that runs this), and run `chmod go-w {}`",
+        .library.display(), .path.display(), .path.display()
+    )]
+    LibraryUntrusted {
+        /// The library.
+        library: PathBuf,
+        /// The file or directory that others have power over.
+        path: PathBuf,
+        /// Who has.
+        problem: &'static str,
     },
 
     /// The URI is in order, but this build has no such backend.
@@ -171,6 +214,27 @@ pub enum Error {
     NoBackend {
         /// The backend that the URI asks for.
         backend: BackendKind,
+    },
+
+    /// The PIN couldn't be had from where the URI says.
+    #[error("no PIN from {pin_source}: {problem}")]
+    Pin {
+        /// Where it should have come from, as in the URI.
+        pin_source: Box<str>,
+        /// What is wrong with that place, and the way out.
+        problem: &'static str,
+    },
+
+    /// The token refused the PIN, or would refuse any. It isn't tried again:
+    /// a few wrong ones lock a token for good.
+    #[error("{hsm}: {problem}; {next}")]
+    PinRefused {
+        /// The HSM's URI.
+        hsm: Box<str>,
+        /// What the token says.
+        problem: &'static str,
+        /// What a person should do.
+        next: &'static str,
     },
 
     /// The operating system's random source failed.
@@ -213,6 +277,39 @@ pub enum Error {
         source: Box<Self>,
     },
 
+    /// No token as the URI describes it is there now. It may come back.
+    #[error(
+        "{hsm}: there is no such token; plug it in, or correct the URI. These are there: {present}"
+    )]
+    TokenMissing {
+        /// The HSM's URI.
+        hsm: Box<str>,
+        /// The labels of the tokens that are there.
+        present: Box<str>,
+    },
+
+    /// The library opens locked data that was changed, so nothing that it
+    /// unlocks can be trusted.
+    #[error(
+        "{hsm} unlocks data that was changed, so it is not used to unlock anything; update the \
+         vendor's library, and report this to its vendor"
+    )]
+    UnlockUntrusted {
+        /// The HSM's URI.
+        hsm: Box<str>,
+    },
+
+    /// This HSM, or the version of its library that is installed, can't do that.
+    #[error("{hsm} can't {what}: {why}")]
+    Unsupported {
+        /// The HSM's URI.
+        hsm: Box<str>,
+        /// What it can't do, as a verb: `generate keys`.
+        what: &'static str,
+        /// Why, and what can.
+        why: &'static str,
+    },
+
     /// The locked data isn't from this HSM, or was changed.
     #[error("unlock refused: the data was not locked by this HSM, or was changed since")]
     UnlockRefused,
@@ -249,12 +346,18 @@ impl Error {
             | Self::Busy { .. }
             | Self::Thread { .. }
             | Self::TimedOut { .. }
+            | Self::TokenMissing { .. }
             | Self::Unavailable { .. }
             | Self::Wedged { .. } => Class::Transient,
             Self::KeyChanged { .. }
             | Self::KeyFileFormat { .. }
             | Self::KeyFileIo { .. }
             | Self::KeyFilePermissions { .. }
+            | Self::KeyMissing { .. }
+            | Self::LibraryUnloadable { .. }
+            | Self::LibraryUntrusted { .. }
+            | Self::Pin { .. }
+            | Self::PinRefused { .. }
             | Self::Random { .. }
             | Self::WorkerDied => Class::Fatal,
             Self::CertificateMismatch { .. }
@@ -266,9 +369,18 @@ impl Error {
             | Self::NoBackend { .. }
             | Self::Tls { .. }
             | Self::UnlockRefused
+            | Self::UnlockUntrusted { .. }
+            | Self::Unsupported { .. }
             | Self::Uri(_) => Class::Logic,
             Self::Library { class, .. } => *class,
         }
+    }
+
+    /// Trying again later can help. The same as asking for
+    /// [`Class::Transient`].
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        self.class() == Class::Transient
     }
 }
 
@@ -314,8 +426,14 @@ impl fmt::Display for Class {
 pub enum Operation {
     /// Closing the backend after a failure.
     Close,
+    /// [`generate_key`](crate::generate_key).
+    Generate,
+    /// [`Hsm::health`](crate::Hsm::health).
+    Health,
     /// [`Hsm::info`](crate::Hsm::info).
     Info,
+    /// [`list_keys`](crate::list_keys).
+    List,
     /// [`Hsm::lock`](crate::Hsm::lock).
     Lock,
     /// Opening the backend, the first time or again.
@@ -332,7 +450,10 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Close => "close",
+            Self::Generate => "generate key",
+            Self::Health => "health",
             Self::Info => "info",
+            Self::List => "list keys",
             Self::Lock => "lock",
             Self::Open => "open",
             Self::Random => "random",

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::backend::{Backend, Opener};
 use crate::error::{Class, Error};
-use crate::hsm::{Hsm, Info, Options, Signature, VerifyingKey};
+use crate::hsm::{Health, Hsm, Info, Options, Signature, VerifyingKey};
 use crate::uri::BackendKind;
 
 /// A chip whose next calls and openings are scripted; past the script's end
@@ -129,9 +129,12 @@ impl Chip {
         match act.unwrap_or(Act::Work) {
             Act::Corrupt(bit) => Ok(Some(bit)),
             Act::Fail(class) => Err(Error::Library {
+                hsm: "zymkey:slot=0".into(),
                 function,
                 code: -1,
+                meaning: "as the test wants it",
                 class,
+                next: "nothing is to be done",
             }),
             Act::Hang(gate) => {
                 gate.entered.send(()).unwrap();
@@ -172,6 +175,11 @@ impl Drop for Connection {
 impl Backend for Connection {
     fn info(&mut self) -> Result<Info, Error> {
         info()
+    }
+
+    fn health(&mut self) -> Result<Health, Error> {
+        self.0.next_call()?;
+        Ok(Health::default())
     }
 
     fn public_key(&mut self) -> Result<VerifyingKey, Error> {

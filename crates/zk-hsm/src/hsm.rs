@@ -1,6 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ecdsa::{SigningKey, der};
 use p256::NistP256;
@@ -15,7 +15,7 @@ use crate::counters::Counters;
 use crate::csr;
 use crate::error::{Error, Hex, Operation};
 use crate::uri::{BackendKind, HsmUri};
-use crate::worker::{State, Worker};
+use crate::worker::{self, State, Worker};
 
 /// A handle to one key in one HSM.
 ///
@@ -83,7 +83,7 @@ impl Hsm {
     /// the deadline; otherwise what the backend reports, for `soft:` one of
     /// the `KeyFile…` variants. Opening isn't tried twice.
     pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
-        Self::with_opener(uri, backend::opener(uri)?, options)
+        Self::with_opener(uri, backend::opener(uri, options.deadline)?, options)
     }
 
     pub(crate) fn with_opener(
@@ -194,6 +194,18 @@ impl Hsm {
         self.0
             .worker
             .call(Operation::Info, |session| session.backend.info())
+    }
+
+    /// What the HSM measures, and whether somebody has opened its case.
+    ///
+    /// # Errors
+    ///
+    /// As for [`sign`](Self::sign). What the model can't tell is no error, but
+    /// `None` in the answer.
+    pub fn health(&self) -> Result<Health, Error> {
+        self.0
+            .worker
+            .call(Operation::Health, |session| session.backend.health())
     }
 
     /// How the HSM is at this moment. Asks nothing of it.
@@ -308,6 +320,79 @@ pub struct Info {
     pub firmware: Option<String>,
     /// No hardware protects this key: it is in a file, or the HSM is simulated.
     pub development: bool,
+}
+
+/// What an HSM measures. `None` is what this model, or this version of its
+/// library, can't tell.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Health {
+    /// Whether the HSM belongs to this machine.
+    pub binding: Option<Binding>,
+    /// The voltage of its battery.
+    pub battery_volts: Option<f32>,
+    /// The temperature of its processor, in degrees Celsius.
+    pub cpu_celsius: Option<f32>,
+    /// Its clock, in whole seconds.
+    pub time: Option<SystemTime>,
+    /// For each perimeter circuit, when it was last found broken.
+    pub perimeter: Option<Vec<Option<SystemTime>>>,
+}
+
+/// Whether an HSM belongs to one machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Binding {
+    /// It works in this machine only, for good.
+    pub locked: bool,
+    /// It is in the machine that it is bound to.
+    pub bound: bool,
+}
+
+/// A key in an HSM.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct KeyEntry {
+    /// What opens it.
+    pub uri: HsmUri,
+    /// Its public key; `None` if the HSM doesn't give that out.
+    pub public_key: Option<VerifyingKey>,
+}
+
+/// The P-256 keys of the HSM that `uri` names; which of its keys `uri` names,
+/// and whether there is such a key, doesn't matter.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`], [`Error::TimedOut`] after `deadline`, or what the
+/// backend reports.
+pub fn list_keys(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Error> {
+    let target = uri.clone();
+    worker::once(uri, Operation::List, deadline, move || {
+        backend::list(&target, deadline)
+    })
+}
+
+/// Makes a new P-256 key in the HSM that `uri` names, and returns the URI that
+/// opens it.
+///
+/// - `soft:`: the file is created, as by [`create_soft_key`](crate::create_soft_key);
+/// - `pkcs11:`: the key gets the label and id of the URI. It can't leave the
+///   token. If there is such a key already, that is an error;
+/// - `zymkey:`: the HSM chooses a free slot, whatever slot `uri` has. Models
+///   with no room for keys of the user's answer [`Error::Unsupported`].
+///
+/// It is not tried twice. After [`Error::TimedOut`] there may be a new key:
+/// [`list_keys`] tells.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`], [`Error::TimedOut`] after `deadline`, or what the
+/// backend reports.
+pub fn generate_key(uri: &HsmUri, deadline: Duration) -> Result<HsmUri, Error> {
+    let target = uri.clone();
+    worker::once(uri, Operation::Generate, deadline, move || {
+        backend::generate(&target, deadline)
+    })
 }
 
 /// SubjectPublicKeyInfo, DER.

@@ -94,6 +94,11 @@ mod counters;
 mod csr;
 mod error;
 mod hsm;
+#[expect(
+    dead_code,
+    reason = "its users, the backends that load libraries, come next"
+)]
+mod library;
 mod session;
 mod tls;
 mod uri;
@@ -107,6 +112,9 @@ pub use zeroize::Zeroizing;
 pub use crate::backend::soft::create_soft_key;
 pub use crate::counters::{Counters, Histogram};
 pub use crate::error::{Class, Error, Operation};
-pub use crate::hsm::{Hsm, Info, MAX_LOCK, MAX_RANDOM, Options, Signature, VerifyingKey};
+pub use crate::hsm::{
+    Binding, Health, Hsm, Info, KeyEntry, MAX_LOCK, MAX_RANDOM, Options, Signature, VerifyingKey,
+    generate_key, list_keys,
+};
 pub use crate::uri::{BackendKind, HsmUri, UriError};
 pub use crate::worker::State;

@@ -478,6 +478,35 @@ fn own(
     }
 }
 
+/// Does `work` once, on a thread of its own, so that nobody waits for it longer
+/// than `deadline`.
+pub(crate) fn once<T: Send + 'static>(
+    uri: &HsmUri,
+    operation: Operation,
+    deadline: Duration,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let deadline = deadline.min(MAX_DEADLINE);
+    let (reply, answer) = mpsc::channel();
+    std::thread::Builder::new()
+        .name(format!("zk-hsm-{}", uri.backend()))
+        .spawn(move || {
+            // a caller that has given up has no receiver
+            let _ = reply.send(work());
+        })
+        .map_err(|source| Error::Thread {
+            source: Arc::new(source),
+        })?;
+    match answer.recv_timeout(deadline) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Disconnected) => Err(Error::WorkerDied),
+        Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut {
+            operation,
+            after: deadline,
+        }),
+    }
+}
+
 /// The one who holds the backend.
 struct Owner {
     shared: Arc<Shared>,

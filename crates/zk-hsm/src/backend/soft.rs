@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::Backend;
 use crate::error::{Class, Error};
-use crate::hsm::{Info, Signature, VerifyingKey};
+use crate::hsm::{Health, Info, KeyEntry, Signature, VerifyingKey};
 use crate::uri::{BackendKind, HsmUri};
 
 /// Makes a new P-256 key in a new file: PEM PKCS#8, not encrypted, mode 0600.
@@ -62,6 +62,17 @@ pub fn create_soft_key(path: impl AsRef<Path>) -> Result<HsmUri, Error> {
         .and_then(|dir| dir.sync_all())
         .map_err(failed("sync the directory of"))?;
     Ok(uri)
+}
+
+/// The one key of a key file, or none.
+pub(crate) fn list(uri: &HsmUri, path: &Path) -> Result<Vec<KeyEntry>, Error> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![KeyEntry {
+        uri: uri.clone(),
+        public_key: Some(Soft::open(path)?.public_key()?),
+    }])
 }
 
 /// A private key in this process: for development.
@@ -108,6 +119,10 @@ impl Backend for Soft {
             firmware: None,
             development: true,
         })
+    }
+
+    fn health(&mut self) -> Result<Health, Error> {
+        Ok(Health::default())
     }
 
     fn public_key(&mut self) -> Result<VerifyingKey, Error> {
@@ -198,9 +213,12 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
 /// panic.
 fn failure(function: &'static str) -> Error {
     Error::Library {
+        hsm: "soft".into(),
         function,
         code: 0,
+        meaning: "a defect",
         class: Class::Fatal,
+        next: "report it",
     }
 }
 

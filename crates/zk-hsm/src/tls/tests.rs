@@ -15,7 +15,7 @@ use super::*;
 use crate::backend::Backend;
 use crate::error::Class;
 use crate::fault::{self, Act, Chip};
-use crate::hsm::{Info, Signature, VerifyingKey};
+use crate::hsm::{Health, Info, Signature, VerifyingKey};
 
 #[test]
 fn choosing_a_scheme_asks_nothing_of_the_chip() {
@@ -166,6 +166,10 @@ struct Canned {
 impl Backend for Canned {
     fn info(&mut self) -> Result<Info, Error> {
         fault::info()
+    }
+
+    fn health(&mut self) -> Result<Health, Error> {
+        Ok(Health::default())
     }
 
     fn public_key(&mut self) -> Result<VerifyingKey, Error> {

@@ -344,6 +344,9 @@ fn a_late_failure_reopens_but_is_not_retried() {
             Err(Error::Library {
                 function: "late",
                 code: -5,
+                hsm: "zymkey:slot=0".into(),
+                meaning: "EIO",
+                next: "nothing is to be done",
                 class: Class::Transient,
             })
         })
