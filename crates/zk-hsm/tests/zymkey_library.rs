@@ -4,63 +4,22 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tempfile::TempDir;
-use zk_hsm::{Class, Error, Health, Hsm, HsmUri, Info, State, generate_key, list_keys};
+use zk_hsm::{Class, Error, Health, Hsm, Info, State, generate_key, list_keys};
 use zk_hsm_sim::Model;
 
 use crate::chip::{Chip, PATIENCE, options, until, uri};
+use crate::stub::{MESSAGE, Stub};
 
 #[path = "support/chip.rs"]
 #[allow(dead_code)]
 mod chip;
-
-/// A library in a directory of its own.
-struct Stub {
-    path: PathBuf,
-    _directory: TempDir,
-}
-
-impl Stub {
-    /// Made with these definitions for the preprocessor.
-    fn new(defines: &[&str]) -> Self {
-        let directory = TempDir::new().unwrap();
-        let path = directory.path().join("libzk_app_utils.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/zymkey.c");
-        let output = Command::new("cc")
-            .args(["-shared", "-fPIC", "-w", "-o"])
-            .arg(&path)
-            .arg(source)
-            .args(defines.iter().map(|define| format!("-D{define}")))
-            .output()
-            .expect("a C compiler: apt-get install gcc");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{errors}");
-        Self {
-            path,
-            _directory: directory,
-        }
-    }
-
-    fn uri(&self) -> HsmUri {
-        uri(&self.path, 0)
-    }
-
-    fn open(&self) -> Hsm {
-        self.try_open().unwrap()
-    }
-
-    fn try_open(&self) -> Result<Hsm, Error> {
-        Hsm::open(&self.uri(), options())
-    }
-}
-
-/// The only message that a stub can sign.
-const MESSAGE: &[u8] = b"hello world";
+#[path = "support/stub.rs"]
+mod stub;
 
 fn unloadable(library: &Path) -> String {
     let error = Hsm::open(&uri(library, 0), options()).unwrap_err();
