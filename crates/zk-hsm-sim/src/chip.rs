@@ -445,7 +445,7 @@ impl Session<'_> {
     fn foreign(&self, slot: i32) -> Result<VerifyingKey<NistP256>, Code> {
         self.needs_large()?;
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
-        if slot >= FOREIGN_POOL {
+        if !FOREIGN.contains(&slot) {
             return Err(Errno::INVAL.into());
         }
         let public = self.chip.store.read(|state| {
@@ -464,7 +464,7 @@ impl Session<'_> {
         let public = base16ct::lower::encode_string(public);
         self.chip.store.change(|state| {
             let free = |slot: &u32| !state.foreign.iter().any(|key| key.slot == *slot);
-            let slot = (0..FOREIGN_POOL).find(free).ok_or(Errno::NOSPC)?;
+            let slot = FOREIGN.into_iter().find(free).ok_or(Errno::NOSPC)?;
             state.foreign.push(Foreign { slot, public });
             Ok(i32::try_from(slot).map_err(|_| Errno::IO)?)
         })?
@@ -487,7 +487,12 @@ impl Session<'_> {
     pub(crate) fn remove(&self, slot: i32, foreign: bool) -> Result<(), Code> {
         self.needs_large()?;
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
-        if !foreign && !GENERATED.contains(&slot) {
+        let removable = if foreign {
+            FOREIGN.contains(&slot)
+        } else {
+            GENERATED.contains(&slot)
+        };
+        if !removable {
             return Err(Errno::INVAL.into());
         }
         self.chip.store.change(|state| {
@@ -676,8 +681,10 @@ impl Session<'_> {
 /// The vendor's pool of key pairs, and the slots of those that are generated.
 const POOL: u32 = 512;
 const GENERATED: std::ops::Range<u32> = 16..16 + POOL;
-/// The vendor's pool of other devices' keys.
+/// The vendor's pool of other devices' keys. Their slots are not published; the
+/// client's documentation has 0 for a failure.
 const FOREIGN_POOL: u32 = 128;
+const FOREIGN: std::ops::RangeInclusive<u32> = 1..=FOREIGN_POOL;
 
 const NOTIFY: u32 = 1;
 const SELF_DESTRUCT: u32 = 2;

@@ -55,7 +55,8 @@
 //!   are `-ENOSYS`. A digest signed twice has two signatures, and s is high in half
 //!   of them. The recovery id is the parity of y.
 //! - A `zymkey4i` and an `hsm4` have keys in slots 0 to 2, an `hsm6` in 0 to 11; it
-//!   makes others in 16 to 527, and keeps 128 public keys of others. A slot that
+//!   makes others in 16 to 527, and keeps public keys of others in 128 slots of
+//!   their own, from 1. A slot that
 //!   can't be is `-EINVAL`, an empty one `-ENOENT`. What a model doesn't have, and
 //!   ECDH, wallets and supervised boot of any model, is `-ENOSYS`.
 //! - What is locked for the device alone is opened by it alone; what is locked with
