@@ -6,6 +6,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use tempfile::TempDir;
+
 use crate::support::{Chip, EINVAL, ENODEV, EPERM, Module, Room, room};
 use zk_hsm_sim::{Device, Error, Model, Settings, Unlock};
 
@@ -159,6 +161,30 @@ fn a_damaged_state_is_an_error_that_shows_no_key() {
     }
     fs::write(&path, &state).unwrap();
     assert_eq!(room.chip().public_key(0).unwrap(), key);
+}
+
+#[test]
+fn a_missing_library_is_named_with_the_command_that_builds_it() {
+    if let Some(directory) = env::var_os("PROBE_NEW_DEVICE") {
+        let error = Device::create(directory, Model::Zymkey4i).unwrap_err();
+        assert!(matches!(error, Error::LibraryMissing { .. }));
+        println!("\nprobe: {error}");
+        return;
+    }
+    let elsewhere = TempDir::new().unwrap();
+    let program = elsewhere.path().join("program");
+    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    let device = elsewhere.path().join("device");
+    let output = Command::new(&program)
+        .args(["--nocapture", "--exact"])
+        .arg("devices::a_missing_library_is_named_with_the_command_that_builds_it")
+        .env("PROBE_NEW_DEVICE", &device)
+        .output()
+        .unwrap();
+    let error = probed(&output).concat();
+    assert!(error.contains("cargo build -p zk-hsm-sim"), "{error}");
+    assert!(error.contains(program.to_str().unwrap()), "{error}");
+    assert!(!device.exists());
 }
 
 /// Prints what the environment's device is. The tests below run it in processes
