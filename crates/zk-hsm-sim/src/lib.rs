@@ -34,8 +34,9 @@
 //! 3. a device in memory that ends with the process. No fault strikes it.
 //!
 //! A library is one device in a process. A copy in another directory is another
-//! one: [`Device::create`] makes such a directory. Several processes may use one
-//! device at a time.
+//! one: [`Device::create`] makes such a directory, and so does
+//! `mkdir chip; cp libzk_hsm_sim.so chip; echo 'model = "hsm6"' >chip/zk-hsm-sim.toml`.
+//! Several processes may use one device at a time.
 //!
 //! | file | content |
 //! | --- | --- |

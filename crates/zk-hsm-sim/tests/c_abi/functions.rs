@@ -113,7 +113,7 @@ fn every_string_says_simulator() {
         (Model::Hsm6, "HSM6 SIMULATOR (zk-hsm-sim)"),
     ] {
         let mut settings = Settings::from(model);
-        settings.serial = "17".to_owned();
+        settings.serial = Some("17".to_owned());
         let room = room(settings);
         let chip = room.chip();
         let text = |name| chip.text(name).unwrap().unwrap();
