@@ -14,7 +14,7 @@
 //! use zk_hsm_sim::{Device, Fault, Faults, Model, Rule};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let device = Device::create("/tmp/chip", Model::Zymkey4i)?;
+//! let device = Device::create("chip", Model::Zymkey4i)?;
 //! let library = device.module_path(); // for the program under test
 //! device.set_faults(&Rule::new("sign", Fault::Code(-110)).after(10).count(1).into())?;
 //! // The eleventh signature times out.
