@@ -415,7 +415,7 @@ pub enum Class {
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Transient => "transient: it is opened again and tried once more",
+            Self::Transient => "transient: it may pass",
             Self::Fatal => "fatal: it is not tried again",
             Self::Logic => "refused",
         })
