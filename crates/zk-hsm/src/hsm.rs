@@ -27,8 +27,9 @@ use crate::worker::{self, State, Worker};
 /// Behind the handle, in the order in which a call meets it:
 ///
 /// 1. a bounded queue: when it is full the answer is [`Error::Busy`], at once;
-/// 2. one call at a time in the HSM; while one is stuck there for longer than
-///    the deadline, all others are answered [`Error::Wedged`], at once;
+/// 2. one call at a time in the HSM, and in its library, whatever other handles
+///    this process has; while one is stuck there for longer than the deadline,
+///    all others are answered [`Error::Wedged`], at once;
 /// 3. every signature is verified under the public key that was read when the
 ///    HSM was opened; one that doesn't verify never leaves;
 /// 4. after a [transient](crate::Class::Transient) failure the HSM is closed
@@ -80,8 +81,11 @@ impl Hsm {
     /// # Errors
     ///
     /// [`Error::NoBackend`]; [`Error::TimedOut`] if opening takes longer than
-    /// the deadline; otherwise what the backend reports, for `soft:` one of
-    /// the `KeyFile…` variants. Opening isn't tried twice.
+    /// the deadline; [`Error::Wedged`] if a call of another handle is stuck in
+    /// the same library; otherwise what the backend reports: for `soft:` one of
+    /// the `KeyFile…` variants, for a library [`Error::LibraryUnloadable`],
+    /// [`Error::LibraryUntrusted`], [`Error::KeyMissing`] or
+    /// [`Error::Library`]. Opening isn't tried twice.
     pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
         Self::with_opener(uri, backend::opener(uri, options.deadline)?, options)
     }
@@ -149,7 +153,7 @@ impl Hsm {
         length("random bytes", n, 1, MAX_RANDOM)?;
         self.0
             .worker
-            .call(Operation::Random, move |session| session.backend.random(n))
+            .call(Operation::Random, move |session| session.random(n))
     }
 
     /// Encrypts and authenticates up to [`MAX_LOCK`] bytes so that only this
@@ -157,11 +161,13 @@ impl Hsm {
     /// backend's own and is somewhat longer.
     ///
     /// A `soft:` key locks with AES-256-GCM under a key derived from the
-    /// private key: as good as the key file is kept, so for development.
+    /// private key: as good as the key file is kept, so for development. What a
+    /// Zymkey has locked was unlocked again once, before it is returned.
     ///
     /// # Errors
     ///
-    /// [`Error::Length`], or as for [`sign`](Self::sign).
+    /// [`Error::Length`]; [`Error::UnlockUntrusted`] if it could never be
+    /// unlocked; or as for [`sign`](Self::sign).
     pub fn lock(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
         length("data to lock", plain.len(), 1, MAX_LOCK)?;
         let plain = Zeroizing::new(plain.to_vec());
@@ -176,6 +182,7 @@ impl Hsm {
     /// # Errors
     ///
     /// [`Error::UnlockRefused`] if the data is from elsewhere or was changed;
+    /// [`Error::UnlockUntrusted`] if the HSM doesn't tell such data from good;
     /// [`Error::Length`], or as for [`sign`](Self::sign).
     pub fn unlock(&self, locked: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
         length("locked data", locked.len(), 1, MAX_LOCK + MAX_LOCK_OVERHEAD)?;
@@ -428,4 +435,4 @@ pub const MAX_LOCK: usize = 128 * 1024;
 pub const MAX_RANDOM: usize = 64 * 1024;
 
 /// The most bytes by which a backend makes locked data longer.
-const MAX_LOCK_OVERHEAD: usize = 4096;
+pub(crate) const MAX_LOCK_OVERHEAD: usize = 4096;
