@@ -48,6 +48,26 @@ async fn wrong_arguments_are_told_with_what_is_right() {
         ),
         (&["hsm", "random", "0"], &["1..=65536"]),
         (&["hsm", "random", "many"], &["many"]),
+        (&["hsm", "verify", "report"], &["--signature"]),
+        (
+            &["hsm", "verify", "--signature", "-"],
+            &["standard input", "give a file"],
+        ),
+        (
+            &[
+                "hsm",
+                "verify",
+                "--signature",
+                "roots.pem",
+                "--public-key",
+                "agent.toml",
+            ],
+            &["agent.toml", "no P-256 public key"],
+        ),
+        (&["hsm", "keys"], &["Usage"]),
+        (&["hsm", "watch", "--interval", "1ms"], &["at least 10ms"]),
+        (&["hsm", "watch", "--count", "0"], &["--count"]),
+        (&["hsm", "watch", "--once", "--count", "3"], &["--once"]),
         (
             &["spool", "list", "--limit", "0"],
             &["--limit", "1..=10000"],
@@ -153,38 +173,33 @@ fn help_and_document_agree() {
             .collect()
     };
     let mut seen = 0;
-    for command in commands(&help(&[])) {
-        let text = help(&[&command]);
+    let mut left = vec![Vec::<String>::new()];
+    while let Some(path) = left.pop() {
+        let text = help(&path.iter().map(String::as_str).collect::<Vec<_>>());
         let below = commands(&text);
-        let paths = match below.is_empty() {
-            true => vec![vec![command.clone()]],
-            false => below
-                .into_iter()
-                .map(|name| vec![command.clone(), name])
-                .collect(),
-        };
-        for path in paths {
-            let full = format!("`zk-ctl {}", path.join(" "));
-            assert!(document.contains(&full), "docs/ctl.md lacks {full}");
-            let text = help(&path.iter().map(String::as_str).collect::<Vec<_>>());
-            let flags = text
-                .lines()
-                .map(str::trim_start)
-                .filter(|line| line.starts_with('-'))
-                .flat_map(str::split_whitespace)
-                .filter(|word| word.starts_with("--"));
-            for flag in flags {
-                if !["--help", "--version"].contains(&flag) {
-                    assert!(
-                        document.contains(flag),
-                        "docs/ctl.md lacks {flag} of {full}"
-                    );
-                }
-            }
-            seen += 1;
+        if !below.is_empty() {
+            left.extend(below.into_iter().map(|name| [&path[..], &[name]].concat()));
+            continue;
         }
+        let full = format!("`zk-ctl {}", path.join(" "));
+        assert!(document.contains(&full), "docs/ctl.md lacks {full}");
+        let flags = text
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| line.starts_with('-'))
+            .flat_map(str::split_whitespace)
+            .filter(|word| word.starts_with("--"));
+        for flag in flags {
+            if !["--help", "--version"].contains(&flag) {
+                assert!(
+                    document.contains(flag),
+                    "docs/ctl.md lacks {flag} of {full}"
+                );
+            }
+        }
+        seen += 1;
     }
-    assert_eq!(seen, 12);
+    assert_eq!(seen, 15);
 
     // and the exit codes are the same ones
     let codes = help(&[]);
@@ -202,7 +217,7 @@ fn help_and_document_agree() {
         .filter_map(|line| line.split_once(" | "))
         .filter(|(code, _)| code.len() == 1 && code.as_bytes()[0].is_ascii_digit())
         .collect();
-    assert_eq!(table.len(), 6, "{table:?}");
+    assert_eq!(table.len(), 7, "{table:?}");
     for (code, _) in table {
         assert!(codes.contains(&format!(" {code} ")), "{code}: {codes}");
     }
