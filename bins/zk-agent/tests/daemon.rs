@@ -173,6 +173,13 @@ fn a_service_tells_how_it_fares_and_ends_with_everything_on_disk() {
     assert!(page["readings_sealed_total"] <= page["readings_sampled_total"]);
     assert!(page["hsm_signatures_total"] >= 5.0);
     assert_eq!(page["hsm_failures_total{class=\"fatal\"}"], 0.0);
+    assert_eq!(page["hsm_state{state=\"ready\"}"], 1.0);
+    assert_eq!(page["hsm_state{state=\"wedged\"}"], 0.0);
+    for name in ["busy", "late_results", "retries", "reopens", "timeouts"] {
+        assert_eq!(page[&format!("hsm_{name}_total")], 0.0, "{name}");
+    }
+    // a key file measures nothing
+    assert!(!page.contains_key("hsm_measured_seconds"));
     // 2049-01-01T00:00:00Z
     assert_eq!(page["certificate_expires_seconds"], 2_493_072_000.0);
     let signed = page["hsm_sign_seconds_count"];
