@@ -35,7 +35,14 @@ impl From<Errno> for Code {
 
 impl From<io::Error> for Code {
     fn from(error: io::Error) -> Self {
-        error.raw_os_error().map_or(Errno::IO.into(), |e| Self(-e))
+        // Of a temporary file's error only the kind is left.
+        match (error.raw_os_error(), error.kind()) {
+            (Some(errno), _) => Self(-errno),
+            (None, io::ErrorKind::NotFound) => Errno::NOENT.into(),
+            (None, io::ErrorKind::PermissionDenied) => Errno::ACCESS.into(),
+            (None, io::ErrorKind::StorageFull) => Errno::NOSPC.into(),
+            (None, _) => Errno::IO.into(),
+        }
     }
 }
 
@@ -51,9 +58,10 @@ impl From<Error> for Code {
     }
 }
 
-/// One line on standard error, where it isn't closed.
+/// One line on standard error, where it isn't closed. In one write, since each
+/// copy of the library has a lock of its own.
 fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "zk-hsm-sim: {text}");
+    let _ = io::stderr().write_all(format!("zk-hsm-sim: {text}\n").as_bytes());
 }
 
 fn describe(error: &Error) -> String {
@@ -129,7 +137,7 @@ impl Chip {
             ),
         };
         say(&format!(
-            "this is a SIMULATOR of a {}, not a security module; {kept}",
+            "this is a SIMULATOR, model {}, and no security module; {kept}",
             settings.model.name(),
         ));
         Ok(Self {

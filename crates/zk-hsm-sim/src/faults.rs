@@ -550,7 +550,7 @@ impl Engine {
 type Stamp = Option<(u64, i64, i64)>;
 
 fn read_file(path: &PathBuf) -> Result<(Stamp, String), String> {
-    let mut file = match File::open(path) {
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, String::new())),
         Err(error) => return Err(error.to_string()),
@@ -559,14 +559,17 @@ fn read_file(path: &PathBuf) -> Result<(Stamp, String), String> {
         let metadata = file.metadata()?;
         let stamp = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
         let mut text = String::new();
-        (&mut file).take(MAX_FILE).read_to_string(&mut text)?;
+        (&file).take(MAX_FILE + 1).read_to_string(&mut text)?;
         Ok::<_, io::Error>((Some(stamp), text))
     };
-    let mut read = read;
-    read().map_err(|error| error.to_string())
+    let (stamp, text) = read().map_err(|error| error.to_string())?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(format!("it is longer than {MAX_FILE} bytes"));
+    }
+    Ok((stamp, text))
 }
 
-/// Enough for hundreds of rules; what is longer is cut, and doesn't parse.
+/// Enough for hundreds of rules.
 const MAX_FILE: u64 = 64 * 1024;
 
 #[cfg(test)]
