@@ -1,3 +1,4 @@
+mod pkcs11;
 pub(crate) mod soft;
 
 use std::path::PathBuf;
@@ -46,7 +47,8 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
             let path = PathBuf::from(path);
             Ok(Box::new(move || Ok(Box::new(soft::Soft::open(&path)?))))
         }
-        Target::Pkcs11(_) | Target::Zymkey { .. } => {
+        Target::Pkcs11(key) => Ok(pkcs11::opener(uri, key, deadline)),
+        Target::Zymkey { .. } => {
             let _ = deadline;
             Err(Error::NoBackend {
                 backend: uri.backend(),
@@ -60,7 +62,8 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
 pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Error> {
     match uri.target() {
         Target::Soft { path } => soft::list(uri, path.as_ref()),
-        Target::Pkcs11(_) | Target::Zymkey { .. } => {
+        Target::Pkcs11(key) => pkcs11::list(uri, key, deadline),
+        Target::Zymkey { .. } => {
             let _ = deadline;
             Err(Error::NoBackend {
                 backend: uri.backend(),
@@ -73,7 +76,8 @@ pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Er
 pub(crate) fn generate(uri: &HsmUri, deadline: Duration) -> Result<HsmUri, Error> {
     match uri.target() {
         Target::Soft { path } => soft::create_soft_key(path),
-        Target::Pkcs11(_) | Target::Zymkey { .. } => {
+        Target::Pkcs11(key) => pkcs11::generate(uri, key, deadline),
+        Target::Zymkey { .. } => {
             let _ = deadline;
             Err(Error::NoBackend {
                 backend: uri.backend(),
