@@ -8,12 +8,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use zk_hsm::{Hsm, Options};
 
-use crate::world::{Run, World, ctl, finish, mode};
+use crate::world::{Run, World, ctl, finish, mode, program};
 
 /// A key without a device.
-struct Key {
-    dir: TempDir,
-    uri: String,
+pub(crate) struct Key {
+    pub(crate) dir: TempDir,
+    pub(crate) uri: String,
 }
 
 impl Key {
@@ -27,12 +27,15 @@ impl Key {
         key
     }
 
-    fn ctl(&self, arguments: &[&str], stdin: &[u8]) -> Run {
+    pub(crate) fn ctl(&self, arguments: &[&str], stdin: &[u8]) -> Run {
         let all = [&["hsm", "--hsm", &self.uri], arguments].concat();
-        ctl(self.dir.path(), &all, stdin)
+        let mut command = program(self.dir.path());
+        // where SoftHSM2 has its tokens; others don't look at it
+        command.env("SOFTHSM2_CONF", self.dir.path().join("softhsm2.conf"));
+        finish(command.args(all), stdin)
     }
 
-    fn sh(&self, script: &str) -> Run {
+    pub(crate) fn sh(&self, script: &str) -> Run {
         let mut command = Command::new("sh");
         finish(
             command.current_dir(self.dir.path()).args(["-ec", script]),
@@ -40,11 +43,11 @@ impl Key {
         )
     }
 
-    fn read(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.dir.path().join(name)).unwrap()
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
         fs::write(self.dir.path().join(name), bytes).unwrap();
     }
 }

@@ -104,10 +104,9 @@ async fn wrong_arguments_are_told_with_what_is_right() {
         .ctl(&["hsm", "csr", "--out", "no/such/dir.pem"])
         .ends(1);
     out.says(&["no/such/dir.pem"]);
-    let hardware = world
-        .ctl(&["hsm", "info", "--hsm", "zymkey:slot=0"])
-        .ends(1);
-    hardware.says(&["zymkey:slot=0", "no zymkey backend"]);
+    let nowhere = "zymkey:slot=0?module-path=/nowhere/lib.so";
+    let hardware = world.ctl(&["hsm", "info", "--hsm", nowhere]).ends(1);
+    hardware.says(&[nowhere, "/nowhere/lib.so can't be loaded", "No such file"]);
     assert!(world.stored().await.is_empty());
 }
 

@@ -280,11 +280,17 @@ impl Run {
 }
 
 pub(crate) fn ctl(dir: &Path, arguments: &[&str], stdin: &[u8]) -> Run {
+    finish(program(dir).args(arguments), stdin)
+}
+
+/// `zk-ctl` in a directory.
+pub(crate) fn program(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zk-ctl"));
     for name in ["CONFIG", "HSM", "ENDPOINT", "SPOOL"] {
         command.env_remove(format!("ZK_CTL_{name}"));
     }
-    finish(command.current_dir(dir).args(arguments), stdin)
+    command.current_dir(dir);
+    command
 }
 
 /// Runs a command to its end.
