@@ -23,7 +23,7 @@ pub(crate) enum Area {
     Peers,
     /// The store on the embedded engine and on dynalite.
     Store,
-    /// The demo, built and run as the README says.
+    /// The demo, built and run as the README says, also on a simulated chip.
     Demo,
     /// Each fuzz target, for a short time.
     Fuzz,
@@ -83,6 +83,8 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
     if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
         stage(&mut stages, "demo", || cargo(&root, &demo))?;
+        let demo = [&demo[..], &["--", "--hsm", "sim"]].concat();
+        stage(&mut stages, "demo on a chip", || cargo(&root, &demo))?;
     }
     if wanted(Area::Fuzz) {
         stage(&mut stages, "fuzz", || fuzz::run(None, FUZZING, false))?;
