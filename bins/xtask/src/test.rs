@@ -54,8 +54,8 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             stage(&mut stages, "python", || test(&root, &targets(["python"])))?;
         }
         Some(Area::Peers) => {
-            // Certificates are in `it`, requests in `csr`.
-            let openssl = targets(["openssl", "csr", "it"]);
+            // Those of an HSM are in `certificate`, an authority's in `it`.
+            let openssl = targets(["openssl", "certificate", "it"]);
             stage(&mut stages, "openssl", || test(&root, &openssl))?;
             stage(&mut stages, "nginx", || test(&root, &targets(["nginx"])))?;
             let gateway = [&targets(["gateway"])[..], &["--", "curl::"]].concat();

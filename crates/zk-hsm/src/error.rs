@@ -79,17 +79,8 @@ pub enum Error {
         source: rustls::Error,
     },
 
-    /// The common name for a certificate request can't stand in a certificate.
-    #[error(
-        "the common name {problem}; give 1 to 64 characters without control characters \
-         (RFC 5280, ub-common-name)"
-    )]
-    CommonName {
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-
-    /// A public key or a certificate request could not be written as DER.
+    /// A public key, a certificate or a request for one could not be written as
+    /// DER.
     #[error("DER encoding failed")]
     Encoding {
         /// The encoder's report.
@@ -285,6 +276,16 @@ pub enum Error {
         after: Duration,
     },
 
+    /// Part of a [`Subject`](crate::Subject) can't stand in a certificate.
+    /// Nothing was signed.
+    #[error("the subject's {attribute} {problem}")]
+    Subject {
+        /// Which part.
+        attribute: &'static str,
+        /// What is wrong with it, or what it may be.
+        problem: Box<str>,
+    },
+
     /// rustls refused the configuration.
     #[error("rustls refused the TLS configuration")]
     Tls {
@@ -344,6 +345,13 @@ pub enum Error {
     #[error(transparent)]
     Uri(#[from] UriError),
 
+    /// A certificate can't be valid for such a time.
+    #[error("the certificate's validity {problem}")]
+    Validity {
+        /// What is wrong with it, or what it may be.
+        problem: &'static str,
+    },
+
     /// A call has been stuck inside the HSM for longer than the deadline, so
     /// no further one is made.
     #[error(
@@ -389,17 +397,18 @@ impl Error {
             | Self::WorkerDied => Class::Fatal,
             Self::CertificateMismatch { .. }
             | Self::CertificateUnusable { .. }
-            | Self::CommonName { .. }
             | Self::Encoding { .. }
             | Self::KeyExists { .. }
             | Self::KeyFileExists { .. }
             | Self::Length { .. }
             | Self::NoBackend { .. }
+            | Self::Subject { .. }
             | Self::Tls { .. }
             | Self::UnlockRefused
             | Self::UnlockUntrusted { .. }
             | Self::Unsupported { .. }
-            | Self::Uri(_) => Class::Logic,
+            | Self::Uri(_)
+            | Self::Validity { .. } => Class::Logic,
             Self::Library { class, .. } => *class,
         }
     }

@@ -11,9 +11,10 @@ use x509_cert::spki::{AlgorithmIdentifier, EncodePublicKey, SignatureAlgorithmId
 use zeroize::Zeroizing;
 
 use crate::backend::{self, Opener};
+use crate::certificate;
 use crate::counters::Counters;
-use crate::csr;
 use crate::error::{Error, Hex, Operation};
+use crate::subject::Subject;
 use crate::uri::{BackendKind, HsmUri};
 use crate::worker::{self, State, Worker};
 
@@ -221,15 +222,66 @@ impl Hsm {
     }
 
     /// A request for a TLS client certificate for this key: PKCS#10 (RFC 2986)
-    /// in PEM, subject `CN=<common_name>`, asking for key usage
-    /// digitalSignature and extended key usage clientAuth. Costs one signature.
+    /// in PEM, asking for key usage digitalSignature and extended key usage
+    /// clientAuth. A text is the common name; [`Subject`] has more. Costs one
+    /// signature.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let uri = zk_hsm::create_soft_key(dir.path().join("key.pem"))?;
+    /// # let hsm = zk_hsm::Hsm::open(&uri, zk_hsm::Options::default())?;
+    /// let pem = hsm.csr("pi-01")?;
+    /// assert!(pem.starts_with("-----BEGIN CERTIFICATE REQUEST-----\n"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::CommonName`], [`Error::Encoding`], or as for
+    /// [`Error::Subject`], [`Error::Encoding`], or as for
     /// [`sign`](Self::sign).
-    pub fn csr(&self, common_name: &str) -> Result<String, Error> {
-        csr::request(self, common_name)
+    pub fn csr(&self, subject: impl Into<Subject>) -> Result<String, Error> {
+        certificate::request(self, &subject.into())
+    }
+
+    /// A TLS client certificate for this key that the key itself signs: X.509
+    /// version 3 in PEM. Costs one signature.
+    ///
+    /// It vouches for nothing but itself: servers accept it only where it, or
+    /// its hash, is registered, as by AWS IoT's `register-certificate-without-ca`,
+    /// or pinned as a trust anchor. It is CA:FALSE, for digitalSignature and
+    /// clientAuth, with a random serial number of 126 bits; it is valid from an
+    /// hour before now (for servers whose clock is behind) until `lifetime`
+    /// from now, a second to 100 years.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use rustls::RootCertStore;
+    /// use rustls::pki_types::CertificateDer;
+    /// use rustls::pki_types::pem::PemObject;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let uri = zk_hsm::create_soft_key(dir.path().join("key.pem"))?;
+    /// # let hsm = zk_hsm::Hsm::open(&uri, zk_hsm::Options::default())?;
+    ///
+    /// let pem = hsm.self_signed("pi-01", Duration::from_secs(365 * 24 * 60 * 60))?;
+    ///
+    /// // once it is registered, it is the whole chain
+    /// let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes())?];
+    /// let config = hsm.client_config(chain, RootCertStore::empty(), &[])?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Subject`]; [`Error::Validity`], also if the clock of this
+    /// machine isn't set; [`Error::Encoding`], [`Error::Random`], or as for
+    /// [`sign`](Self::sign).
+    pub fn self_signed(
+        &self,
+        subject: impl Into<Subject>,
+        lifetime: Duration,
+    ) -> Result<String, Error> {
+        certificate::self_signed(self, &subject.into(), lifetime, SystemTime::now())
     }
 
     /// SubjectPublicKeyInfo, DER.
