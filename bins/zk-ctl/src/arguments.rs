@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -162,9 +163,42 @@ pub(crate) enum HsmCommand {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Csr {
-    /// The device's name [otherwise: device.id of the configuration]
+    /// The device's name: the common name, CN [otherwise: device.id of the
+    /// configuration]
     #[arg(long, value_name = "DEVICE")]
     pub(crate) name: Option<DeviceId>,
+
+    /// The organization, O
+    #[arg(long, value_name = "NAME")]
+    pub(crate) organization: Option<String>,
+
+    /// The organizational unit, OU
+    #[arg(long, value_name = "NAME")]
+    pub(crate) organizational_unit: Option<String>,
+
+    /// The state or province, ST
+    #[arg(long, value_name = "NAME")]
+    pub(crate) state: Option<String>,
+
+    /// The country, C: two capital letters
+    #[arg(long, value_name = "CODE")]
+    pub(crate) country: Option<String>,
+
+    /// The device's serial number
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) serial_number: Option<String>,
+
+    /// An alternative name: a host name; may be given again, as the next two
+    #[arg(long, value_name = "HOST")]
+    pub(crate) dns: Vec<String>,
+
+    /// An alternative name: an IP address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip: Vec<IpAddr>,
+
+    /// An alternative name: a URI
+    #[arg(long, value_name = "URI")]
+    pub(crate) uri: Vec<String>,
 
     /// A new file for it [otherwise: standard output]
     #[arg(long, value_name = "FILE")]
@@ -336,7 +370,10 @@ arguments.";
 
 const CSR_HELP: &str = "\
   zk-ctl hsm csr --out pi-01.csr.pem
-  zk-ctl hsm csr --hsm zymkey:slot=0 --name pi-01";
+  zk-ctl hsm csr --hsm zymkey:slot=0 --name pi-01 --organization 'Example Ltd' \\
+    --dns pi-01.plant.example --uri urn:dev:mac:b827ebfffe123456
+
+zk-setup device add wants CN alone; other authorities may want more.";
 
 const SIGN_HELP: &str = "\
 What is signed is the label `zk-ctl/1 signature`, a zero byte, and the file, by

@@ -180,7 +180,11 @@ impl Error {
             | Self::SpoolOfAgent { .. }
             | Self::TooLarge { .. }
             | Self::TwiceStandardInput => 2,
-            Self::Hsm { source, .. } if matches!(**source, zk_hsm::Error::Unsupported { .. }) => 6,
+            Self::Hsm { source, .. } => match **source {
+                zk_hsm::Error::Subject { .. } => 2,
+                zk_hsm::Error::Unsupported { .. } => 6,
+                _ => 1,
+            },
             _ => 1,
         }
     }

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 use zk_envelope::KeyId;
 use zk_hsm::{
-    BackendKind, Hsm, MAX_LOCK, Options, Signature, VerifyingKey, generate_key, list_keys,
+    BackendKind, Hsm, MAX_LOCK, Options, Signature, Subject, VerifyingKey, generate_key, list_keys,
 };
 
 pub(crate) use self::health::Report;
-use crate::arguments::{Common, HsmCommand, KeysCommand, Transform, Verify};
+use crate::arguments::{Common, Csr, HsmCommand, KeysCommand, Transform, Verify};
 use crate::outcome::{Outcome, Output, table};
 use crate::{Error, files};
 
@@ -28,7 +28,7 @@ pub(crate) fn run(common: &Common, command: &HsmCommand, json: bool) -> Result<O
                 Some(name) => name.clone(),
                 None => common.read()?.device.id,
             };
-            request(&common.key()?, name.as_str(), csr.out.as_deref())
+            request(&common.key()?, name.as_str(), csr)
         }
         HsmCommand::Sign(files) => sign(&common.key()?, files),
         HsmCommand::Verify(verify) => self::verify(common, verify),
@@ -115,10 +115,11 @@ fn point(key: &VerifyingKey) -> String {
     base16ct::lower::encode_string(point.as_bytes().get(1..).unwrap_or_default())
 }
 
-fn request(hsm: &Hsm, name: &str, out: Option<&Path>) -> Result<Outcome, Error> {
+fn request(hsm: &Hsm, name: &str, csr: &Csr) -> Result<Outcome, Error> {
     let pem = hsm
-        .csr(name)
+        .csr(subject(name, csr))
         .map_err(|error| Error::hsm(hsm.uri(), error))?;
+    let out = csr.out.as_deref();
     let json = json!({ "device": name, "csr": pem, "out": out });
     let Some(out) = out else {
         return Ok(Outcome::done(pem.trim_end().to_owned(), json));
@@ -128,6 +129,26 @@ fn request(hsm: &Hsm, name: &str, out: Option<&Path>) -> Result<Outcome, Error> 
     Ok(Outcome::done(format!("created  {out}"), json).hint(format!(
         "Next, where the authorities are: zk-setup device add {name} --csr {out}"
     )))
+}
+
+fn subject(name: &str, csr: &Csr) -> Subject {
+    let mut subject = Subject::new(name);
+    let set = |subject, value: &Option<String>, with: fn(Subject, String) -> Subject| match value {
+        Some(value) => with(subject, value.clone()),
+        None => subject,
+    };
+    subject = set(subject, &csr.organization, Subject::organization);
+    subject = set(
+        subject,
+        &csr.organizational_unit,
+        Subject::organizational_unit,
+    );
+    subject = set(subject, &csr.state, Subject::state);
+    subject = set(subject, &csr.country, Subject::country);
+    subject = set(subject, &csr.serial_number, Subject::serial_number);
+    subject = csr.dns.iter().fold(subject, Subject::dns_name);
+    subject = csr.ip.iter().copied().fold(subject, Subject::ip_address);
+    csr.uri.iter().fold(subject, Subject::uri)
 }
 
 fn sign(hsm: &Hsm, transform: &Transform) -> Result<Outcome, Error> {

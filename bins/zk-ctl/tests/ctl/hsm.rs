@@ -121,6 +121,42 @@ async fn a_request_is_one_that_openssl_takes() {
 }
 
 #[test]
+fn a_request_has_the_subject_and_names_that_were_asked_for() {
+    let key = Key::new();
+    let words = "--name pi-07 --organization A,B --organizational-unit Roof --state Bavaria \
+                 --country DE --serial-number 1000 --dns pi-07.example --dns pi.example \
+                 --ip 192.0.2.7 --ip 2001:db8::7 --uri urn:dev:mac:b827ebfffe123456";
+    let words: Vec<_> = ["csr"]
+        .into_iter()
+        .chain(words.split(' ').filter(|w| !w.is_empty()))
+        .collect();
+    key.write("csr.pem", &key.ctl(&words, b"").ends(0).out);
+    let script = "openssl req -in csr.pem -verify -noout -text -nameopt RFC2253 2>&1";
+    let seen = key.sh(script).ends(0);
+    for part in [
+        "serialNumber=1000,CN=pi-07,OU=Roof,O=A\\,B,ST=Bavaria,C=DE",
+        "DNS:pi-07.example, DNS:pi.example",
+        "IP Address:192.0.2.7, IP Address:2001:DB8:0:0:0:0:0:7",
+        "URI:urn:dev:mac:b827ebfffe123456",
+        "TLS Web Client Authentication",
+    ] {
+        assert!(seen.text().contains(part), "no {part} in {}", seen.text());
+    }
+    for (flag, value, says) in [
+        ("--country", "Germany", "two capital letters"),
+        ("--dns", "*.example", "DNS name"),
+        ("--uri", "no scheme", "URI"),
+        ("--ip", "192.0.2.256", "--ip"),
+        ("--organization", "", "organization"),
+    ] {
+        let words = ["csr", "--name", "pi-07", flag, value];
+        let refused = key.ctl(&words, b"").ends(2);
+        assert!(refused.out.is_empty());
+        refused.says(&[says]);
+    }
+}
+
+#[test]
 fn what_is_locked_is_unlocked_and_nothing_else_is() {
     let key = Key::new();
     key.write("secret", b"a secret\n");
