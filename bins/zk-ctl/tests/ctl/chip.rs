@@ -11,7 +11,7 @@ use serde_json::Value;
 use zk_hsm_sim::{Daemon, Device, Fault, Faults, Model, Rule};
 
 use crate::hsm::Key;
-use crate::world::{World, program};
+use crate::world::{World, as_documented, program};
 
 /// Slot 0 of a new chip.
 fn chip(model: Model) -> (Key, Device) {
@@ -337,4 +337,18 @@ async fn doctor_names_what_is_wrong_with_a_chip() {
     fs::set_permissions(&module, fs::Permissions::from_mode(0o700)).unwrap();
     fs::write(&module, b"not a library").unwrap();
     failed(&uri(&device, 0), &["can't be loaded", "module-path"]);
+}
+
+#[test]
+fn what_the_document_shows_works() {
+    let run = as_documented("chip.rs").ends(0);
+    let text = run.text();
+    for part in [
+        "HSM6 SIMULATOR",
+        "zymkey:slot=16?",
+        "valid    signed by key",
+        "state ready",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::hsm::Key;
-use crate::world::{World, finish};
+use crate::world::{World, as_documented, finish};
 
 /// A token without keys, and the URI that a key is to have there.
 fn token() -> Key {
@@ -138,4 +138,19 @@ async fn doctor_names_what_is_wrong_with_a_token() {
     );
     token.write("pin", b"0000000");
     failed(&token.uri, &["PIN", "lock a token for good"]);
+}
+
+#[test]
+#[ignore = "needs softhsm2"]
+fn what_the_document_shows_works() {
+    let run = as_documented("token.rs").ends(0);
+    let text = run.text();
+    for part in [
+        "object=device",
+        "SoftHSM v2",
+        "created  pi-01.csr.pem",
+        "a secret",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
 }

@@ -221,3 +221,44 @@ fn help_and_document_agree() {
         assert!(codes.contains(&format!(" {code} ")), "{code}: {codes}");
     }
 }
+
+/// docs/hsm.md says of each error, and of each code of Zymbit's library, what
+/// to do.
+#[test]
+fn the_document_has_every_error_of_a_key() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let document = read("docs/hsm.md");
+    let between = |text: &str, begin: &str, end: &str| {
+        let rest = text.split(begin).nth(1).unwrap();
+        rest.split(end).next().unwrap().to_owned()
+    };
+    let errors = read("crates/zk-hsm/src/error.rs");
+    let errors = between(&errors, "pub enum Error {", "\n}\n");
+    let variants = errors
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
+        .map(|line| line.split([' ', '(', ',']).next().unwrap());
+    let mut seen = 0;
+    for variant in variants {
+        let row = format!("`{variant}`");
+        assert!(document.contains(&row), "docs/hsm.md lacks {row}");
+        seen += 1;
+    }
+    assert!(seen > 25, "{seen}");
+
+    let backend = read("crates/zk-hsm/src/backend/zymkey.rs");
+    let codes = between(&backend, "const TRANSIENT", "];");
+    let table = between(&document, "### Codes of Zymbit's library", "###");
+    let codes = codes.split('"').skip(1).step_by(2);
+    let mut seen = 0;
+    for code in codes.filter(|code| code.starts_with('E')) {
+        assert!(
+            table.contains(&format!("-{code} ")),
+            "docs/hsm.md lacks {code}"
+        );
+        seen += 1;
+    }
+    assert!(seen > 15, "{seen}");
+}

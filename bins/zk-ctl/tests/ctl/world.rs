@@ -293,6 +293,35 @@ pub(crate) fn program(dir: &Path) -> Command {
     command
 }
 
+/// Runs what docs/hsm.md shows and says to be run by `here`, as a person in an
+/// empty directory.
+pub(crate) fn as_documented(here: &str) -> Run {
+    let document = include_str!("../../../../docs/hsm.md");
+    let mark = format!("<!-- run by bins/zk-ctl/tests/ctl/{here} -->\n```sh\n");
+    let blocks = document.split(&mark).skip(1);
+    let script: String = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(!script.is_empty(), "{here}");
+    // what cargo builds is there already
+    let built = std::env::current_exe().unwrap();
+    let built = built.parent().unwrap().to_str().unwrap();
+    let script: String = script
+        .lines()
+        .filter(|line| !line.starts_with("cargo "))
+        .map(|line| line.replace("target/debug", built) + "\n")
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_zk-ctl")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-euxc", &script])
+        .env("PATH", format!("{}:{path}", programs.display()))
+        .current_dir(dir.path());
+    finish(&mut shell, b"")
+}
+
 /// Runs a command to its end.
 pub(crate) fn finish(command: &mut Command, stdin: &[u8]) -> Run {
     let mut child = command
