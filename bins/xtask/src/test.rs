@@ -17,7 +17,8 @@ use crate::fuzz;
 pub(crate) enum Area {
     /// Each crate and program through its public surface, and end to end.
     Workspace,
-    /// Envelopes between our code, Python and OpenSSL.
+    /// Envelopes between our code, Python and OpenSSL; the chip's simulator under
+    /// the vendor's Python client.
     Python,
     /// TLS, HTTP, certificates and signatures against curl, nginx and OpenSSL.
     Peers,
@@ -51,7 +52,8 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             })?;
         }
         Some(Area::Python) => {
-            stage(&mut stages, "python", || test(&root, &targets(["python"])))?;
+            let python = targets(["python", "zku"]);
+            stage(&mut stages, "python", || test(&root, &python))?;
         }
         Some(Area::Peers) => {
             // Those of an HSM are in `certificate`, an authority's in `it`.
@@ -272,13 +274,19 @@ fn python_packages(root: &Path) -> Result<()> {
         let mut make = Command::new("python3");
         finish(make.args(["-m", "venv"]).arg(&environment))?;
     }
-    let mut install = Command::new(&python);
-    finish(
-        install
-            .args(["-m", "pip", "install", "--quiet"])
-            .args(["--disable-pip-version-check", "--requirement"])
-            .arg(root.join("tests/requirements.txt")),
-    )
+    let pip = |arguments: &[&str], packages| {
+        let mut install = Command::new(&python);
+        finish(
+            install
+                .args(["-m", "pip", "install", "--quiet"])
+                .args(["--disable-pip-version-check"])
+                .args(arguments)
+                .arg("--requirement")
+                .arg(root.join(packages)),
+        )
+    };
+    pip(&[], "tests/requirements.txt")?;
+    pip(&["--no-deps"], "tests/zku.txt")
 }
 
 fn npm_packages(root: &Path) -> Result<()> {

@@ -226,10 +226,7 @@ impl Chip {
                 return Err(code);
             }
         }
-        let plan = {
-            self.with_faults(|_| ())?;
-            lock(&self.faults).plan(call, Instant::now())
-        };
+        let plan = self.with_engine(|engine| engine.plan(call, Instant::now()))?;
         if !plan.hang.is_empty() {
             self.wait_while(|faults| plan.hang.iter().any(|rule| faults.rules.contains(rule)))?;
         }
@@ -244,16 +241,19 @@ impl Chip {
     }
 
     fn with_faults<T>(&self, look: impl FnOnce(&Faults) -> T) -> Result<T, Code> {
+        self.with_engine(|engine| look(engine.faults()))
+    }
+
+    /// With the faults as the file has them now.
+    fn with_engine<T>(&self, work: impl FnOnce(&mut Engine) -> T) -> Result<T, Code> {
         let mut engine = lock(&self.faults);
-        match engine.read() {
-            Ok(faults) => Ok(look(faults)),
-            Err((is_new, problem)) => {
-                if is_new {
-                    say(&problem);
-                }
-                Err(Errno::IO.into())
+        engine.read().map_err(|problem| {
+            if let Some(problem) = problem {
+                say(&problem);
             }
-        }
+            Errno::IO
+        })?;
+        Ok(work(&mut engine))
     }
 
     fn wait_while(&self, holds: impl Fn(&Faults) -> bool) -> Result<(), Code> {
@@ -275,7 +275,7 @@ fn find_directory(library: Option<PathBuf>) -> Result<Option<PathBuf>, Code> {
     }
     // Where the file lies, not where a link to it does. A program's own name may
     // be no path; then this isn't a library of its own.
-    let Some(library) = library.filter(|path| path.is_absolute()) else {
+    let Some(library) = library.filter(|path| path.components().count() > 1) else {
         return Ok(None);
     };
     let file = fs::canonicalize(&library).map_err(device::failed("find", &library))?;
@@ -338,7 +338,8 @@ impl Session<'_> {
     }
 
     pub(crate) fn serial_number(&self) -> String {
-        format!("SIMULATOR-{}", self.chip.settings.serial)
+        let serial = self.chip.settings.serial.as_deref();
+        format!("SIMULATOR-{}", serial.unwrap_or("0"))
     }
 
     pub(crate) fn firmware_version(&self) -> String {
@@ -445,7 +446,7 @@ impl Session<'_> {
     fn foreign(&self, slot: i32) -> Result<VerifyingKey<NistP256>, Code> {
         self.needs_large()?;
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
-        if slot >= FOREIGN_POOL {
+        if !FOREIGN.contains(&slot) {
             return Err(Errno::INVAL.into());
         }
         let public = self.chip.store.read(|state| {
@@ -464,7 +465,7 @@ impl Session<'_> {
         let public = base16ct::lower::encode_string(public);
         self.chip.store.change(|state| {
             let free = |slot: &u32| !state.foreign.iter().any(|key| key.slot == *slot);
-            let slot = (0..FOREIGN_POOL).find(free).ok_or(Errno::NOSPC)?;
+            let slot = FOREIGN.into_iter().find(free).ok_or(Errno::NOSPC)?;
             state.foreign.push(Foreign { slot, public });
             Ok(i32::try_from(slot).map_err(|_| Errno::IO)?)
         })?
@@ -487,7 +488,12 @@ impl Session<'_> {
     pub(crate) fn remove(&self, slot: i32, foreign: bool) -> Result<(), Code> {
         self.needs_large()?;
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
-        if !foreign && !GENERATED.contains(&slot) {
+        let removable = if foreign {
+            FOREIGN.contains(&slot)
+        } else {
+            GENERATED.contains(&slot)
+        };
+        if !removable {
             return Err(Errno::INVAL.into());
         }
         self.chip.store.change(|state| {
@@ -676,8 +682,10 @@ impl Session<'_> {
 /// The vendor's pool of key pairs, and the slots of those that are generated.
 const POOL: u32 = 512;
 const GENERATED: std::ops::Range<u32> = 16..16 + POOL;
-/// The vendor's pool of other devices' keys.
+/// The vendor's pool of other devices' keys. Their slots are not published; the
+/// client's documentation has 0 for a failure.
 const FOREIGN_POOL: u32 = 128;
+const FOREIGN: std::ops::RangeInclusive<u32> = 1..=FOREIGN_POOL;
 
 const NOTIFY: u32 = 1;
 const SELF_DESTRUCT: u32 = 2;

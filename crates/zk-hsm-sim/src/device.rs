@@ -128,7 +128,7 @@ pub enum Unlock {
 }
 
 /// What a device is: the content of its `zk-hsm-sim.toml`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The model.
@@ -136,18 +136,8 @@ pub struct Settings {
     /// What unlocking returns.
     pub unlock: Unlock,
     /// The serial number, which is returned after the word `SIMULATOR-`:
-    /// printable ASCII, 1 to 64 bytes.
-    pub serial: String,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            model: Model::default(),
-            unlock: Unlock::default(),
-            serial: "0".to_owned(),
-        }
-    }
+    /// printable ASCII, 1 to 64 bytes. Without one it is 0.
+    pub serial: Option<String>,
 }
 
 impl From<Model> for Settings {
@@ -178,9 +168,10 @@ impl Settings {
     }
 
     fn check(self) -> Result<Self, String> {
-        let length = 1..=64;
-        if length.contains(&self.serial.len()) && self.serial.bytes().all(|b| b.is_ascii_graphic())
-        {
+        let is_good = |serial: &String| {
+            (1..=64).contains(&serial.len()) && serial.bytes().all(|b| b.is_ascii_graphic())
+        };
+        if self.serial.as_ref().is_none_or(is_good) {
             Ok(self)
         } else {
             Err("serial must be 1 to 64 printable ASCII characters".to_owned())
@@ -199,7 +190,7 @@ pub struct Device {
 
 impl Device {
     /// Makes `directory`, with mode 0700, a new device. Its keys come into being
-    /// when it is first opened. A [`Model`] alone gets a serial number at random.
+    /// when it is first opened. Without a serial number it gets one at random.
     ///
     /// # Errors
     ///
@@ -216,10 +207,10 @@ impl Device {
             return Err(Error::Exists { path: directory });
         }
         let mut settings: Settings = settings.into();
-        if settings.serial == Settings::default().serial {
+        if settings.serial.is_none() {
             let mut bytes = [0; 8];
             getrandom::fill(&mut bytes)?;
-            settings.serial = base16ct::lower::encode_string(&bytes);
+            settings.serial = Some(base16ct::lower::encode_string(&bytes));
         }
         let syntax = |problem| Error::Syntax {
             path: path.clone(),

@@ -415,7 +415,7 @@ pub(crate) struct Effects {
 pub(crate) struct Engine {
     path: Option<PathBuf>,
     /// Tells one writing of the file from the next, were it the same text.
-    stamp: Option<(u64, i64, i64)>,
+    stamp: Stamp,
     text: String,
     faults: Faults,
     progress: Vec<Progress>,
@@ -488,30 +488,32 @@ impl Engine {
         }
     }
 
-    /// What the file says now. The error is to be told if it is new: the first
-    /// of the two says that.
-    pub(crate) fn read(&mut self) -> Result<&Faults, (bool, String)> {
+    /// Reads the file. The error is the reason, unless it is the same as before.
+    pub(crate) fn read(&mut self) -> Result<(), Option<String>> {
         let Some(path) = &self.path else {
-            return Ok(&self.faults);
+            return Ok(());
         };
-        let before = self.problem.clone();
+        let before = self.problem.take();
         let result = read_file(path).and_then(|(stamp, text)| {
-            if self.stamp != stamp || self.text != text || self.problem.is_some() {
+            if self.stamp != stamp || self.text != text || before.is_some() {
                 let faults = text.parse::<Faults>()?;
                 self.progress = faults.rules.iter().map(Progress::new).collect();
                 self.faults = faults;
             }
-            (self.stamp, self.text, self.problem) = (stamp, text, None);
+            (self.stamp, self.text) = (stamp, text);
             Ok(())
         });
-        match result {
-            Ok(()) => Ok(&self.faults),
-            Err(problem) => {
-                let problem = format!("{}: {problem}", path.display());
-                self.problem = Some(problem.clone());
-                Err((before.as_ref() != Some(&problem), problem))
-            }
-        }
+        result.map_err(|problem| {
+            let problem = format!("{}: {problem}", path.display());
+            let is_new = before.as_ref() != Some(&problem);
+            self.problem = Some(problem.clone());
+            is_new.then_some(problem)
+        })
+    }
+
+    /// As they were last read.
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     /// Counts the call, and says what is to happen to it.
@@ -547,6 +549,7 @@ impl Engine {
     }
 }
 
+/// Inode and time of modification, if there is a file.
 type Stamp = Option<(u64, i64, i64)>;
 
 fn read_file(path: &PathBuf) -> Result<(Stamp, String), String> {

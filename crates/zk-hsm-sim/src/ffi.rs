@@ -716,7 +716,8 @@ fn allocate(content: &[u8], length: usize) -> Result<*mut u8, Code> {
     }
 }
 
-/// The file that this code was loaded from.
+/// The file that this code was loaded from. By the address of a function that isn't
+/// exported, which is never another copy's.
 fn own_file() -> Option<PathBuf> {
     let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
     // SAFETY: dladdr takes any address, and writes to `info`, which is all zeros
@@ -724,7 +725,7 @@ fn own_file() -> Option<PathBuf> {
     // name is NULL or a string that lives as long as the library is loaded, which
     // it is while its code runs.
     let name = unsafe {
-        libc::dladdr(zkSimulatorVersion as *const c_void, info.as_mut_ptr());
+        libc::dladdr(own_file as *const c_void, info.as_mut_ptr());
         let name = info.assume_init().dli_fname;
         if name.is_null() {
             return None;

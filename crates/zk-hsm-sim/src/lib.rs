@@ -14,7 +14,7 @@
 //! use zk_hsm_sim::{Device, Fault, Faults, Model, Rule};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let device = Device::create("/tmp/chip", Model::Zymkey4i)?;
+//! let device = Device::create("chip", Model::Zymkey4i)?;
 //! let library = device.module_path(); // for the program under test
 //! device.set_faults(&Rule::new("sign", Fault::Code(-110)).after(10).count(1).into())?;
 //! // The eleventh signature times out.
@@ -34,8 +34,9 @@
 //! 3. a device in memory that ends with the process. No fault strikes it.
 //!
 //! A library is one device in a process. A copy in another directory is another
-//! one: [`Device::create`] makes such a directory. Several processes may use one
-//! device at a time.
+//! one: [`Device::create`] makes such a directory, and so does
+//! `mkdir chip; cp libzk_hsm_sim.so chip; echo 'model = "hsm6"' >chip/zk-hsm-sim.toml`.
+//! Several processes may use one device at a time.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -55,7 +56,8 @@
 //!   are `-ENOSYS`. A digest signed twice has two signatures, and s is high in half
 //!   of them. The recovery id is the parity of y.
 //! - A `zymkey4i` and an `hsm4` have keys in slots 0 to 2, an `hsm6` in 0 to 11; it
-//!   makes others in 16 to 527, and keeps 128 public keys of others. A slot that
+//!   makes others in 16 to 527, and keeps public keys of others in 128 slots of
+//!   their own, from 1. A slot that
 //!   can't be is `-EINVAL`, an empty one `-ENOENT`. What a model doesn't have, and
 //!   ECDH, wallets and supervised boot of any model, is `-ENOSYS`.
 //! - What is locked for the device alone is opened by it alone; what is locked with

@@ -6,6 +6,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use tempfile::TempDir;
+
 use crate::support::{Chip, EINVAL, ENODEV, EPERM, Module, Room, room};
 use zk_hsm_sim::{Device, Error, Model, Settings, Unlock};
 
@@ -84,6 +86,16 @@ fn a_link_leads_to_the_device() {
 }
 
 #[test]
+fn a_relative_path_leads_there_too() {
+    let room = room(Model::Hsm4);
+    let output = probe_command(Path::new("./libzk_hsm_sim.so"))
+        .current_dir(room.dir.path().join("device"))
+        .output()
+        .unwrap();
+    assert!(probed(&output)[0].starts_with("HSM4"));
+}
+
+#[test]
 fn only_its_owner_may_look_into_a_device() {
     let room = room(Model::Zymkey4i);
     room.chip();
@@ -105,7 +117,7 @@ fn a_directory_becomes_a_device_once() {
     let none = Device::open(room.dir.path()).unwrap_err();
     assert!(matches!(none, Error::NotADevice { .. }), "{none}");
     let mut settings = Settings::from(Model::Zymkey4i);
-    settings.serial = "with\nnewline".to_owned();
+    settings.serial = Some("with\nnewline".to_owned());
     let bad = Device::create(room.dir.path().join("other"), settings).unwrap_err();
     assert!(matches!(bad, Error::Syntax { .. }), "{bad}");
     assert!(!room.dir.path().join("other").exists());
@@ -161,6 +173,30 @@ fn a_damaged_state_is_an_error_that_shows_no_key() {
     assert_eq!(room.chip().public_key(0).unwrap(), key);
 }
 
+#[test]
+fn a_missing_library_is_named_with_the_command_that_builds_it() {
+    if let Some(directory) = env::var_os("PROBE_NEW_DEVICE") {
+        let error = Device::create(directory, Model::Zymkey4i).unwrap_err();
+        assert!(matches!(error, Error::LibraryMissing { .. }));
+        println!("\nprobe: {error}");
+        return;
+    }
+    let elsewhere = TempDir::new().unwrap();
+    let program = elsewhere.path().join("program");
+    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    let device = elsewhere.path().join("device");
+    let output = Command::new(&program)
+        .args(["--nocapture", "--exact"])
+        .arg("devices::a_missing_library_is_named_with_the_command_that_builds_it")
+        .env("PROBE_NEW_DEVICE", &device)
+        .output()
+        .unwrap();
+    let error = probed(&output).concat();
+    assert!(error.contains("cargo build -p zk-hsm-sim"), "{error}");
+    assert!(error.contains(program.to_str().unwrap()), "{error}");
+    assert!(!device.exists());
+}
+
 /// Prints what the environment's device is. The tests below run it in processes
 /// of their own.
 #[test]
@@ -189,16 +225,17 @@ fn probe(room: &Room, environment: &[(&str, &str)]) -> Output {
 }
 
 fn probe_of(library: &Path, environment: &[(&str, &str)]) -> Output {
-    Command::new(env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "devices::probe_of_the_environment",
-            "--nocapture",
-        ])
-        .env("PROBE_LIBRARY", library)
-        .envs(environment.iter().copied())
-        .output()
-        .unwrap()
+    let mut command = probe_command(library);
+    command.envs(environment.iter().copied()).output().unwrap()
+}
+
+fn probe_command(library: &Path) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args(["--exact", "--nocapture"])
+        .arg("devices::probe_of_the_environment")
+        .env("PROBE_LIBRARY", library);
+    command
 }
 
 /// Model, serial number, what unlocking returns, public key.
@@ -244,7 +281,7 @@ fn without_a_directory_it_is_a_device_of_the_process() {
 fn the_environment_goes_before_the_directory_of_the_file() {
     let mut settings = Settings::from(Model::Zymkey4i);
     settings.unlock = Unlock::Header;
-    settings.serial = "17".to_owned();
+    settings.serial = Some("17".to_owned());
     let (room, other) = (room(settings), room(Model::Hsm4));
     let own = probed(&probe(&room, &[]));
     assert_eq!((&own[1][..], &own[2][..]), ("SIMULATOR-17", "0"));

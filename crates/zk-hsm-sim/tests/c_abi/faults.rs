@@ -369,6 +369,21 @@ fn a_file_that_cannot_be_followed_is_no_file_without_faults() {
 }
 
 #[test]
+fn a_file_is_read_anew_though_its_time_is_the_same() {
+    let (room, chip) = opened();
+    let path = room.dir.path().join("device/faults.toml");
+    strike(&room, Rule::new("sign", Fault::Code(EIO)));
+    assert_eq!(chip.sign(&DIGEST, 0), Err(EIO));
+    let text = fs::read_to_string(&path).unwrap();
+    let time = fs::metadata(&path).unwrap().modified().unwrap();
+    // in place, and as long as it was
+    fs::write(&path, text.replace("-5", "-7")).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(time).unwrap();
+    assert_eq!(chip.sign(&DIGEST, 0), Err(-7));
+}
+
+#[test]
 fn faults_survive_the_file_and_bad_ones_are_not_written() {
     let room = room(Model::Zymkey4i);
     let all = [

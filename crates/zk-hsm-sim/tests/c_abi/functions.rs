@@ -113,7 +113,7 @@ fn every_string_says_simulator() {
         (Model::Hsm6, "HSM6 SIMULATOR (zk-hsm-sim)"),
     ] {
         let mut settings = Settings::from(model);
-        settings.serial = "17".to_owned();
+        settings.serial = Some("17".to_owned());
         let room = room(settings);
         let chip = room.chip();
         let text = |name| chip.text(name).unwrap().unwrap();
@@ -373,20 +373,24 @@ fn an_hsm6_verifies_by_others_keys_such_as_the_vendors_sample() {
     assert!(is_high(&signature));
     let room = room(Model::Hsm6);
     let chip = room.chip();
-    assert_eq!(chip.verify_foreign(&digest, 0, &signature), Err(ENOENT));
-    assert_eq!(chip.store_foreign(0, &key), Ok(0));
-    assert_eq!(chip.verify_foreign(&digest, 0, &signature), Ok(1));
-    assert_eq!(chip.verify_foreign(&[1; 32], 0, &signature), Ok(0));
-    assert_eq!(chip.export_public_key(0, true).unwrap(), key);
-    assert_eq!(chip.slots(true), Ok((128, vec![0])));
+    assert_eq!(chip.verify_foreign(&digest, 1, &signature), Err(ENOENT));
+    assert_eq!(chip.store_foreign(0, &key), Ok(1));
+    assert_eq!(chip.verify_foreign(&digest, 1, &signature), Ok(1));
+    assert_eq!(chip.verify_foreign(&[1; 32], 1, &signature), Ok(0));
+    assert_eq!(chip.export_public_key(1, true).unwrap(), key);
+    assert_eq!(chip.slots(true), Ok((128, vec![1])));
     let path = room.dir.path().join("foreign.pem");
-    assert_eq!(chip.export_public_key_to(&path, 0, true), Ok(0));
+    assert_eq!(chip.export_public_key_to(&path, 1, true), Ok(0));
     let pem = fs::read_to_string(path).unwrap();
     let exported = VerifyingKey::from_public_key_pem(&pem).unwrap();
     assert_eq!(exported, verifying_key(&key));
-    assert_eq!(chip.remove_key(0, true), Ok(0));
-    assert_eq!(chip.remove_key(0, true), Err(ENOENT));
+    assert_eq!(chip.remove_key(1, true), Ok(0));
+    assert_eq!(chip.remove_key(1, true), Err(ENOENT));
     assert_eq!(chip.slots(true), Ok((128, vec![])));
+    for slot in [0, 129, -1] {
+        assert_eq!(chip.remove_key(slot, true), Err(EINVAL));
+        assert_eq!(chip.export_public_key(slot, true), Err(EINVAL));
+    }
     // Not on the curve, too short, another curve.
     assert_eq!(chip.store_foreign(0, &[1; 64]), Err(EINVAL));
     assert_eq!(chip.store_foreign(0, &key[1..]), Err(EINVAL));
