@@ -182,10 +182,13 @@ impl Zymkey {
                 .is_err_and(|again| again.is_a_refusal())
     }
 
-    /// Sees that the library gives back what was locked, and refuses it once a
-    /// bit of it was changed: its return code for that is told in two ways, and
-    /// by the wrong one everything would seem authentic.
-    fn try_unlocking(&mut self) -> Result<(), Error> {
+    /// Sees, once for each library, that it gives back what was locked, and
+    /// refuses it when a bit of it was changed: its return code for that is
+    /// told in two ways, and by the wrong one everything would seem authentic.
+    fn trust_unlocking(&mut self, operation: Operation) -> Result<(), Error> {
+        if self.context.library().is_unlock_trusted() {
+            return Ok(());
+        }
         let untrusted = |name: &Name, problem| Error::UnlockUntrusted {
             hsm: name.0.clone(),
             problem,
@@ -193,23 +196,23 @@ impl Zymkey {
         let mut random = [0; 34];
         getrandom::fill(&mut random).map_err(|source| Error::Random { source })?;
         let [high, low, canary @ ..] = random;
-        let mut locked = self.call(Operation::Unlock, |chip| chip.lock(&canary, MAX_LOCKED))?;
-        let opened = self.call(Operation::Unlock, |chip| chip.unlock(&locked, MAX_LOCKED))?;
+        let (mut locked, opened) = self.call(operation, |chip| {
+            let locked = chip.lock(&canary, MAX_LOCKED)?;
+            let opened = chip.unlock(&locked, MAX_LOCKED)?;
+            Ok((locked, opened))
+        })?;
         if opened.is_none_or(|opened| *opened != canary) {
             return Err(untrusted(&self.name, GIVES_NOTHING_BACK));
         }
         // any bit
         let bit = usize::from(u16::from_be_bytes([high, low])) % (8 * locked.len());
         locked[bit / 8] ^= 0x80 >> (bit % 8);
-        match self
-            .context
-            .at(Operation::Unlock)
-            .unlock(&locked, MAX_LOCKED)
-        {
+        let chip = self.context.at(operation);
+        match chip.unlock(&locked, MAX_LOCKED) {
             Ok(None) => {}
             Ok(Some(_)) => return Err(untrusted(&self.name, OPENS_CHANGED)),
             Err(failure) if failure.is_a_refusal() => {}
-            Err(failure) => return Err(self.name.error(Operation::Unlock, failure)),
+            Err(failure) => return Err(self.name.error(operation, failure)),
         }
         self.context.library().trust_unlock();
         Ok(())
@@ -286,13 +289,24 @@ impl Backend for Zymkey {
     }
 
     fn lock(&mut self, plain: &[u8]) -> Result<Vec<u8>, Error> {
-        self.call(Operation::Lock, |chip| chip.lock(plain, MAX_LOCKED))
+        // whoever locks a secret gives up the open one, so a faulty copy of the
+        // locked one must not leave
+        self.trust_unlocking(Operation::Lock)?;
+        self.call(Operation::Lock, |chip| {
+            let locked = chip.lock(plain, MAX_LOCKED)?;
+            match chip.unlock(&locked, MAX_LOCKED)? {
+                Some(opened) if *opened == plain => Ok(locked),
+                _ => Err(Failure::Answer {
+                    function: "zkLockDataB2B",
+                    code: 0,
+                    problem: "success, but what it put out can't be unlocked",
+                }),
+            }
+        })
     }
 
     fn unlock(&mut self, locked: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
-        if !self.context.library().is_unlock_trusted() {
-            self.try_unlocking()?;
-        }
+        self.trust_unlocking(Operation::Unlock)?;
         self.call(Operation::Unlock, |chip| chip.unlock(locked, MAX_LOCKED))?
             .ok_or(Error::UnlockRefused)
     }

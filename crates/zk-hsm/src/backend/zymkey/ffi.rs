@@ -148,8 +148,12 @@ impl Library {
         };
         // SAFETY: running a library's constructors is what its loading is for;
         // only root and this process's user can have written this one
-        let loaded = unsafe { Loaded::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-            .map_err(|error| unloadable(error.to_string()))?;
+        let loaded =
+            unsafe { Loaded::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
+                // what the dynamic linker says is behind it
+                let source = std::error::Error::source(&error);
+                unloadable(source.map_or(error.to_string(), ToString::to_string))
+            })?;
         let symbols = Symbols::of(&loaded);
         // SAFETY: the symbol is only looked for
         let simulator = unsafe { loaded.get::<*const c_void>("zkSimulatorVersion") }.is_ok();
@@ -357,11 +361,7 @@ impl Calls<'_> {
             // SAFETY: see `output`; the library reads `len` bytes of `plain`
             unsafe { lock(ctx, plain.as_ptr(), len, out, out_len, false) }
         })?;
-        let locked = output.succeeded()?.slice(max)?.to_vec();
-        if locked.is_empty() {
-            return Err(wrong_length(output.function, output.code));
-        }
-        Ok(locked)
+        Ok(output.succeeded()?.filled(max)?.to_vec())
     }
 
     /// Unlocks data; `None` if the chip says that it isn't authentic. Success
@@ -612,6 +612,15 @@ impl<T: Copy> Output<T> {
         // nothing changes or frees the block while `self` is borrowed
         Ok(unsafe { slice::from_raw_parts(start, len) })
     }
+
+    /// The same, at least one.
+    fn filled(&self, max: usize) -> Result<&[T], Failure> {
+        let items = self.slice(max)?;
+        if items.is_empty() {
+            return Err(wrong_length(self.function, self.code));
+        }
+        Ok(items)
+    }
 }
 
 impl Output<u8> {
@@ -623,9 +632,9 @@ impl Output<u8> {
             .map_err(|_| wrong_length(self.function, self.code))
     }
 
-    /// At most `max` bytes, in memory that forgets.
+    /// 1 to `max` bytes, in memory that forgets.
     fn secret(&self, max: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
-        Ok(Zeroizing::new(self.succeeded()?.slice(max)?.to_vec()))
+        Ok(Zeroizing::new(self.succeeded()?.filled(max)?.to_vec()))
     }
 }
 
