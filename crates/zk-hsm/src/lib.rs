@@ -79,7 +79,7 @@
 //!
 //! - It signs no bare digests, and speaks no other curve or scheme than ECDSA
 //!   P-256 with SHA-256.
-//! - It makes no keys in hardware and deletes none: use the vendor's tools.
+//! - It deletes no keys in hardware: use the vendor's tools.
 //! - It attests nothing: that a public key is in hardware is known to whoever
 //!   took the certificate request from the device.
 //! - It runs on Unix-like systems only.
