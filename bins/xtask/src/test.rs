@@ -20,7 +20,8 @@ pub(crate) enum Area {
     /// Envelopes between our code, Python and OpenSSL; the chip's simulator under
     /// the vendor's Python client.
     Python,
-    /// TLS, HTTP, certificates and signatures against curl, nginx and OpenSSL.
+    /// TLS, HTTP, certificates and signatures against curl, nginx and OpenSSL,
+    /// and keys on SoftHSM2's tokens.
     Peers,
     /// The store on the embedded engine and on dynalite.
     Store,
@@ -63,6 +64,8 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             let gateway = [&targets(["gateway"])[..], &["--", "curl::"]].concat();
             let gateway = [&gateway[..], &["--include-ignored"]].concat();
             stage(&mut stages, "curl", || test(&root, &gateway))?;
+            let softhsm2 = [&targets(["pkcs11"])[..], &["--", "--include-ignored"]].concat();
+            stage(&mut stages, "softhsm2", || test(&root, &softhsm2))?;
         }
         Some(Area::Store) => {
             let tests = store_tests(&root)?;
@@ -250,6 +253,11 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     }
     if needs(Area::Peers) {
         programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
+        programs.extend([
+            ("softhsm2-util --version", "softhsm2"),
+            ("opensc-tool --info", "opensc"),
+            ("cc --version", "gcc"),
+        ]);
     }
     if needs(Area::Store) {
         programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);

@@ -22,8 +22,10 @@ use crate::worker::{self, State, Worker};
 ///
 /// Clone it freely and use it from any thread: all clones lead to the one
 /// thread that owns the HSM, and when the last one is dropped that thread
-/// closes the HSM and ends. **Calls block** until the HSM has answered, at most
-/// for [`Options::deadline`].
+/// closes the HSM and ends; the drop waits for that, at most a second.
+///
+/// **Calls block** until the HSM has answered, at most for
+/// [`Options::deadline`].
 ///
 /// Behind the handle, in the order in which a call meets it:
 ///
@@ -81,8 +83,11 @@ impl Hsm {
     /// # Errors
     ///
     /// [`Error::NoBackend`]; [`Error::TimedOut`] if opening takes longer than
-    /// the deadline; otherwise what the backend reports, for `soft:` one of
-    /// the `KeyFile…` variants. Opening isn't tried twice.
+    /// the deadline; otherwise what the backend reports: for `soft:` one of the
+    /// `KeyFile…` variants; for `pkcs11:` one of the `Library…` variants,
+    /// [`Error::Pin`] and [`Error::PinRefused`], [`Error::TokenMissing`],
+    /// [`Error::KeyMissing`], [`Error::Ambiguous`], [`Error::Unsupported`].
+    /// Opening isn't tried twice.
     pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
         Self::with_opener(uri, backend::opener(uri, options.deadline)?, options)
     }
@@ -157,8 +162,11 @@ impl Hsm {
     /// HSM can [`unlock`](Self::unlock) them. What comes out has a form of the
     /// backend's own and is somewhat longer.
     ///
-    /// A `soft:` key locks with AES-256-GCM under a key derived from the
-    /// private key: as good as the key file is kept, so for development.
+    /// - A `soft:` key locks with AES-256-GCM under a key derived from the
+    ///   private key: as good as the key file is kept, so for development.
+    /// - A `pkcs11:` key locks with AES-256-GCM under a key on the token that
+    ///   never leaves it. It has the private key's label and ` lock`, and is made
+    ///   when the first data is locked.
     ///
     /// # Errors
     ///
@@ -429,7 +437,8 @@ pub fn list_keys(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Erro
 ///
 /// - `soft:`: the file is created, as by [`create_soft_key`](crate::create_soft_key);
 /// - `pkcs11:`: the key gets the label and id of the URI. It can't leave the
-///   token. If there is such a key already, that is an error;
+///   token. Without an id it gets a random one. If there is a private key of
+///   that label or that id already, that is [`Error::KeyExists`];
 /// - `zymkey:`: the HSM chooses a free slot, whatever slot `uri` has. Models
 ///   with no room for keys of the user's answer [`Error::Unsupported`].
 ///

@@ -134,7 +134,7 @@ fn a_library_that_speaks_as_the_header_says_unlocks_nothing() {
 fn every_model_says_what_it_is() {
     for (model, name) in MODELS.into_iter().zip(["Zymkey 4i", "HSM4", "HSM6"]) {
         let mut settings = Settings::from(model);
-        settings.serial = "00aa".to_owned();
+        settings.serial = Some("00aa".to_owned());
         let info = Chip::new(settings).open().info().unwrap();
         assert_eq!(info.backend, BackendKind::Zymkey);
         assert!(info.development, "it is a simulator");

@@ -226,7 +226,8 @@ impl Token {
         if self.info.user_pin_final_try() {
             return Err(refused(FINAL_TRY));
         }
-        let (library, token) = (self.module.path(), self.info.serial_number());
+        let library = self.module.path();
+        let token = &format!("{} {}", self.info.serial_number(), self.info.label());
         if Refusals::with(|refusals| refusals.contain(library, token, pin))? {
             return Err(refused(REFUSED_BEFORE));
         }
@@ -744,10 +745,13 @@ impl Backend for Connection {
     fn random(&mut self, n: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
         self.call(Operation::Random, |_, token| {
             let mut bytes = Zeroizing::new(vec![0; n]);
-            token
-                .session
-                .generate_random_slice(&mut bytes)
-                .map_err(token.failed("give random numbers"))?;
+            // there are tokens that give no more at once
+            for chunk in bytes.chunks_mut(1024) {
+                token
+                    .session
+                    .generate_random_slice(chunk)
+                    .map_err(token.failed("give random numbers"))?;
+            }
             Ok(bytes)
         })
     }

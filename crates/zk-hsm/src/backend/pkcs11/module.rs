@@ -211,8 +211,9 @@ const OPEN: &str = "open the token";
 const NEXT: &str = "install the PKCS#11 library of your token, and name it with \
     `?module-path=/absolute/library.so` in the URI (zk-hsm knows Zymbit's and SoftHSM2's)";
 
-/// How long a library that has no token of ours to lose isn't initialized anew.
+/// For so long after it was initialized a library is left alone, even if no session
+/// is open.
 const PAUSE_ALONE: Duration = Duration::from_secs(1);
 
 /// The same while other sessions are open, which each time must be opened again.
-const PAUSE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_secs(5);
