@@ -89,9 +89,7 @@ fn looks(hsm: &Hsm, interval: Duration, count: Option<u64>, events: &Sender<Even
 
 impl Look {
     fn now(hsm: &Hsm) -> Self {
-        // info is asked too: not every module has something to measure
-        let answer = hsm.info().and_then(|_| hsm.health());
-        let (report, failure) = match answer {
+        let (report, failure) = match hsm.health() {
             Ok(health) => (Some(Report::new(&health)), None),
             Err(error) => (None, Some(error.to_string())),
         };

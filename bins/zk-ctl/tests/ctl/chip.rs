@@ -238,15 +238,15 @@ fn a_chip_that_hangs_is_given_up_and_taken_up_again() {
     let mut watch = Watch::start(&key);
     watch.until("state", |line| line["state"] == "ready");
     device
-        .set_faults(&Rule::new("info", Fault::Hang).into())
+        .set_faults(&Rule::new("time", Fault::Hang).into())
         .unwrap();
     std::thread::scope(|scope| {
-        // another process, which is stuck in the same way
+        // another process, which gets stuck in the same way
         let other = scope.spawn(|| key.ctl(&["info"], b"").ends(1));
         let stuck = watch.until("state", |line| line["state"] == "wedged");
         assert_eq!(stuck["counters"]["timeouts"], 1);
         let other = other.join().unwrap();
-        other.says(&["open got no answer from the HSM within 10s"]);
+        other.says(&["health got no answer from the HSM within 10s"]);
     });
     device.clear_faults().unwrap();
     let again = watch.until("state", |line| line["state"] == "ready");
@@ -259,7 +259,7 @@ fn a_chip_that_hangs_is_given_up_and_taken_up_again() {
 fn watch_ends_with_what_was_to_be_seen_at_last() {
     let (key, device) = chip(Model::Zymkey4i);
     device
-        .set_faults(&Rule::new("info", Fault::Code(-5)).after(4).into())
+        .set_faults(&Rule::new("time", Fault::Code(-5)).after(1).into())
         .unwrap();
     let run = key.ctl(&["watch", "--count", "2", "--interval", "10ms"], b"");
     let run = run.ends(3);
