@@ -17,7 +17,7 @@ pub struct Arguments {
     pub(crate) common: Common,
 
     /// Prints one JSON object
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub json: bool,
 
     #[command(subcommand)]
@@ -31,6 +31,7 @@ pub(crate) struct Common {
     #[arg(
         long,
         global = true,
+        display_order = 900,
         env = "ZK_CTL_CONFIG",
         value_name = "FILE",
         default_value = "/etc/zk-agent/agent.toml"
@@ -39,7 +40,13 @@ pub(crate) struct Common {
 
     /// The device's key, in place of device.hsm: zymkey:slot=0,
     /// pkcs11:token=T;object=O or, for development, soft:/absolute/path.pem
-    #[arg(long, global = true, env = "ZK_CTL_HSM", value_name = "URI")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 900,
+        env = "ZK_CTL_HSM",
+        value_name = "URI"
+    )]
     pub(crate) hsm: Option<HsmUri>,
 }
 
@@ -50,7 +57,7 @@ pub(crate) enum Command {
     Publish(Publish),
 
     /// Uses the device's key
-    #[command(subcommand)]
+    #[command(subcommand, after_help = HSM_HELP)]
     Hsm(HsmCommand),
 
     /// Looks into a spool, also while the agent has it open
@@ -368,12 +375,25 @@ Nothing is published: the server is asked for / and no more.
 Exit codes: 0 nothing failed, 3 a check failed, 1 it could not run, 2 wrong
 arguments.";
 
+const HSM_HELP: &str = "\
+Examples:
+  zk-ctl hsm info
+  zk-ctl hsm info --hsm zymkey:slot=0 --json
+  zk-ctl hsm public-key > pi-01.pub.pem
+  zk-ctl hsm csr --out pi-01.csr.pem
+  zk-ctl hsm sign report.pdf --out report.sig
+  zk-ctl hsm keys list
+  zk-ctl hsm watch
+
+Exit code 6: the security module can't do that; what it can't is said.";
+
 const CSR_HELP: &str = "\
+Examples:
   zk-ctl hsm csr --out pi-01.csr.pem
   zk-ctl hsm csr --hsm zymkey:slot=0 --name pi-01 --organization 'Example Ltd' \\
     --dns pi-01.plant.example --uri urn:dev:mac:b827ebfffe123456
 
-zk-setup device add wants CN alone; other authorities may want more.";
+zk-setup device add takes over the name and the key; other authorities may want more.";
 
 const SIGN_HELP: &str = "\
 What is signed is the label `zk-ctl/1 signature`, a zero byte, and the file, by
@@ -391,6 +411,7 @@ const VERIFY_HELP: &str = "\
 What has to be signed is what zk-ctl hsm sign signs: its label, and the file.
 With --public-key no security module is needed.
 
+Examples:
   zk-ctl hsm verify report.pdf --signature report.sig
   zk-ctl hsm verify report.pdf --signature report.sig --public-key pi-01.pub.pem
 
@@ -398,11 +419,13 @@ Exit codes: 0 the signature is valid, 3 it is not, 1 that could not be found out
 2 wrong arguments or configuration.";
 
 const LOCK_HELP: &str = "\
+Examples:
   zk-ctl hsm lock secret.txt --out secret.locked
   zk-ctl hsm unlock secret.locked | some-program
   zk-ctl hsm unlock secret.locked --out -        also shows it on a terminal";
 
 const RANDOM_HELP: &str = "\
+Examples:
   zk-ctl hsm random 32
   zk-ctl hsm random 32 --raw > seed";
 
@@ -410,6 +433,7 @@ const KEYS_HELP: &str = "\
 Which security module is meant is told by --hsm or device.hsm; list doesn't mind
 which of its keys that names.
 
+Examples:
   zk-ctl hsm keys list --hsm zymkey:slot=0
   zk-ctl hsm keys generate --hsm 'pkcs11:token=plant;object=device?pin-source=file:/etc/zk/pin'
   zk-ctl hsm keys generate --hsm soft:/home/me/dev-key.pem     for development
@@ -423,6 +447,7 @@ perimeter events, battery (by 0.05 V), temperature (by 2 degrees), the module's
 clock against the system's (by 2 s), and counters of failures. With --json each
 line is one object with everything, and `changed`.
 
+Examples:
   zk-ctl hsm watch
   zk-ctl hsm watch --interval 1m --json >> hsm.jsonl
   zk-ctl hsm watch --once --json

@@ -246,7 +246,7 @@ fn a_chip_that_hangs_is_given_up_and_taken_up_again() {
         let stuck = watch.until("state", |line| line["state"] == "wedged");
         assert_eq!(stuck["counters"]["timeouts"], 1);
         let other = other.join().unwrap();
-        other.says(&["health got no answer from the HSM within 10s"]);
+        other.says(&["health got no answer from the HSM within 10"]);
     });
     device.clear_faults().unwrap();
     let again = watch.until("state", |line| line["state"] == "ready");
