@@ -267,6 +267,38 @@ fn watch_ends_with_what_was_to_be_seen_at_last() {
     assert!(run.text().contains("EIO"), "{}", run.text());
 }
 
+/// A record and a handshake, both signed in the chip; and all checks of doctor.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chip_publishes_as_a_key_file_does() {
+    let (key, device) = chip(Model::Zymkey4i);
+    let world = World::with_key(&key.uri.parse().unwrap()).await;
+    world.ctl_with(&["publish"], b"21.437").ends(0);
+    let stored = world.stored().await;
+    assert_eq!(stored.last().unwrap().body(), b"21.437");
+
+    let doctor = world.ctl(&["doctor"]).ends(0);
+    for part in ["ok       pair", "ok       tls", "ok       module"] {
+        assert!(
+            doctor.text().contains(part),
+            "no {part} in {}",
+            doctor.text()
+        );
+    }
+    // by a chip that has other things to do, and loses its daemon, too
+    let mut faults = Faults {
+        rules: vec![
+            Rule::new("sign", Fault::Code(-16)).count(1),
+            Rule::new("sign", Fault::FlipR).after(2).count(1),
+        ],
+        ..Faults::default()
+    };
+    faults.daemon.restarts = 1;
+    device.set_faults(&faults).unwrap();
+    world.ctl_with(&["publish"], b"21.438").ends(0);
+    assert_eq!(world.stored().await.last().unwrap().body(), b"21.438");
+    assert!(world.audits_clean().await);
+}
+
 /// Cause and cure for each thing that keeps a chip's key from being used.
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_what_is_wrong_with_a_chip() {
