@@ -248,6 +248,10 @@ fn stage(
 fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     let needs = |one| area.is_none_or(|area| area == one);
     let mut programs = vec![("openssl version", "openssl")];
+    if area.is_none() {
+        // zk-hsm's tests make C libraries, and look for leaks
+        programs.extend([("cc --version", "gcc"), ("valgrind --version", "valgrind")]);
+    }
     if needs(Area::Python) {
         programs.push(("python3 -c __import__('ensurepip')", "python3 python3-venv"));
     }

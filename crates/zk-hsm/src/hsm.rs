@@ -30,8 +30,9 @@ use crate::worker::{self, State, Worker};
 /// Behind the handle, in the order in which a call meets it:
 ///
 /// 1. a bounded queue: when it is full the answer is [`Error::Busy`], at once;
-/// 2. one call at a time in the HSM; while one is stuck there for longer than
-///    the deadline, all others are answered [`Error::Wedged`], at once;
+/// 2. one call at a time in the HSM, and in its library, whatever other handles
+///    this process has; while one is stuck there for longer than the deadline,
+///    all others are answered [`Error::Wedged`], at once;
 /// 3. every signature is verified under the public key that was read when the
 ///    HSM was opened; one that doesn't verify never leaves;
 /// 4. after a [transient](crate::Class::Transient) failure the HSM is closed
@@ -83,11 +84,13 @@ impl Hsm {
     /// # Errors
     ///
     /// [`Error::NoBackend`]; [`Error::TimedOut`] if opening takes longer than
-    /// the deadline; otherwise what the backend reports: for `soft:` one of the
-    /// `KeyFile…` variants; for `pkcs11:` one of the `Library…` variants,
-    /// [`Error::Pin`] and [`Error::PinRefused`], [`Error::TokenMissing`],
-    /// [`Error::KeyMissing`], [`Error::Ambiguous`], [`Error::Unsupported`].
-    /// Opening isn't tried twice.
+    /// the deadline; [`Error::Wedged`] if a call of another handle is stuck in
+    /// the same library; otherwise what the backend reports: for `soft:` one of
+    /// the `KeyFile…` variants, for a library [`Error::LibraryUnloadable`],
+    /// [`Error::LibraryUntrusted`], [`Error::KeyMissing`] or
+    /// [`Error::Library`]; for `pkcs11:` also [`Error::Pin`],
+    /// [`Error::PinRefused`], [`Error::TokenMissing`], [`Error::Ambiguous`],
+    /// [`Error::Unsupported`]. Opening isn't tried twice.
     pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
         Self::with_opener(uri, backend::opener(uri, options.deadline)?, options)
     }
@@ -167,10 +170,12 @@ impl Hsm {
     /// - A `pkcs11:` key locks with AES-256-GCM under a key on the token that
     ///   never leaves it. It has the private key's label and ` lock`, and is made
     ///   when the first data is locked.
+    /// - What a Zymkey has locked was unlocked again once, before it is returned.
     ///
     /// # Errors
     ///
-    /// [`Error::Length`], or as for [`sign`](Self::sign).
+    /// [`Error::Length`]; [`Error::UnlockUntrusted`] if it could never be
+    /// unlocked; or as for [`sign`](Self::sign).
     pub fn lock(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
         length("data to lock", plain.len(), 1, MAX_LOCK)?;
         let plain = Zeroizing::new(plain.to_vec());
@@ -185,6 +190,7 @@ impl Hsm {
     /// # Errors
     ///
     /// [`Error::UnlockRefused`] if the data is from elsewhere or was changed;
+    /// [`Error::UnlockUntrusted`] if the HSM doesn't tell such data from good;
     /// [`Error::Length`], or as for [`sign`](Self::sign).
     pub fn unlock(&self, locked: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
         length("locked data", locked.len(), 1, MAX_LOCK + MAX_LOCK_OVERHEAD)?;

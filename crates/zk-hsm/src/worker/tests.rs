@@ -81,6 +81,29 @@ fn every_kind_of_call_is_retried() {
 }
 
 #[test]
+fn fewer_random_bytes_than_asked_for_never_leave() {
+    let (chip, _closed) = Chip::new();
+    let hsm = chip.open();
+    chip.on_calls([Act::Corrupt(0)]);
+    assert_eq!(hsm.random(3).unwrap().len(), 3);
+    chip.on_calls([Act::Corrupt(0), Act::Corrupt(0)]);
+    let error = hsm.random(3).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Library {
+                function: "random",
+                code: 2,
+                class: Class::Transient,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(hsm.counters().retries, 2);
+}
+
+#[test]
 fn openings_that_fail_are_repeated_while_the_call_waits() {
     let (chip, _closed) = Chip::new();
     let hsm = chip.open();

@@ -649,19 +649,22 @@ impl<T> Block<T> {
         let bytes = unsafe { room(self.0.cast()) };
         bytes / size_of::<T>()
     }
+
+    fn wipe(&mut self) {
+        if self.0.is_null() {
+            return;
+        }
+        let content = self.0.cast::<MaybeUninit<T>>();
+        // SAFETY: the allocator says that there is so much room, nobody else
+        // has it, and it need not have been written to
+        unsafe { slice::from_raw_parts_mut(content, self.room()) }.zeroize();
+    }
 }
 
 impl<T> Drop for Block<T> {
     fn drop(&mut self) {
-        if self.0.is_null() {
-            return;
-        }
-        let bytes = self.room() * size_of::<T>();
-        // SAFETY: the allocator says that so many bytes are there, nobody else
-        // has them, and they need not have been written to
-        let content = unsafe { slice::from_raw_parts_mut(self.0.cast::<MaybeUninit<u8>>(), bytes) };
-        content.zeroize();
-        // SAFETY: it came from `malloc`, and nobody has it after this
+        self.wipe();
+        // SAFETY: it is NULL, or came from `malloc`, and nobody has it after this
         unsafe { libc::free(self.0.cast()) };
     }
 }
@@ -727,3 +730,29 @@ const NISTP256: c_int = 0;
 const MAX_CIRCUITS: usize = 64;
 
 const MAX_TEXT: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_zeroed_as_far_as_it_goes() {
+        for len in [1, 24, 100, 4096] {
+            // SAFETY: it takes any size
+            let start: *mut u8 = unsafe { libc::malloc(len) }.cast();
+            assert!(!start.is_null());
+            let mut block = Block(start);
+            let room = block.room();
+            assert!(room >= len);
+            // SAFETY: the allocator says that there is so much room
+            unsafe { start.write_bytes(0xaa, room) };
+            block.wipe();
+            // SAFETY: the same, all of it written to
+            let content = unsafe { slice::from_raw_parts(start, room) };
+            assert!(content.iter().all(|&byte| byte == 0));
+        }
+        let mut none = Block::<u8>(ptr::null_mut());
+        none.wipe();
+        assert_eq!(none.room(), 0);
+    }
+}
