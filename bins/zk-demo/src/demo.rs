@@ -571,12 +571,12 @@ fn summary(read: &ReadBack, signer: &str) {
         read.records.len()
     );
 
+    println!("   all signed by key {signer}");
+
     println!("\nThe quarantine, with its reasons");
     for (id, reason) in &read.quarantine {
         println!("   {}…  {reason}", &id[..id.len().min(16)]);
     }
-    println!("\nAll of them signed by key {signer}");
-
     println!("\nThe audit");
     for line in read.audit.lines() {
         println!("   {line}");
