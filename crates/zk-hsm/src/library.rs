@@ -1,7 +1,7 @@
 //! What all backends that load a C library share: which file may be loaded, and
 //! whose turn it is inside.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,9 @@ pub(crate) struct Chip {
 #[derive(Default)]
 struct Door {
     inside: Option<(Operation, Instant)>,
-    waiting: usize,
+    /// Who waits, in the order in which they came.
+    waiting: VecDeque<u64>,
+    next: u64,
 }
 
 impl Chip {
@@ -77,8 +79,9 @@ impl Chip {
         Arc::clone(chip)
     }
 
-    /// Waits for the turn, at most for `patience`. One who has been inside for
-    /// that long is stuck, and isn't waited for at all.
+    /// Waits for the turn, at most for `patience`; who came first has it first.
+    /// One who has been inside for that long is stuck, and isn't waited for at
+    /// all.
     ///
     /// # Errors
     ///
@@ -91,31 +94,38 @@ impl Chip {
     ) -> Result<Turn<'_>, Error> {
         let start = Instant::now();
         let mut door = self.lock();
+        let ticket = door.next;
+        door.next += 1;
+        door.waiting.push_back(ticket);
         loop {
-            let Some((inner, since)) = door.inside else {
-                door.inside = Some((operation, Instant::now()));
-                return Ok(Turn(self));
-            };
-            let elapsed = since.elapsed();
-            if elapsed >= patience {
-                return Err(Error::Wedged {
-                    operation: inner,
-                    elapsed,
-                });
-            }
             let left = patience.saturating_sub(start.elapsed());
+            let time = match door.inside {
+                None if door.waiting.front() == Some(&ticket) => {
+                    door.waiting.pop_front();
+                    door.inside = Some((operation, Instant::now()));
+                    return Ok(Turn(self));
+                }
+                // the first in the row is about to go in
+                None => left,
+                Some((operation, since)) => {
+                    let elapsed = since.elapsed();
+                    if elapsed >= patience {
+                        door.waiting.retain(|&other| other != ticket);
+                        return Err(Error::Wedged { operation, elapsed });
+                    }
+                    left.min(patience - elapsed)
+                }
+            };
             if left.is_zero() {
-                return Err(Error::Busy {
-                    waiting: door.waiting + 1,
-                });
+                let waiting = door.waiting.len();
+                door.waiting.retain(|&other| other != ticket);
+                return Err(Error::Busy { waiting });
             }
-            door.waiting += 1;
             door = self
                 .left
-                .wait_timeout(door, left.min(patience - elapsed))
+                .wait_timeout(door, time)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
-            door.waiting -= 1;
         }
     }
 
@@ -131,6 +141,100 @@ pub(crate) struct Turn<'a>(&'a Chip);
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.lock().inside = None;
-        self.0.left.notify_one();
+        self.0.left.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Returns when so many wait at the door.
+    fn wait_for(chip: &Chip, waiting: usize) {
+        let start = Instant::now();
+        while chip.lock().waiting.len() != waiting {
+            assert!(start.elapsed() < PATIENCE, "nobody comes");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn who_came_first_has_the_turn_first() {
+        let chip = Chip::of(Path::new("/first come"));
+        let mut turn = chip.enter(Operation::Sign, PATIENCE).unwrap();
+        let (entered, order) = mpsc::channel();
+        thread::scope(|scope| {
+            for n in 0..5 {
+                let (chip, entered) = (&chip, entered.clone());
+                scope.spawn(move || {
+                    let _turn = chip.enter(Operation::Random, PATIENCE).unwrap();
+                    entered.send(n).unwrap();
+                });
+                wait_for(chip, n + 1);
+            }
+            // one who leaves and comes again at once is the last
+            drop(turn);
+            turn = chip.enter(Operation::Sign, PATIENCE).unwrap();
+            entered.send(5).unwrap();
+            drop(turn);
+        });
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn one_who_is_inside_for_longer_than_the_patience_is_stuck() {
+        let chip = Chip::of(Path::new("/stuck"));
+        let turn = chip.enter(Operation::Lock, PATIENCE).unwrap();
+        let short = Duration::from_millis(50);
+        for _ in 0..2 {
+            let error = chip.enter(Operation::Sign, short).err().unwrap();
+            assert!(
+                matches!(error, Error::Wedged { operation: Operation::Lock, elapsed }
+                    if elapsed >= short),
+                "{error}"
+            );
+        }
+        assert!(chip.lock().waiting.is_empty());
+        // other libraries are other chips
+        chip_is_free(&Chip::of(Path::new("/another")));
+        drop(turn);
+        chip_is_free(&chip);
+    }
+
+    fn chip_is_free(chip: &Chip) {
+        chip.enter(Operation::Sign, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn one_whose_turn_never_comes_finds_it_busy() {
+        let chip = Chip::of(Path::new("/busy"));
+        let turn = chip.enter(Operation::Sign, PATIENCE).unwrap();
+        let (end, ended) = mpsc::channel::<()>();
+        let short = Duration::from_secs(1);
+        thread::scope(|scope| {
+            let chip = &chip;
+            scope.spawn(move || {
+                let _turn = chip.enter(Operation::Random, PATIENCE).unwrap();
+                let _ = ended.recv();
+            });
+            wait_for(chip, 1);
+            let last = scope.spawn(move || chip.enter(Operation::Sign, short).err());
+            wait_for(chip, 2);
+            let start = Instant::now();
+            while start.elapsed() < short / 2 {
+                thread::yield_now();
+            }
+            drop(turn);
+            let error = last.join().unwrap().unwrap();
+            // the other one is inside for less than that
+            assert!(matches!(error, Error::Busy { waiting: 1 }), "{error}");
+            drop(end);
+        });
+        chip_is_free(&chip);
     }
 }

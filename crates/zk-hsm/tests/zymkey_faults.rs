@@ -702,6 +702,7 @@ fn a_daemon_that_is_down_is_waited_for() {
 #[test]
 fn a_daemon_that_stays_down_is_reported_within_the_deadline() {
     let chip = Chip::new(Model::Zymkey4i);
+    chip.open();
     let hsm = Hsm::open(&chip.uri(0), patient(SHORT)).unwrap();
     let mut faults = chip.device.faults().unwrap();
     faults.daemon.state = DaemonState::Down;
@@ -744,9 +745,10 @@ fn a_call_that_hangs_is_given_up_and_nobody_is_opened_beside_it() {
 
 fn hang(function: &'static str, operation: Operation, call: Call) {
     let chip = Chip::new(Model::Hsm6);
+    // what takes long at first, on a busy machine, is behind it then
+    LOCKED.set(chip.open().lock(b"a secret").unwrap());
     let hsm = Hsm::open(&chip.uri(0), patient(SHORT)).unwrap();
     let other = Hsm::open(&chip.uri(1), patient(SHORT)).unwrap();
-    LOCKED.set(hsm.lock(b"a secret").unwrap());
     chip.fail([Rule::new(function, Fault::Hang)]);
 
     let error = call(&hsm).unwrap_err();
@@ -832,6 +834,7 @@ fn opening_listing_and_making_can_hang() {
 fn opening_again_and_closing_can_hang() {
     for function in [OPEN, EXPORT, "zkClose"] {
         let chip = Chip::new(Model::Zymkey4i);
+        chip.open();
         let hsm = Hsm::open(&chip.uri(0), patient(SHORT)).unwrap();
         chip.fail([
             Rule::new(SIGN, Fault::Code(-110)).count(1),

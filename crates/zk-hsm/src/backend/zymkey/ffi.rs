@@ -733,7 +733,42 @@ const MAX_TEXT: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use zk_hsm_sim::{Device, Fault, Model, Rule};
+
     use super::*;
+    use crate::fault::PATIENCE;
+
+    /// Closing would hang, so a thread that gets past it hasn't closed.
+    #[test]
+    fn nothing_is_closed_beside_a_call_that_is_stuck() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = Device::create(directory.path(), Model::Zymkey4i).unwrap();
+        let path = crate::library::trusted(&device.module_path(), "").unwrap();
+        let library = Library::load(&path, "", PATIENCE).unwrap();
+        let (opened, is_open) = mpsc::channel();
+        let (close, may_close) = mpsc::channel::<()>();
+        let (closed, is_closed) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let context = Context::open(library, Operation::Open, Duration::ZERO).unwrap();
+            opened.send(()).unwrap();
+            may_close.recv().unwrap();
+            drop(context);
+            closed.send(()).unwrap();
+        });
+        is_open.recv_timeout(PATIENCE).unwrap();
+        let stuck = library.chip.enter(Operation::Sign, PATIENCE).unwrap();
+        let hang = Rule::new("zkClose", Fault::Hang);
+        device.set_faults(&hang.into()).unwrap();
+
+        close.send(()).unwrap();
+        is_closed.recv_timeout(PATIENCE).unwrap();
+
+        thread.join().unwrap();
+        drop(stuck);
+    }
 
     #[test]
     fn a_block_is_zeroed_as_far_as_it_goes() {
