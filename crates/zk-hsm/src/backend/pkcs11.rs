@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use cryptoki::context::Pkcs11;
 use cryptoki::error::Error as CryptokiError;
-use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::aead::GcmParams;
+use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
@@ -379,6 +379,7 @@ impl Token {
     /// The URI that opens a key of this token.
     fn uri(&self, key: &Key) -> Result<Option<HsmUri>, Error> {
         let text = |text: &str| {
+            let text = unpadded(text);
             let plain = !text.is_empty() && !text.chars().any(char::is_control);
             plain.then(|| text.to_owned())
         };
@@ -411,6 +412,18 @@ impl Token {
     }
 
     fn make_lock_key(&self, label: &[u8]) -> Result<(), Error> {
+        // else there would be a key that nothing can be done with
+        let mechanisms = self.context.get_mechanism_list(self.slot);
+        if !mechanisms
+            .map_err(self.failed(LOCK))?
+            .contains(&MechanismType::AES_GCM)
+        {
+            return Err(Error::Unsupported {
+                hsm: self.hsm().into(),
+                what: LOCK,
+                why: "the token has no AES-GCM (CKM_AES_GCM)",
+            });
+        }
         let template = [
             Attribute::Token(true),
             Attribute::Private(true),
@@ -550,15 +563,13 @@ fn find_token(context: &Pkcs11, wanted: &Wanted) -> Result<(Slot, TokenInfo), Er
                 continue;
             }
         };
-        // the fields are padded with blanks, by some with zero bytes
         let is = |field: &str, wanted: &Option<String>| {
-            let plain = |text: &str| text.trim_end_matches([' ', '\0']).to_owned();
             wanted
                 .as_deref()
-                .is_none_or(|wanted| plain(wanted) == plain(field))
+                .is_none_or(|wanted| unpadded(wanted) == unpadded(field))
         };
         if info.token_initialized() {
-            present.push(format!("{:?}", info.label()));
+            present.push(format!("{:?}", unpadded(info.label())));
         }
         if is(info.label(), &key.token)
             && is(info.serial_number(), &key.serial)
@@ -584,6 +595,12 @@ fn find_token(context: &Pkcs11, wanted: &Wanted) -> Result<(Slot, TokenInfo), Er
             found: count,
         }),
     }
+}
+
+/// A token's field without its padding: blanks, or zero bytes as tpm2-pkcs11 has
+/// them.
+fn unpadded(field: &str) -> &str {
+    field.trim_end_matches([' ', '\0'])
 }
 
 /// One open key.
@@ -696,7 +713,10 @@ impl Backend for Connection {
             return Err(Error::WorkerDied);
         };
         let info = &token.info;
-        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let text = |text: &str| {
+            let text = unpadded(text);
+            (!text.is_empty()).then(|| text.to_owned())
+        };
         let version = info.firmware_version();
         // Zymbit's library has been seen to call its tokens so, too
         let zymbit = token

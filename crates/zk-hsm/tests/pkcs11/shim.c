@@ -6,7 +6,9 @@
  *              0x30 without being passed on, and is removed then. "0x0 2" lets
  *              them be passed on, and return CKR_OK whatever comes back;
  *   C_Sign.hold holds calls of C_Sign up for as long as it exists;
- *   flags      with "0x1 0x2" sets flag 1 and clears flag 2 of all tokens.
+ *   flags      with "0x1 0x2" sets flag 1 and clears flag 2 of all tokens;
+ *   zeros      has their texts padded with zero bytes, not with blanks;
+ *   mechanism  with "0x1" takes that mechanism out of their lists.
  */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -67,12 +69,29 @@ static ul call(const char *name, int index, ul a, ul b, ul c, ul d, ul e, ul f)
             *flags = (*flags | set) & ~clear;
         fclose(file);
     }
+    if (index == 6 && result == 0 && access(DIRECTORY "/zeros", F_OK) == 0) {
+        static const int ends[] = {32, 64, 80, 96};
+        for (int text = 0; text < 4; text++)
+            for (char *end = (char *)b + ends[text]; end[-1] == ' '; end--)
+                end[-1] = 0;
+    }
+    if (index == 7 && result == 0 && b && (file = fopen(DIRECTORY "/mechanism", "r"))) {
+        ul *mechanisms = (ul *)b, *count = (ul *)c, kept = 0;
+        if (fscanf(file, "%lx", &set) == 1) {
+            for (ul i = 0; i < *count; i++)
+                if (mechanisms[i] != set)
+                    mechanisms[kept++] = mechanisms[i];
+            *count = kept;
+        }
+        fclose(file);
+    }
     return times ? 0 : result;
 }
 
 #define WRAPPED(WRAP) \
     WRAP(C_Initialize, 0) WRAP(C_Finalize, 1) WRAP(C_GetSlotList, 4) \
-    WRAP(C_GetTokenInfo, 6) WRAP(C_OpenSession, 12) WRAP(C_CloseSession, 13) \
+    WRAP(C_GetTokenInfo, 6) WRAP(C_GetMechanismList, 7) \
+    WRAP(C_OpenSession, 12) WRAP(C_CloseSession, 13) \
     WRAP(C_GetSessionInfo, 15) WRAP(C_Login, 18) WRAP(C_GetAttributeValue, 24) \
     WRAP(C_FindObjectsInit, 26) WRAP(C_FindObjects, 27) WRAP(C_EncryptInit, 29) \
     WRAP(C_Encrypt, 30) WRAP(C_DecryptInit, 33) WRAP(C_Decrypt, 34) \

@@ -304,6 +304,7 @@ fn name(function: Function) -> &'static str {
         Function::GetAttributeValue => "C_GetAttributeValue",
         Function::GetFunctionList => "C_GetFunctionList",
         Function::GetInterface => "C_GetInterface",
+        Function::GetMechanismList => "C_GetMechanismList",
         Function::GetSessionInfo => "C_GetSessionInfo",
         Function::GetSlotList => "C_GetSlotList",
         Function::GetTokenInfo => "C_GetTokenInfo",
