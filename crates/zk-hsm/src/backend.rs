@@ -1,4 +1,5 @@
 pub(crate) mod soft;
+mod zymkey;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,12 +47,12 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
             let path = PathBuf::from(path);
             Ok(Box::new(move || Ok(Box::new(soft::Soft::open(&path)?))))
         }
-        Target::Pkcs11(_) | Target::Zymkey { .. } => {
-            let _ = deadline;
-            Err(Error::NoBackend {
-                backend: uri.backend(),
-            })
+        Target::Zymkey { slot, module } => {
+            Ok(zymkey::opener(uri, *slot, module.as_deref(), deadline))
         }
+        Target::Pkcs11(_) => Err(Error::NoBackend {
+            backend: uri.backend(),
+        }),
     }
 }
 
@@ -60,12 +61,10 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
 pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Error> {
     match uri.target() {
         Target::Soft { path } => soft::list(uri, path.as_ref()),
-        Target::Pkcs11(_) | Target::Zymkey { .. } => {
-            let _ = deadline;
-            Err(Error::NoBackend {
-                backend: uri.backend(),
-            })
-        }
+        Target::Zymkey { module, .. } => zymkey::list(uri, module.as_deref(), deadline),
+        Target::Pkcs11(_) => Err(Error::NoBackend {
+            backend: uri.backend(),
+        }),
     }
 }
 
@@ -73,11 +72,9 @@ pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Er
 pub(crate) fn generate(uri: &HsmUri, deadline: Duration) -> Result<HsmUri, Error> {
     match uri.target() {
         Target::Soft { path } => soft::create_soft_key(path),
-        Target::Pkcs11(_) | Target::Zymkey { .. } => {
-            let _ = deadline;
-            Err(Error::NoBackend {
-                backend: uri.backend(),
-            })
-        }
+        Target::Zymkey { module, .. } => zymkey::generate(uri, module.as_deref(), deadline),
+        Target::Pkcs11(_) => Err(Error::NoBackend {
+            backend: uri.backend(),
+        }),
     }
 }

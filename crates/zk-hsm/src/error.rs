@@ -201,7 +201,7 @@ pub enum Error {
     },
 
     /// The URI is in order, but this build has no such backend.
-    #[error("this build has no {backend} backend; it has: soft")]
+    #[error("this build has no {backend} backend; it has: zymkey, soft")]
     NoBackend {
         /// The backend that the URI asks for.
         backend: BackendKind,
@@ -289,15 +289,17 @@ pub enum Error {
         present: Box<str>,
     },
 
-    /// The library opens locked data that was changed, so nothing that it
-    /// unlocks can be trusted.
+    /// The library was tried with data made for that, and doesn't tell data
+    /// that was changed from good data. So nothing is unlocked with it.
     #[error(
-        "{hsm} unlocks data that was changed, so it is not used to unlock anything; update the \
-         vendor's library, and report this to its vendor"
+        "{hsm} is not used to unlock anything, because its library {problem}; update the vendor's \
+         library, and report this to its vendor"
     )]
     UnlockUntrusted {
         /// The HSM's URI.
         hsm: Box<str>,
+        /// What it did with the data.
+        problem: &'static str,
     },
 
     /// This HSM, or the version of its library that is installed, can't do that.

@@ -150,7 +150,7 @@ impl Hsm {
         length("random bytes", n, 1, MAX_RANDOM)?;
         self.0
             .worker
-            .call(Operation::Random, move |session| session.backend.random(n))
+            .call(Operation::Random, move |session| session.random(n))
     }
 
     /// Encrypts and authenticates up to [`MAX_LOCK`] bytes so that only this
@@ -480,4 +480,4 @@ pub const MAX_LOCK: usize = 128 * 1024;
 pub const MAX_RANDOM: usize = 64 * 1024;
 
 /// The most bytes by which a backend makes locked data longer.
-const MAX_LOCK_OVERHEAD: usize = 4096;
+pub(crate) const MAX_LOCK_OVERHEAD: usize = 4096;

@@ -59,7 +59,7 @@
 //!
 //! | URI | where the key is | in this build |
 //! | --- | --- | --- |
-//! | `zymkey:slot=0` | Zymkey, or another Zymbit HSM, through the vendor's library | no: [`Error::NoBackend`] |
+//! | `zymkey:slot=0` | Zymkey, or another Zymbit HSM, through the vendor's library | yes |
 //! | `pkcs11:token=…;object=…` | a PKCS#11 token | no: [`Error::NoBackend`] |
 //! | `soft:/path/key.pem` | a key file of mode 0600, **for development** | yes |
 //!
@@ -80,25 +80,26 @@
 //!
 //! - It signs no bare digests, and speaks no other curve or scheme than ECDSA
 //!   P-256 with SHA-256.
-//! - It makes no keys in hardware and deletes none: use the vendor's tools.
+//! - It deletes no keys, locks no binding to a machine and sets no perimeter
+//!   action: what can't be taken back is left to the vendor's tools.
 //! - It attests nothing: that a public key is in hardware is known to whoever
 //!   took the certificate request from the device.
-//! - It runs on Unix-like systems only.
+//! - It runs on Unix-like systems only, and loads libraries only into programs
+//!   that are linked dynamically.
 //!
-//! This crate has no unsafe code.
+//! Unsafe code is in one module, which calls the vendor's library
+//! for `zymkey:`. What the library allocates is freed, whatever happens; what
+//! it says of lengths is checked before it is believed; and only one call at a
+//! time is in it.
 
-// The workspace denies unsafe code. It isn't forbidden here, because a backend
-// that loads a C library needs a module that allows it.
+// The workspace denies unsafe code. It isn't forbidden here, because that
+// module allows it for itself.
 
 mod backend;
 mod certificate;
 mod counters;
 mod error;
 mod hsm;
-#[expect(
-    dead_code,
-    reason = "its users, the backends that load libraries, come next"
-)]
 mod library;
 mod session;
 mod subject;

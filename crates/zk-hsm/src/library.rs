@@ -50,8 +50,14 @@ pub(crate) fn trusted(library: &Path, next: &'static str) -> Result<PathBuf, Err
 /// handles are open, **one call at a time** goes in: no vendor promises that
 /// its library takes more, and a stuck one has nobody opened beside it.
 pub(crate) struct Chip {
-    inside: Mutex<Option<(Operation, Instant)>>,
+    door: Mutex<Door>,
     left: Condvar,
+}
+
+#[derive(Default)]
+struct Door {
+    inside: Option<(Operation, Instant)>,
+    waiting: usize,
 }
 
 impl Chip {
@@ -64,44 +70,58 @@ impl Chip {
             .entry(library.to_owned())
             .or_insert_with(|| {
                 Arc::new(Self {
-                    inside: Mutex::new(None),
+                    door: Mutex::default(),
                     left: Condvar::new(),
                 })
             });
         Arc::clone(chip)
     }
 
-    /// Waits for the turn, at most for `patience`: then whoever is inside is
-    /// stuck.
+    /// Waits for the turn, at most for `patience`. One who has been inside for
+    /// that long is stuck, and isn't waited for at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Wedged`] then; [`Error::Busy`] if others came and went, and
+    /// the turn was always theirs.
     pub(crate) fn enter(
         &self,
         operation: Operation,
         patience: Duration,
     ) -> Result<Turn<'_>, Error> {
         let start = Instant::now();
-        let mut inside = self.lock();
+        let mut door = self.lock();
         loop {
-            let Some((inner, since)) = *inside else {
-                *inside = Some((operation, Instant::now()));
+            let Some((inner, since)) = door.inside else {
+                door.inside = Some((operation, Instant::now()));
                 return Ok(Turn(self));
             };
-            let left = patience.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            let elapsed = since.elapsed();
+            if elapsed >= patience {
                 return Err(Error::Wedged {
                     operation: inner,
-                    elapsed: since.elapsed(),
+                    elapsed,
                 });
             }
-            inside = self
+            let left = patience.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Err(Error::Busy {
+                    waiting: door.waiting + 1,
+                });
+            }
+            door.waiting += 1;
+            door = self
                 .left
-                .wait_timeout(inside, left)
+                .wait_timeout(door, left.min(patience - elapsed))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            door.waiting -= 1;
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Operation, Instant)>> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Nothing panics while it holds the door, so a poisoned one is in order.
+    fn lock(&self) -> MutexGuard<'_, Door> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,7 +130,7 @@ pub(crate) struct Turn<'a>(&'a Chip);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        *self.0.lock() = None;
+        self.0.lock().inside = None;
         self.0.left.notify_one();
     }
 }

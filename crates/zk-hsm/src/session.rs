@@ -1,8 +1,9 @@
 use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
+use zeroize::Zeroizing;
 
 use crate::backend::{Backend, Opener};
-use crate::error::Error;
+use crate::error::{Class, Error};
 use crate::hsm::{Info, Signature, VerifyingKey, key_id, spki};
 
 /// An open backend that holds the right key, and what checks its signatures.
@@ -16,6 +17,22 @@ impl Session {
     pub(crate) fn sign(&mut self, digest: &[u8; 32]) -> Result<Signature, Error> {
         let raw = self.backend.sign(digest)?;
         self.checker.check(digest, &raw)
+    }
+
+    /// As many random bytes as were asked for.
+    pub(crate) fn random(&mut self, n: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let bytes = self.backend.random(n)?;
+        if bytes.len() == n {
+            return Ok(bytes);
+        }
+        Err(Error::Library {
+            hsm: self.checker.hsm.clone(),
+            function: "random",
+            code: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+            meaning: "bytes, which is not what was asked for",
+            class: Class::Transient,
+            next: "if this repeats, update the vendor's library",
+        })
     }
 }
 

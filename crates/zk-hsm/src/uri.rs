@@ -58,6 +58,15 @@ impl HsmUri {
     pub(crate) fn target(&self) -> &Target {
         &self.0
     }
+
+    /// Another key slot of the same Zymkey. Not for other backends.
+    pub(crate) fn at_slot(&self, slot: u16) -> Self {
+        let mut uri = self.clone();
+        if let Target::Zymkey { slot: own, .. } = &mut uri.0 {
+            *own = slot;
+        }
+        uri
+    }
 }
 
 impl FromStr for HsmUri {
@@ -499,7 +508,7 @@ impl Separator {
 const MAX_LEN: usize = 1024;
 
 /// Slots 0 to 15 are made in the factory; 640 more can be allocated from 16 up.
-const MAX_SLOT: u16 = 655;
+pub(crate) const MAX_SLOT: u16 = 655;
 
 /// What may stand unencoded in a value, letters and digits aside (RFC 7512,
 /// pk11-pchar and pk11-qchar).

@@ -572,6 +572,7 @@ impl Owner {
         let took = started.elapsed();
         match &result {
             Ok(()) => self.failures = 0,
+            Err(Error::Busy { .. } | Error::Wedged { .. }) => {}
             Err(error) => self.note(operation, error),
         }
         let mut desk = self.shared.lock();
@@ -588,6 +589,10 @@ impl Owner {
         };
         desk.count(&error);
         match error.class() {
+            // it wasn't reached: another handle of this process was inside
+            _ if matches!(error, Error::Busy { .. } | Error::Wedged { .. }) => {
+                job.task.answer(Err(error));
+            }
             Class::Logic => job.task.answer(Err(error)),
             Class::Fatal => {
                 desk.fail(&error);
