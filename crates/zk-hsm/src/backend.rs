@@ -1,3 +1,4 @@
+mod pkcs11;
 pub(crate) mod soft;
 mod zymkey;
 
@@ -50,9 +51,7 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
         Target::Zymkey { slot, module } => {
             Ok(zymkey::opener(uri, *slot, module.as_deref(), deadline))
         }
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
+        Target::Pkcs11(key) => Ok(pkcs11::opener(uri, key, deadline)),
     }
 }
 
@@ -62,9 +61,7 @@ pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Er
     match uri.target() {
         Target::Soft { path } => soft::list(uri, path.as_ref()),
         Target::Zymkey { module, .. } => zymkey::list(uri, module.as_deref(), deadline),
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
+        Target::Pkcs11(key) => pkcs11::list(uri, key, deadline),
     }
 }
 
@@ -73,8 +70,6 @@ pub(crate) fn generate(uri: &HsmUri, deadline: Duration) -> Result<HsmUri, Error
     match uri.target() {
         Target::Soft { path } => soft::create_soft_key(path),
         Target::Zymkey { module, .. } => zymkey::generate(uri, module.as_deref(), deadline),
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
+        Target::Pkcs11(key) => pkcs11::generate(uri, key, deadline),
     }
 }

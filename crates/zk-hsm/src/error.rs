@@ -14,6 +14,20 @@ use crate::uri::{BackendKind, UriError};
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// More than one token or key is as the URI says.
+    #[error(
+        "{hsm}: there are {found} such {what}, and which one is meant can't be told; name one by \
+         more of its attributes (`zk-ctl hsm keys list` shows them), or remove the others"
+    )]
+    Ambiguous {
+        /// The HSM's URI.
+        hsm: Box<str>,
+        /// What there is too much of: `tokens`, `private keys`, `public keys`.
+        what: &'static str,
+        /// How many were found.
+        found: usize,
+    },
+
     /// The HSM gave a signature that its own public key doesn't verify. It was
     /// discarded, and asking once more didn't help.
     #[error(
@@ -88,6 +102,16 @@ pub enum Error {
         expected: [u8; 32],
         /// The key it has now: SHA-256 of the SubjectPublicKeyInfo DER.
         found: [u8; 32],
+    },
+
+    /// The HSM has a key of the label or the id that a new one was to get.
+    #[error(
+        "{hsm}: there is a key of this label or id already, and none is overwritten; choose \
+         others, or remove the key with the vendor's tool if it is no longer needed"
+    )]
+    KeyExists {
+        /// The new key's URI.
+        hsm: Box<str>,
     },
 
     /// There is a file at the path where a key was to be created.
@@ -359,7 +383,8 @@ impl Error {
             | Self::TokenMissing { .. }
             | Self::Unavailable { .. }
             | Self::Wedged { .. } => Class::Transient,
-            Self::KeyChanged { .. }
+            Self::Ambiguous { .. }
+            | Self::KeyChanged { .. }
             | Self::KeyFileFormat { .. }
             | Self::KeyFileIo { .. }
             | Self::KeyFilePermissions { .. }
@@ -373,6 +398,7 @@ impl Error {
             Self::CertificateMismatch { .. }
             | Self::CertificateUnusable { .. }
             | Self::Encoding { .. }
+            | Self::KeyExists { .. }
             | Self::KeyFileExists { .. }
             | Self::Length { .. }
             | Self::NoBackend { .. }

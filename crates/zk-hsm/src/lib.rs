@@ -60,7 +60,7 @@
 //! | URI | where the key is | in this build |
 //! | --- | --- | --- |
 //! | `zymkey:slot=0` | Zymkey, or another Zymbit HSM, through the vendor's library | yes |
-//! | `pkcs11:token=…;object=…` | a PKCS#11 token | no: [`Error::NoBackend`] |
+//! | `pkcs11:token=…;object=…` | a PKCS#11 token | yes |
 //! | `soft:/path/key.pem` | a key file of mode 0600, **for development** | yes |
 //!
 //! # What to expect when hardware misbehaves

@@ -45,6 +45,11 @@ impl HsmUri {
         format!("soft:{path}").parse()
     }
 
+    /// The URI of a key on a token, if it isn't too long.
+    pub(crate) fn pkcs11(key: &Pkcs11) -> Result<Self, UriError> {
+        format!("pkcs11:{key}").parse()
+    }
+
     /// Which backend opens it.
     #[must_use]
     pub fn backend(&self) -> BackendKind {
@@ -210,19 +215,19 @@ pub(crate) enum Target {
 /// RFC 7512, the attributes that pick one private key.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub(crate) struct Pkcs11 {
-    token: Option<String>,
-    manufacturer: Option<String>,
-    serial: Option<String>,
-    model: Option<String>,
-    object: Option<String>,
-    id: Option<Vec<u8>>,
-    module: Option<String>,
-    pin: Option<PinSource>,
+    pub(crate) token: Option<String>,
+    pub(crate) manufacturer: Option<String>,
+    pub(crate) serial: Option<String>,
+    pub(crate) model: Option<String>,
+    pub(crate) object: Option<String>,
+    pub(crate) id: Option<Vec<u8>>,
+    pub(crate) module: Option<String>,
+    pub(crate) pin: Option<PinSource>,
 }
 
 /// Where a PIN comes from; never the PIN itself.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-enum PinSource {
+pub(crate) enum PinSource {
     Credential(String),
     Env(String),
     File(PathBuf),
