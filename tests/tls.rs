@@ -10,6 +10,9 @@
 #[path = "../crates/zk-hsm/tests/support/mod.rs"]
 #[allow(dead_code, reason = "zk-hsm's own tests use more of it")]
 mod support;
+#[path = "../crates/zk-hsm/tests/pkcs11/tokens.rs"]
+#[allow(dead_code, reason = "zk-hsm's own tests use more of it")]
+mod tokens;
 
 use std::fmt;
 use std::fs;
@@ -18,106 +21,288 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
 use p256::ecdsa::SigningKey;
 use p256::elliptic_curve::Generate;
 use p256::pkcs8::{EncodePrivateKey, LineEnding};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, Signer, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, ServerConfig,
-    ServerConnection, StreamOwned,
+    ServerConnection, SignatureAlgorithm, SignatureScheme, StreamOwned,
 };
 use support::{Authority, server_config};
 use tempfile::TempDir;
+use tokens::Tokens;
+use tokio::runtime::{self, Handle};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use x509_cert::der::pem;
 use zk_hsm::{Error, Hsm, HsmUri, Options, create_soft_key};
+use zk_hsm_sim::{Device, Fault, Latency, Model, Rule};
 use zk_tests::peers::{CACHE, NEITHER, Nginx, TICKETS};
 
 #[test]
 fn servers_see_the_certificate_and_resumed_sessions_cost_no_signature() {
-    let world = World::new();
-    for key in &world.keys {
-        for server in &world.servers {
-            let at = format!("{} at {server}", key.name);
-            let config = world.config(key);
-            let before = key.signatures();
-            for connection in 1..=3 {
-                let seen = server.get(&config).unwrap_or_else(|error| {
-                    panic!("{at}, connection {connection}: {error}");
-                });
-                let resumed = server.resumes && connection > 1;
-                assert_eq!(seen.version, server.version, "{at}");
-                assert_eq!(seen.resumed, resumed, "{at}, connection {connection}");
-                assert_eq!(seen.certificate.as_ref(), Some(&key.certificate), "{at}");
-                let signatures = if server.resumes { 1 } else { connection };
-                assert_eq!(key.signatures() - before, signatures, "{at}");
+    World::with(
+        "servers_see_the_certificate_and_resumed_sessions_cost_no_signature",
+        |world| {
+            for key in &world.keys {
+                for server in &world.servers {
+                    let at = format!("{} at {server}", key.name);
+                    let config = world.config(key);
+                    let before = key.signatures();
+                    for connection in 1..=3 {
+                        let seen = server.get(&config).unwrap_or_else(|error| {
+                            panic!("{at}, connection {connection}: {error}");
+                        });
+                        let resumed = server.resumes && connection > 1;
+                        assert_eq!(seen.version, server.version, "{at}");
+                        assert_eq!(seen.resumed, resumed, "{at}, connection {connection}");
+                        assert_eq!(seen.certificate.as_ref(), Some(&key.certificate), "{at}");
+                        let signatures = if server.resumes { 1 } else { connection };
+                        assert_eq!(key.signatures() - before, signatures, "{at}");
+                    }
+                    // sessions are of one configuration: another one begins anew
+                    let seen = server.get(&world.config(key)).unwrap();
+                    assert!(!seen.resumed, "{at}");
+                    let signatures = if server.resumes { 2 } else { 4 };
+                    assert_eq!(key.signatures() - before, signatures, "{at}");
+                }
             }
-            // sessions are of one configuration: another one begins anew
-            let seen = server.get(&world.config(key)).unwrap();
-            assert!(!seen.resumed, "{at}");
-            let signatures = if server.resumes { 2 } else { 4 };
-            assert_eq!(key.signatures() - before, signatures, "{at}");
-        }
-    }
+        },
+    );
 }
 
 #[test]
 fn who_has_no_certificate_or_another_authoritys_is_refused() {
-    let world = World::new();
-    let nobody = ClientConfig::builder()
-        .with_root_certificates(world.authority.roots())
-        .with_no_client_auth();
-    let nobody = Arc::new(nobody);
-    let stranger = Authority::new();
-    for server in &world.servers {
-        // TLS 1.2 has no alert of its own for that
-        let alert = match server.version {
-            "TLSv1.2" if server.name == "OpenSSL" => AlertDescription::HandshakeFailure,
-            _ => AlertDescription::CertificateRequired,
-        };
-        server.refuses(&nobody, alert);
-    }
-    for key in &world.keys {
-        let foreign = stranger.issue(&key.hsm.csr(key.name).unwrap());
-        let config = key
-            .hsm
-            .client_config(vec![foreign], world.authority.roots(), &[])
-            .unwrap();
-        for server in &world.servers {
-            let before = key.signatures();
-            // both authorities have one name; rustls looks at that alone, tries
-            // the key, and finds that it isn't the one
-            let alert = match server.name {
-                "rustls" => AlertDescription::DecryptError,
-                _ => AlertDescription::UnknownCA,
-            };
-            server.refuses(&config, alert);
-            // the client can't know, so it has signed
-            assert_eq!(key.signatures() - before, 1, "{} at {server}", key.name);
-        }
-    }
+    World::with(
+        "who_has_no_certificate_or_another_authoritys_is_refused",
+        |world| {
+            let nobody = ClientConfig::builder()
+                .with_root_certificates(world.authority.roots())
+                .with_no_client_auth();
+            let nobody = Arc::new(nobody);
+            let stranger = Authority::new();
+            for server in &world.servers {
+                // TLS 1.2 has no alert of its own for that
+                let alert = match server.version {
+                    "TLSv1.2" if server.name == "OpenSSL" => AlertDescription::HandshakeFailure,
+                    _ => AlertDescription::CertificateRequired,
+                };
+                server.refuses(&nobody, alert);
+            }
+            for key in &world.keys {
+                let foreign = stranger.issue(&key.hsm.csr(key.name).unwrap());
+                let config = key
+                    .hsm
+                    .client_config(vec![foreign], world.authority.roots(), &[])
+                    .unwrap();
+                for server in &world.servers {
+                    let before = key.signatures();
+                    // both authorities have one name; rustls looks at that alone, tries
+                    // the key, and finds that it isn't the one
+                    let alert = match server.name {
+                        "rustls" => AlertDescription::DecryptError,
+                        _ => AlertDescription::UnknownCA,
+                    };
+                    server.refuses(&config, alert);
+                    // the client can't know, so it has signed
+                    assert_eq!(key.signatures() - before, 1, "{} at {server}", key.name);
+                }
+            }
+        },
+    );
 }
 
 #[test]
 fn another_keys_certificate_is_refused_at_the_start() {
-    let world = World::new();
-    for (one, other) in pairs(&world.keys) {
-        let before = one.signatures();
-        let chain = vec![other.certificate.clone()];
-        let error = one
-            .hsm
-            .client_config(chain, world.authority.roots(), &[])
-            .unwrap_err();
-        let Error::CertificateMismatch { hsm, subject, .. } = &error else {
-            panic!("{error}")
-        };
-        assert_eq!(**hsm, one.hsm.uri().to_string());
-        assert_eq!(**subject, format!("CN={}", other.name));
-        assert_eq!(one.signatures(), before);
+    World::with(
+        "another_keys_certificate_is_refused_at_the_start",
+        |world| {
+            for (one, other) in pairs(&world.keys) {
+                let before = one.signatures();
+                let chain = vec![other.certificate.clone()];
+                let error = one
+                    .hsm
+                    .client_config(chain, world.authority.roots(), &[])
+                    .unwrap_err();
+                let Error::CertificateMismatch { hsm, subject, .. } = &error else {
+                    panic!("{error}")
+                };
+                assert_eq!(**hsm, one.hsm.uri().to_string());
+                assert_eq!(**subject, format!("CN={}", other.name));
+                assert_eq!(one.signatures(), before);
+            }
+        },
+    );
+}
+
+/// rustls signs on the thread that polls the handshake. What that means for all
+/// other tasks of a runtime, counted in the steps that they take between the
+/// beginning and the end of a signature of half a second.
+#[test]
+fn other_tasks_go_on_while_the_chip_signs_if_they_have_a_thread() {
+    let dir = TempDir::new().unwrap();
+    let device = Device::create(dir.path(), Model::Zymkey4i).unwrap();
+    let uri = format!(
+        "zymkey:slot=0?module-path={}",
+        device.module_path().display()
+    );
+    let authority = Authority::new();
+    let key = Key::open("zymkey", &uri.parse().unwrap(), &authority);
+    let server_key = SigningKey::generate();
+    let certificate = authority.issue_server("localhost", &server_key);
+    let server = server_config(&TLS13, &[], authority.roots(), certificate, &server_key);
+    let port = serve_rustls(server);
+    let latency = Rule::new("sign", Fault::Latency(Latency::Fixed(500)));
+    device.set_faults(&latency.into()).unwrap();
+    let before = key.hsm.counters();
+
+    let workers = |number| {
+        let mut builder = runtime::Builder::new_multi_thread();
+        builder.worker_threads(number);
+        builder
+    };
+    let steps = |mut builder: runtime::Builder, way: Way| {
+        let runtime = builder.enable_all().build().unwrap();
+        let signer = Arc::new(Counted {
+            key: key.hsm.signing_key(),
+            steps: Arc::default(),
+            during: Arc::default(),
+        });
+        let config = signer.client_config(&key, &authority);
+        runtime.block_on(async {
+            // more than there are threads
+            for _ in 0..3 {
+                signer.play();
+            }
+            let stream = match way {
+                Way::Directly => tokio::spawn(handshake(config, port)).await.unwrap(),
+                Way::SpawnBlocking => {
+                    let runtime = Handle::current();
+                    spawn_blocking(move || runtime.block_on(handshake(config, port)))
+                        .await
+                        .unwrap()
+                }
+            };
+            let (_, connection) = stream.get_ref();
+            assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full));
+        });
+        signer.during.load(Relaxed)
+    };
+    // as the documentation of zk-hsm has it
+    for builder in [
+        workers(2),
+        workers(1),
+        runtime::Builder::new_current_thread(),
+    ] {
+        assert!(steps(builder, Way::SpawnBlocking) >= MANY);
+    }
+    // directly it takes a worker, and there is another one
+    assert!(steps(workers(2), Way::Directly) >= MANY);
+    // the last one, so that nothing moves
+    assert_eq!(steps(workers(1), Way::Directly), 0);
+    assert_eq!(
+        steps(runtime::Builder::new_current_thread(), Way::Directly),
+        0
+    );
+
+    let after = key.hsm.counters();
+    assert_eq!(after.signatures - before.signatures, 6);
+    let took = after.sign_latency.sum() - before.sign_latency.sum();
+    assert!(took >= 6 * Duration::from_millis(500), "{took:?}");
+}
+
+/// In half a second hundreds of thousands are possible.
+const MANY: u64 = 1000;
+
+enum Way {
+    Directly,
+    SpawnBlocking,
+}
+
+async fn handshake(config: Arc<ClientConfig>, port: u16) -> TlsStream<tokio::net::TcpStream> {
+    let tcp = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    TlsConnector::from(config)
+        .connect("localhost".try_into().unwrap(), tcp.await.unwrap())
+        .await
+        .unwrap()
+}
+
+/// Counts what other tasks do during a signature.
+#[derive(Clone, Debug)]
+struct Counted {
+    key: Arc<dyn rustls::sign::SigningKey>,
+    steps: Arc<AtomicU64>,
+    during: Arc<AtomicU64>,
+}
+
+impl Counted {
+    /// Has two tasks throw a ball to and fro, each throw a step.
+    fn play(&self) {
+        let (to, mut fro) = mpsc::channel(1);
+        let (back, mut again) = mpsc::channel(1);
+        let steps = Arc::clone(&self.steps);
+        tokio::spawn(async move {
+            while let Some(()) = fro.recv().await {
+                steps.fetch_add(1, Relaxed);
+                back.send(()).await.unwrap();
+            }
+        });
+        tokio::spawn(async move {
+            loop {
+                to.send(()).await.unwrap();
+                again.recv().await.unwrap();
+            }
+        });
+    }
+
+    fn client_config(&self, key: &Key, authority: &Authority<SigningKey>) -> Arc<ClientConfig> {
+        let certified = CertifiedKey::new(vec![key.certificate.clone()], Arc::new(self.clone()));
+        certified.keys_match().unwrap();
+        let config = ClientConfig::builder()
+            .with_root_certificates(authority.roots())
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        Arc::new(config)
+    }
+}
+
+impl rustls::sign::SigningKey for Counted {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        self.key.choose_scheme(offered)?;
+        Some(Box::new(self.clone()))
+    }
+
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        self.key.public_key()
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.key.algorithm()
+    }
+}
+
+impl Signer for Counted {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        let signer = self.key.choose_scheme(&[self.scheme()]).unwrap();
+        let before = self.steps.load(Relaxed);
+        let signature = signer.sign(message);
+        let after = self.steps.load(Relaxed);
+        self.during.store(after - before, Relaxed);
+        signature
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256
     }
 }
 
@@ -126,21 +311,23 @@ struct World {
     authority: Authority<SigningKey>,
     keys: Vec<Key>,
     servers: Vec<Server>,
-    _dir: TempDir,
 }
 
 impl World {
-    fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let authority = Authority::new();
-        let keys = uris(dir.path()).map(|(name, uri)| Key::open(name, &uri, &authority));
-        let servers = servers(dir.path(), &authority);
-        Self {
-            authority,
-            keys: keys.into(),
-            servers,
-            _dir: dir,
-        }
+    /// Runs `test`, the body of the function `name`, in a process of its own, for
+    /// SoftHSM2's sake.
+    fn with(name: &str, test: impl FnOnce(&Self)) {
+        tokens::alone(name, |tokens| {
+            let dir = TempDir::new().unwrap();
+            let authority = Authority::new();
+            let keys = uris(dir.path(), tokens);
+            let keys = keys.map(|(name, uri)| Key::open(name, &uri, &authority));
+            test(&Self {
+                keys: keys.into(),
+                servers: servers(dir.path(), &authority),
+                authority,
+            });
+        });
     }
 
     /// One that shares no sessions with others.
@@ -151,10 +338,20 @@ impl World {
     }
 }
 
-/// Two of each kind of key.
-fn uris(dir: &Path) -> [(&'static str, HsmUri); 2] {
+/// Where a key of each kind is, and the name of its certificate.
+fn uris(dir: &Path, tokens: &Tokens) -> [(&'static str, HsmUri); 4] {
     let soft = |name: &str| create_soft_key(dir.join(name)).unwrap();
-    [("soft", soft("one.pem")), ("soft-2", soft("two.pem"))]
+    let device = Device::create(dir.join("device"), Model::Zymkey4i).unwrap();
+    let module = device.module_path();
+    let zymkey = format!("zymkey:slot=0?module-path={}", module.display());
+    tokens.make("plant");
+    tokens.import("plant", "device", "01");
+    [
+        ("soft", soft("one.pem")),
+        ("soft-2", soft("two.pem")),
+        ("zymkey", zymkey.parse().unwrap()),
+        ("softhsm2", tokens.uri("token=plant;object=device")),
+    ]
 }
 
 struct Key {

@@ -247,6 +247,7 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     }
     if needs(Area::Peers) {
         programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
+        programs.push(("softhsm2-util --version", "softhsm2"));
     }
     if needs(Area::Store) {
         programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);

@@ -160,6 +160,23 @@ impl Hsm {
     /// A `soft:` key locks with AES-256-GCM under a key derived from the
     /// private key: as good as the key file is kept, so for development.
     ///
+    /// ```
+    /// use std::fs;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// # fs::write(dir.join("secret"), "s3cr3t")?;
+    /// # let uri = zk_hsm::create_soft_key(dir.join("key.pem"))?;
+    /// # let hsm = zk_hsm::Hsm::open(&uri, zk_hsm::Options::default())?;
+    ///
+    /// // a file that is of use on this device only
+    /// fs::write(dir.join("secret.locked"), hsm.lock(&fs::read(dir.join("secret"))?)?)?;
+    /// fs::remove_file(dir.join("secret"))?;
+    ///
+    /// let secret = hsm.unlock(&fs::read(dir.join("secret.locked"))?)?;
+    /// assert_eq!(*secret, b"s3cr3t");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Length`], or as for [`sign`](Self::sign).
