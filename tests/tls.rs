@@ -4,6 +4,8 @@
 //!
 //! Each server answers with what it saw: a word for the version, one for whether
 //! the session was resumed, and the client's certificate in PEM.
+//!
+//! Requests and certificates by each kind of key are put to OpenSSL, too.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -46,7 +48,7 @@ use tokio::task::spawn_blocking;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_cert::der::pem;
-use zk_hsm::{Error, Hsm, HsmUri, Options, create_soft_key};
+use zk_hsm::{Error, Hsm, HsmUri, Options, Subject, create_soft_key};
 use zk_hsm_sim::{Device, Fault, Latency, Model, Rule};
 use zk_tests::peers::{CACHE, NEITHER, Nginx, TICKETS};
 
@@ -144,6 +146,35 @@ fn another_keys_certificate_is_refused_at_the_start() {
             }
         },
     );
+}
+
+#[test]
+fn openssl_verifies_requests_and_certificates_of_each_kind_of_key() {
+    let name = "openssl_verifies_requests_and_certificates_of_each_kind_of_key";
+    tokens::alone(name, |tokens| {
+        let dir = TempDir::new().unwrap();
+        let file = dir.path().join("pem");
+        let openssl = |arguments: &[&str]| {
+            let output = Command::new("openssl").args(arguments).arg(&file).output();
+            let output = output.expect(MISSING);
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+        };
+        let path = file.to_str().unwrap();
+        for (name, uri) in uris(dir.path(), tokens) {
+            let hsm = Hsm::open(&uri, Options::default()).unwrap();
+            let subject = || Subject::new(name).country("DE").dns_name("pi.example.org");
+            fs::write(&file, hsm.csr(subject()).unwrap()).unwrap();
+            let said = openssl(&["req", "-verify", "-noout", "-in"]);
+            assert!(said.contains("verify OK"), "{name}: {said}");
+
+            let pem = hsm.self_signed(subject(), Duration::from_secs(3600));
+            fs::write(&file, pem.unwrap()).unwrap();
+            let strict = ["-x509_strict", "-check_ss_sig", "-purpose", "sslclient"];
+            let said = openssl(&[&["verify", "-CAfile", path], &strict[..]].concat());
+            assert_eq!(said, format!("{path}: OK\n"), "{name}");
+            assert_eq!(hsm.counters().signatures, 2);
+        }
+    });
 }
 
 /// rustls signs on the thread that polls the handshake. What that means for all
@@ -608,7 +639,7 @@ impl Openssl {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .expect("this test needs the openssl program: apt-get install openssl");
+            .expect(MISSING);
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
         let port = loop {
@@ -627,6 +658,8 @@ impl Openssl {
         }
     }
 }
+
+const MISSING: &str = "this test needs the openssl program: apt-get install openssl";
 
 impl Drop for Openssl {
     fn drop(&mut self) {
