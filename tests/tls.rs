@@ -36,8 +36,8 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, Signer, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, ServerConfig,
-    ServerConnection, SignatureAlgorithm, SignatureScheme, StreamOwned,
+    AlertDescription, ClientConfig, ClientConnection, HandshakeKind, OtherError, ProtocolVersion,
+    ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme, StreamOwned,
 };
 use support::{Authority, server_config};
 use tempfile::TempDir;
@@ -48,7 +48,7 @@ use tokio::task::spawn_blocking;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_cert::der::pem;
-use zk_hsm::{Error, Hsm, HsmUri, Options, Subject, create_soft_key};
+use zk_hsm::{Error, Hsm, HsmUri, Operation, Options, Subject, create_soft_key};
 use zk_hsm_sim::{Device, Fault, Latency, Model, Rule};
 use zk_tests::peers::{CACHE, NEITHER, Nginx, TICKETS};
 
@@ -177,23 +177,102 @@ fn openssl_verifies_requests_and_certificates_of_each_kind_of_key() {
     });
 }
 
+#[test]
+fn a_chip_that_fails_in_a_handshake_is_asked_again_or_says_why() {
+    let dir = TempDir::new().unwrap();
+    let (device, key, authority) = zymkey(dir.path());
+    let server = rustls_server(&authority);
+    let get = |hsm: &Hsm| {
+        // a full handshake each time
+        let config = hsm.client_config(vec![key.certificate.clone()], authority.roots(), &[]);
+        server.get(&config.unwrap())
+    };
+    let before = key.hsm.counters();
+    // what passes is no concern of TLS
+    for fault in [
+        Fault::Code(-110),
+        Fault::FlipR,
+        Fault::FlipS,
+        Fault::NullOutput,
+    ] {
+        let rule = Rule::new("sign", fault).count(1);
+        device.set_faults(&rule.into()).unwrap();
+        let seen = get(&key.hsm).unwrap();
+        assert_eq!(seen.certificate.as_ref(), Some(&key.certificate));
+    }
+    let after = key.hsm.counters();
+    assert_eq!(after.signatures - before.signatures, 4);
+    assert_eq!(after.retries - before.retries, 4);
+    assert_eq!(after.bad_signatures - before.bad_signatures, 2);
+
+    // what doesn't reaches the caller as what it is
+    let always = |on: &str, fault| device.set_faults(&Rule::new(on, fault).into()).unwrap();
+    always("sign", Fault::FlipS);
+    let error = of_hsm(get(&key.hsm));
+    assert!(matches!(error, Error::BadSignature { .. }), "{error}");
+    device.clear_faults().unwrap();
+    get(&key.hsm).unwrap();
+
+    let mut options = Options::default();
+    options.deadline = Duration::from_secs(1);
+    let impatient = Hsm::open(key.hsm.uri(), options).unwrap();
+    always("sign", Fault::Hang);
+    let error = of_hsm(get(&impatient));
+    let sign = Operation::Sign;
+    assert!(
+        matches!(error, Error::TimedOut { operation, .. } if operation == sign),
+        "{error}"
+    );
+
+    always("any", Fault::KeyChanged);
+    let error = of_hsm(get(&key.hsm));
+    assert!(matches!(error, Error::KeyChanged { .. }), "{error}");
+}
+
+/// A simulated device with its certificate.
+fn zymkey(dir: &Path) -> (Device, Key, Authority<SigningKey>) {
+    let device = Device::create(dir, Model::Zymkey4i).unwrap();
+    let module = device.module_path();
+    let uri = format!("zymkey:slot=0?module-path={}", module.display());
+    let authority = Authority::new();
+    let key = Key::open("zymkey", &uri.parse().unwrap(), &authority);
+    (device, key, authority)
+}
+
+fn rustls_server(authority: &Authority<SigningKey>) -> Server {
+    let key = SigningKey::generate();
+    let certificate = authority.issue_server("localhost", &key);
+    let config = server_config(&TLS13, &[], authority.roots(), certificate, &key);
+    Server {
+        name: "rustls",
+        version: "TLSv1.3",
+        sessions: "cache",
+        resumes: true,
+        port: serve_rustls(config),
+        _running: Arc::new(Running::Rustls),
+    }
+}
+
+/// What an HSM's error has become on its way through rustls and std.
+fn of_hsm(result: io::Result<Seen>) -> Error {
+    let Err(error) = result else {
+        panic!("no error")
+    };
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(rustls::Error::Other(OtherError(inner))) = inner else {
+        panic!("{error:?}")
+    };
+    inner.downcast_ref::<Error>().unwrap().clone()
+}
+
 /// rustls signs on the thread that polls the handshake. What that means for all
 /// other tasks of a runtime, counted in the steps that they take between the
 /// beginning and the end of a signature of half a second.
 #[test]
 fn other_tasks_go_on_while_the_chip_signs_if_they_have_a_thread() {
     let dir = TempDir::new().unwrap();
-    let device = Device::create(dir.path(), Model::Zymkey4i).unwrap();
-    let uri = format!(
-        "zymkey:slot=0?module-path={}",
-        device.module_path().display()
-    );
-    let authority = Authority::new();
-    let key = Key::open("zymkey", &uri.parse().unwrap(), &authority);
-    let server_key = SigningKey::generate();
-    let certificate = authority.issue_server("localhost", &server_key);
-    let server = server_config(&TLS13, &[], authority.roots(), certificate, &server_key);
-    let port = serve_rustls(server);
+    let (device, key, authority) = zymkey(dir.path());
+    let port = rustls_server(&authority).port;
     let latency = Rule::new("sign", Fault::Latency(Latency::Fixed(500)));
     device.set_faults(&latency.into()).unwrap();
     let before = key.hsm.counters();
