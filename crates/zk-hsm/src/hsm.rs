@@ -80,7 +80,7 @@ impl Hsm {
     ///
     /// # Errors
     ///
-    /// [`Error::NoBackend`]; [`Error::TimedOut`] if opening takes longer than
+    /// [`Error::TimedOut`] if opening takes longer than
     /// the deadline; otherwise what the backend reports, for `soft:` one of
     /// the `KeyFile…` variants. Opening isn't tried twice.
     pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
