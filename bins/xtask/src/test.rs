@@ -61,6 +61,7 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             let openssl = targets(["openssl", "certificate", "it"]);
             stage(&mut stages, "openssl", || test(&root, &openssl))?;
             stage(&mut stages, "nginx", || test(&root, &targets(["nginx"])))?;
+            stage(&mut stages, "TLS", || test(&root, &targets(["tls"])))?;
             let gateway = [&targets(["gateway"])[..], &["--", "curl::"]].concat();
             let gateway = [&gateway[..], &["--include-ignored"]].concat();
             stage(&mut stages, "curl", || test(&root, &gateway))?;

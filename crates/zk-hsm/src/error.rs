@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::uri::{BackendKind, UriError};
+use crate::uri::UriError;
 
 /// Everything that can go wrong between a call and its answer.
 ///
@@ -224,13 +224,6 @@ pub enum Error {
         problem: &'static str,
     },
 
-    /// The URI is in order, but this build has no such backend.
-    #[error("this build has no {backend} backend; it has: pkcs11, soft, zymkey")]
-    NoBackend {
-        /// The backend that the URI asks for.
-        backend: BackendKind,
-    },
-
     /// The PIN couldn't be had from where the URI says.
     #[error("no PIN from {pin_source}: {problem}")]
     Pin {
@@ -401,7 +394,6 @@ impl Error {
             | Self::KeyExists { .. }
             | Self::KeyFileExists { .. }
             | Self::Length { .. }
-            | Self::NoBackend { .. }
             | Self::Subject { .. }
             | Self::Tls { .. }
             | Self::UnlockRefused

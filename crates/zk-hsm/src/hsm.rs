@@ -83,7 +83,7 @@ impl Hsm {
     ///
     /// # Errors
     ///
-    /// [`Error::NoBackend`]; [`Error::TimedOut`] if opening takes longer than
+    /// [`Error::TimedOut`] if opening takes longer than
     /// the deadline; [`Error::Wedged`] if a call of another handle is stuck in
     /// the same library; otherwise what the backend reports: for `soft:` one of
     /// the `KeyFile…` variants, for a library [`Error::LibraryUnloadable`],
@@ -171,6 +171,23 @@ impl Hsm {
     ///   never leaves it. It has the private key's label and ` lock`, and is made
     ///   when the first data is locked.
     /// - What a Zymkey has locked was unlocked again once, before it is returned.
+    ///
+    /// ```
+    /// use std::fs;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// # fs::write(dir.join("secret"), "s3cr3t")?;
+    /// # let uri = zk_hsm::create_soft_key(dir.join("key.pem"))?;
+    /// # let hsm = zk_hsm::Hsm::open(&uri, zk_hsm::Options::default())?;
+    ///
+    /// // a file that is of use on this device only
+    /// fs::write(dir.join("secret.locked"), hsm.lock(&fs::read(dir.join("secret"))?)?)?;
+    /// fs::remove_file(dir.join("secret"))?;
+    ///
+    /// let secret = hsm.unlock(&fs::read(dir.join("secret.locked"))?)?;
+    /// assert_eq!(*secret, b"s3cr3t");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

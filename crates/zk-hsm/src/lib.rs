@@ -74,7 +74,7 @@
 //!
 //! Calls block. There is no async interface: rustls can't await a signature,
 //! so one would help only half of the users; from async code use your runtime's
-//! `spawn_blocking`. [`Hsm::client_config`] says what that means for TLS.
+//! `spawn_blocking`. What that means for TLS is told, and shown, at [`Hsm`].
 //!
 //! # What it does not do
 //!

@@ -195,13 +195,6 @@ impl From<&str> for Subject {
     }
 }
 
-/// A common name.
-impl From<&String> for Subject {
-    fn from(common_name: &String) -> Self {
-        Self::new(common_name)
-    }
-}
-
 /// A kind of attribute, and what its value may be (RFC 5280, appendix A.1).
 struct Kind {
     oid: ObjectIdentifier,

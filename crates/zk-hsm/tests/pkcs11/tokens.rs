@@ -224,7 +224,7 @@ pub(crate) fn patient() -> Options {
 }
 
 /// What softhsm2-util says. It fails the test if it fails.
-fn softhsm2_util(arguments: &[&str]) -> String {
+pub(crate) fn softhsm2_util(arguments: &[&str]) -> String {
     run(Command::new("softhsm2-util").args(arguments), "softhsm2")
 }
 
@@ -243,7 +243,7 @@ pub(crate) fn write_secret(path: &Path, content: &str) {
 }
 
 pub(crate) const PIN: &str = "8317402";
-const SO_PIN: &str = "5550199";
+pub(crate) const SO_PIN: &str = "5550199";
 
 /// Tells a process that it is one of its own.
 const DIRECTORY: &str = "ZK_TEST_TOKENS";
