@@ -38,6 +38,8 @@ pub(crate) struct Arguments {
 enum Area {
     /// A record sealed, against the bare cryptography.
     Seal,
+    /// Keys behind zk-hsm against the bare calls; TLS with them; signatures saved.
+    Hsm,
     /// A message verified, against the bare signature check.
     Verify,
     /// Appending, draining and opening, against a bare log.
@@ -49,8 +51,9 @@ enum Area {
 }
 
 impl Area {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Seal,
+        Self::Hsm,
         Self::Verify,
         Self::Spool,
         Self::Store,
@@ -61,6 +64,7 @@ impl Area {
     fn target(self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::Seal => ("seal", &[]),
+            Self::Hsm => ("hsm", &[]),
             Self::Verify => ("verify", &[]),
             Self::Spool => ("spool", &[]),
             Self::Store => ("gateway", &["store"]),
@@ -94,6 +98,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let areas = arguments.area.map_or(Area::ALL.to_vec(), |area| vec![area]);
     if areas.contains(&Area::Gateway) {
         system_programs(&[("nginx -v", "nginx")])?;
+    }
+    if areas.contains(&Area::Hsm) {
+        system_programs(&[("softhsm2-util --version", "softhsm2")])?;
     }
     let dir = arguments.dir.clone();
     let dir = dir.unwrap_or_else(|| root.join("target/bench"));

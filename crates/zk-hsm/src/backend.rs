@@ -1,3 +1,4 @@
+mod pkcs11;
 pub(crate) mod soft;
 mod zymkey;
 
@@ -47,12 +48,10 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
             let path = PathBuf::from(path);
             Ok(Box::new(move || Ok(Box::new(soft::Soft::open(&path)?))))
         }
+        Target::Pkcs11(key) => Ok(pkcs11::opener(uri, key, deadline)),
         Target::Zymkey { slot, module } => {
             Ok(zymkey::opener(uri, *slot, module.as_deref(), deadline))
         }
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
     }
 }
 
@@ -61,10 +60,8 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
 pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Error> {
     match uri.target() {
         Target::Soft { path } => soft::list(uri, path.as_ref()),
+        Target::Pkcs11(key) => pkcs11::list(uri, key, deadline),
         Target::Zymkey { module, .. } => zymkey::list(uri, module.as_deref(), deadline),
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
     }
 }
 
@@ -72,9 +69,7 @@ pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Er
 pub(crate) fn generate(uri: &HsmUri, deadline: Duration) -> Result<HsmUri, Error> {
     match uri.target() {
         Target::Soft { path } => soft::create_soft_key(path),
+        Target::Pkcs11(key) => pkcs11::generate(uri, key, deadline),
         Target::Zymkey { module, .. } => zymkey::generate(uri, module.as_deref(), deadline),
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
     }
 }

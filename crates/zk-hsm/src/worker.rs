@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::backend::Opener;
@@ -44,9 +45,11 @@ pub enum State {
 }
 
 /// The callers' side of the thread that owns the backend. Dropping it closes
-/// the backend and ends the thread as soon as the call inside returns.
+/// the backend and ends the thread as soon as the call inside returns, and
+/// waits a little for that.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -66,21 +69,29 @@ impl Worker {
                 current: Some(Current::new(Operation::Open)),
                 health: Health::Open,
                 closing: false,
+                ended: false,
                 counters: Counters::default(),
             }),
             bell: Condvar::new(),
+            end: Condvar::new(),
         });
-        let worker = Self {
+        let mut worker = Self {
             shared: Arc::clone(&shared),
+            thread: None,
         };
         let (reply, opened) = mpsc::channel();
         let name = uri.to_string().into();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(format!("zk-hsm-{}", uri.backend()))
-            .spawn(move || own(shared, opener, name, &reply))
+            .spawn(move || {
+                // dropped last, whatever happens
+                let _ended = Ended(Arc::clone(&shared));
+                own(shared, opener, name, &reply);
+            })
             .map_err(|source| Error::Thread {
                 source: Arc::new(source),
             })?;
+        worker.thread = Some(thread);
         match opened.recv_timeout(deadline) {
             Ok(Ok((public_key, info))) => Ok((worker, public_key, info)),
             Ok(Err(error)) => Err(error),
@@ -196,9 +207,39 @@ impl Worker {
 }
 
 impl Drop for Worker {
+    /// Without the wait a program that ends just now would leave the thread alone
+    /// in a C library that is being torn down: SoftHSM2 crashes then.
     fn drop(&mut self) {
-        self.shared.lock().closing = true;
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let mut desk = self.shared.lock();
+        desk.closing = true;
         self.shared.bell.notify_one();
+        if desk.wedged(Instant::now()).is_some() {
+            return;
+        }
+        let (desk, _) = self
+            .shared
+            .end
+            .wait_timeout_while(desk, CLOSING, |desk| !desk.ended)
+            .unwrap_or_else(PoisonError::into_inner);
+        let ended = desk.ended;
+        drop(desk);
+        if ended {
+            // it has nothing left to do, and a panic there was answered already
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tells that the thread has let go of all it had.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.end.notify_all();
     }
 }
 
@@ -274,6 +315,8 @@ struct Shared {
     desk: Mutex<Desk>,
     /// Rung for the thread: a job has come, or the end.
     bell: Condvar,
+    /// Rung when the thread has let go of the backend.
+    end: Condvar,
 }
 
 impl Shared {
@@ -293,6 +336,7 @@ struct Desk {
     current: Option<Current>,
     health: Health,
     closing: bool,
+    ended: bool,
     counters: Counters,
 }
 
@@ -488,7 +532,7 @@ pub(crate) fn once<T: Send + 'static>(
 ) -> Result<T, Error> {
     let deadline = deadline.min(MAX_DEADLINE);
     let (reply, answer) = mpsc::channel();
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name(format!("zk-hsm-{}", uri.backend()))
         .spawn(move || {
             // a caller that has given up has no receiver
@@ -498,7 +542,11 @@ pub(crate) fn once<T: Send + 'static>(
             source: Arc::new(source),
         })?;
     match answer.recv_timeout(deadline) {
-        Ok(result) => result,
+        Ok(result) => {
+            // its work is done; it isn't left alone in a library when the program ends
+            let _ = thread.join();
+            result
+        }
         Err(RecvTimeoutError::Disconnected) => Err(Error::WorkerDied),
         Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut {
             operation,
@@ -679,6 +727,9 @@ fn pause(failures: u32) -> Duration {
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long the last handle waits for the backend to close.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// So that a deadline can always be added to a moment.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);

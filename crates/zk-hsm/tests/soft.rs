@@ -341,21 +341,6 @@ proptest! {
 }
 
 #[test]
-fn backends_of_other_builds_are_named() {
-    let (uri, kind) = ("pkcs11:token=t;object=o", BackendKind::Pkcs11);
-    let error = Hsm::open(&uri.parse().unwrap(), Options::default()).unwrap_err();
-    assert!(
-        matches!(error, Error::NoBackend { backend } if backend == kind),
-        "{error}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("this build has no {kind} backend"))
-    );
-}
-
-#[test]
 fn nothing_secret_is_in_debug_output() {
     let (_dir, uri, path) = key();
     let hsm = open(&uri);

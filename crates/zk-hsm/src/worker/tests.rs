@@ -615,9 +615,8 @@ fn the_last_handle_closes_the_chip() {
     other.sign(b"m").unwrap();
     assert!(closed.try_recv().is_err());
     drop(other);
-    closed
-        .recv_timeout(PATIENCE)
-        .expect("the connection is closed");
+    // at once: the program may end just now, and take the library with it
+    closed.try_recv().expect("the connection is closed");
 }
 
 #[test]
