@@ -100,13 +100,14 @@ pub(crate) fn generate(
         Attribute::Verify(true),
         Attribute::EcParams(P256.into()),
     ];
+    // for signing only; CKA_DECRYPT stays unsaid, as no mechanism decrypts by such
+    // a key, and tpm2-pkcs11 makes none when that is false
     let private = [
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
         Attribute::Sign(true),
         Attribute::SignRecover(false),
-        Attribute::Decrypt(false),
         Attribute::Unwrap(false),
         Attribute::Derive(false),
     ];

@@ -182,6 +182,21 @@ pub(crate) fn public_key(key: &SigningKey, label: &str, id: u8) -> Vec<Attribute
     object
 }
 
+/// An AES-256 key that doesn't leave its token.
+pub(crate) fn lock_key(label: &str, key: [u8; 32]) -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+        Attribute::Label(label.into()),
+        Attribute::Value(key.to_vec()),
+    ]
+}
+
 fn named(class: ObjectClass, label: &str, id: u8) -> Vec<Attribute> {
     vec![
         Attribute::Class(class),
