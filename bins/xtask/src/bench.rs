@@ -60,15 +60,15 @@ impl Area {
         Self::Gateway,
     ];
 
-    /// The bench target, and what to tell it.
-    fn target(self) -> (&'static str, &'static [&'static str]) {
+    /// The bench targets, and what to tell each.
+    fn targets(self) -> &'static [(&'static str, &'static [&'static str])] {
         match self {
-            Self::Seal => ("seal", &[]),
-            Self::Hsm => ("hsm", &[]),
-            Self::Verify => ("verify", &[]),
-            Self::Spool => ("spool", &[]),
-            Self::Store => ("gateway", &["store"]),
-            Self::Gateway => ("gateway", &["nginx"]),
+            Self::Seal => &[("seal", &[])],
+            Self::Hsm => &[("hsm", &[])],
+            Self::Verify => &[("verify", &[])],
+            Self::Spool => &[("spool", &[]), ("rivals", &[])],
+            Self::Store => &[("gateway", &["store"])],
+            Self::Gateway => &[("gateway", &["nginx"])],
         }
     }
 }
@@ -101,6 +101,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if areas.contains(&Area::Hsm) {
         system_programs(&[("softhsm2-util --version", "softhsm2")])?;
+    }
+    if areas.contains(&Area::Spool) {
+        system_programs(&[("strace --version", "strace")])?;
     }
     let dir = arguments.dir.clone();
     let dir = dir.unwrap_or_else(|| root.join("target/bench"));
@@ -151,9 +154,12 @@ fn build(root: &Path, profile: &str, areas: &[Area]) -> Result<HashMap<String, P
     command.args(["bench", "--locked", "--workspace", "--no-run"]);
     command.args(["--profile", profile]);
     command.args(["--message-format", "json-render-diagnostics"]);
-    let targets: BTreeSet<_> = areas.iter().map(|area| area.target().0).collect();
-    for target in targets {
+    let targets = areas.iter().flat_map(|area| area.targets());
+    for target in targets.map(|(name, _)| *name).collect::<BTreeSet<_>>() {
         command.args(["--bench", target]);
+        if target == "rivals" {
+            command.args(["--features", "zk-spool-rivals/rivals"]);
+        }
     }
     let built = command
         .stderr(Stdio::inherit())
@@ -185,24 +191,26 @@ fn measure(
     machine: &Machine,
     area: Area,
 ) -> Result<Vec<Row>> {
-    let (name, arguments) = area.target();
-    let executable = executables.get(name);
-    let executable = executable.with_context(|| format!("cargo has built no bench {name}"))?;
-    let mut command = Command::new(executable);
-    command
-        .args(arguments)
-        .env("ZK_BENCH_DIR", &machine.directory)
-        .stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start the bench")?;
-    let stdout = child.stdout.take().context("no output")?;
     let mut rows = Vec::new();
-    for line in BufReader::new(stdout).lines() {
-        let row: Row = serde_json::from_str(&line?).context("a bench printed something else")?;
-        eprintln!("  {}", row.name);
-        rows.push(row);
+    for (name, arguments) in area.targets() {
+        let executable = executables.get(*name);
+        let executable = executable.with_context(|| format!("cargo has built no bench {name}"))?;
+        let mut command = Command::new(executable);
+        command
+            .args(*arguments)
+            .env("ZK_BENCH_DIR", &machine.directory)
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().context("cannot start the bench")?;
+        let stdout = child.stdout.take().context("no output")?;
+        for line in BufReader::new(stdout).lines() {
+            let row: Row =
+                serde_json::from_str(&line?).context("a bench printed something else")?;
+            eprintln!("  {}", row.name);
+            rows.push(row);
+        }
+        let status = child.wait()?;
+        ensure!(status.success(), "the bench of {area:?} failed: {status}");
     }
-    let status = child.wait()?;
-    ensure!(status.success(), "the bench of {area:?} failed: {status}");
     Ok(rows)
 }
 
