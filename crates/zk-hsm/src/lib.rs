@@ -57,11 +57,11 @@
 //!
 //! # Backends
 //!
-//! | URI | where the key is | in this build |
-//! | --- | --- | --- |
-//! | `zymkey:slot=0` | Zymkey, or another Zymbit HSM, through the vendor's library | yes |
-//! | `pkcs11:token=…;object=…` | a PKCS#11 token | yes |
-//! | `soft:/path/key.pem` | a key file of mode 0600, **for development** | yes |
+//! | URI | where the key is |
+//! | --- | --- |
+//! | `zymkey:slot=0` | Zymkey, or another Zymbit HSM, through the vendor's library |
+//! | `pkcs11:token=…;object=…` | a PKCS#11 token |
+//! | `soft:/path/key.pem` | a key file of mode 0600, **for development** |
 //!
 //! # What to expect when hardware misbehaves
 //!
