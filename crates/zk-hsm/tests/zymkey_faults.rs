@@ -772,6 +772,11 @@ fn hang(function: &'static str, operation: Operation, call: Call) {
     for _ in 0..3 {
         is_wedged(hsm.sign(b"m").map(drop));
         is_wedged(other.sign(b"m").map(drop));
+        let state = other.state();
+        assert!(
+            matches!(state, State::Wedged { operation: o, .. } if o == operation),
+            "{function}: {state:?}"
+        );
         is_wedged(Hsm::open(&chip.uri(2), patient(SHORT)).map(drop));
         is_wedged(list_keys(&chip.uri(0), SHORT).map(drop));
         is_wedged(generate_key(&chip.uri(0), SHORT).map(drop));
@@ -781,6 +786,9 @@ fn hang(function: &'static str, operation: Operation, call: Call) {
 
     chip.fail([]);
     until("the hang ends", || matches!(hsm.state(), State::Ready));
+    until("for the other, too", || {
+        matches!(other.state(), State::Ready)
+    });
     call(&hsm).unwrap();
     sign(&hsm, b"m").unwrap();
     let counters = hsm.counters();

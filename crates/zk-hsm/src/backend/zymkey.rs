@@ -25,6 +25,7 @@
 mod ffi;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libc::c_int;
@@ -34,7 +35,7 @@ use self::ffi::{Calls, Context, Failure, Library};
 use super::{Backend, Opener};
 use crate::error::{Class, Error, Operation};
 use crate::hsm::{Binding, Health, Info, KeyEntry, MAX_LOCK, MAX_LOCK_OVERHEAD, VerifyingKey};
-use crate::library;
+use crate::library::{self, Chip};
 use crate::uri::{BackendKind, HsmUri};
 
 pub(crate) fn opener(uri: &HsmUri, slot: u16, module: Option<&str>, patience: Duration) -> Opener {
@@ -220,6 +221,10 @@ impl Zymkey {
 }
 
 impl Backend for Zymkey {
+    fn chip(&self) -> Option<Arc<Chip>> {
+        Some(self.context.library().chip())
+    }
+
     fn info(&mut self) -> Result<Info, Error> {
         let (model, serial, firmware) = self.call(Operation::Info, |chip| {
             Ok((

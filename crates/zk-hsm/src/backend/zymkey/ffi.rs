@@ -176,6 +176,10 @@ impl Library {
         Ok(library)
     }
 
+    pub(super) fn chip(&self) -> Arc<Chip> {
+        Arc::clone(&self.chip)
+    }
+
     /// It says of itself that it only plays the vendor's part.
     pub(super) fn is_simulator(&self) -> bool {
         self.simulator
