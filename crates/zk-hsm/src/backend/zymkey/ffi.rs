@@ -117,6 +117,8 @@ pub(super) enum Failure {
 
 /// A library that is loaded for as long as the process lives.
 pub(super) struct Library {
+    /// The dynamic linker's, which has one for each file, whatever its names.
+    handle: usize,
     symbols: Symbols,
     chip: Arc<Chip>,
     simulator: bool,
@@ -158,21 +160,26 @@ impl Library {
         // SAFETY: the symbol is only looked for
         let simulator = unsafe { loaded.get::<*const c_void>("zkSimulatorVersion") }.is_ok();
         // never closed: contexts and threads of the library may live on
-        let _ = loaded.into_raw();
+        let handle = loaded.into_raw().addr();
         if let Some(name) = symbols.lacking() {
             return Err(unloadable(format!(
                 "it has no function `{name}`, so it is not the vendor's"
             )));
         }
-        let library: &'static Self = Box::leak(Box::new(Self {
-            symbols,
-            chip: Arc::clone(&chip),
-            simulator,
-            unlock_trusted: AtomicBool::new(false),
-        }));
-        libraries()
-            .get_or_insert_default()
-            .insert(path.to_owned(), library);
+        let mut libraries = libraries();
+        let libraries = libraries.get_or_insert_default();
+        // by a hard link it may be here already, and has one door
+        let known = libraries.values().find(|known| known.handle == handle);
+        let library = known.copied().unwrap_or_else(|| {
+            Box::leak(Box::new(Self {
+                handle,
+                symbols,
+                chip: Arc::clone(&chip),
+                simulator,
+                unlock_trusted: AtomicBool::new(false),
+            }))
+        });
+        libraries.insert(path.to_owned(), library);
         Ok(library)
     }
 
@@ -775,10 +782,36 @@ mod tests {
     }
 
     #[test]
+    fn a_library_is_loaded_once_whatever_its_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = Device::create(directory.path(), Model::Zymkey4i).unwrap();
+        let load = |path: &Path| {
+            let path = crate::library::trusted(path, "").unwrap();
+            Library::load(&path, "", PATIENCE).unwrap()
+        };
+        let first = load(&device.module_path());
+        assert!(ptr::eq(first, load(&device.module_path())));
+
+        let [symbolic, hard] = ["symbolic.so", "hard.so"].map(|name| directory.path().join(name));
+        std::os::unix::fs::symlink(device.module_path(), &symbolic).unwrap();
+        std::fs::hard_link(device.module_path(), &hard).unwrap();
+        for name in [symbolic, hard] {
+            assert!(ptr::eq(first, load(&name)), "{}", name.display());
+        }
+
+        // a copy is another one
+        let other = tempfile::tempdir().unwrap();
+        let other = Device::create(other.path(), Model::Zymkey4i).unwrap();
+        assert!(!ptr::eq(first, load(&other.module_path())));
+    }
+
+    #[test]
     fn a_block_is_zeroed_as_far_as_it_goes() {
         for len in [1, 24, 100, 4096] {
             // SAFETY: it takes any size
             let start: *mut u8 = unsafe { libc::malloc(len) }.cast();
+            // the optimizer knows how much `malloc` was asked for, and must not here
+            let start = std::hint::black_box(start);
             assert!(!start.is_null());
             let mut block = Block(start);
             let room = block.room();
