@@ -109,9 +109,19 @@ pub(crate) fn generate(
     deadline: Duration,
 ) -> Result<HsmUri, Error> {
     const GENERATE: Operation = Operation::Generate;
+    let start = Instant::now();
     let name = Name(uri.to_string().into());
     let library = load(module.map(Path::new), deadline)?;
     let mut hsm = Zymkey::open(name, 0, library, GENERATE, deadline)?;
+    // no key is made for a caller who has given up
+    let left = deadline.saturating_sub(start.elapsed());
+    if left.is_zero() {
+        return Err(Error::TimedOut {
+            operation: GENERATE,
+            after: deadline,
+        });
+    }
+    hsm.context.set_patience(left);
     let slot = hsm.context.at(GENERATE).generate();
     slot.map(|slot| uri.at_slot(slot))
         .map_err(|failure| hsm.name.error(GENERATE, failure))
@@ -496,3 +506,36 @@ const UPDATE: &str = "if this repeats, update the vendor's library";
 
 const GIVES_NOTHING_BACK: &str = "didn't give back with success (a 1) what it had just locked";
 const OPENS_CHANGED: &str = "unlocked data that was changed";
+
+#[cfg(test)]
+mod tests {
+    use zk_hsm_sim::{Device, Fault, Latency, Model, Rule};
+
+    use super::*;
+    use crate::fault::PATIENCE;
+
+    #[test]
+    fn no_key_is_made_for_a_caller_who_has_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = Device::create(directory.path(), Model::Hsm6).unwrap();
+        let module = device.module_path();
+        let module = module.to_str();
+        let uri: HsmUri = "zymkey:slot=0".parse().unwrap();
+        let count = || list(&uri, module, PATIENCE).unwrap().len();
+        let before = count();
+        let slow = Rule::new("open", Fault::Latency(Latency::Fixed(300)));
+        device.set_faults(&slow.into()).unwrap();
+
+        let short = Duration::from_millis(200);
+        let error = generate(&uri, module, short).unwrap_err();
+
+        assert!(
+            matches!(error, Error::TimedOut { operation: Operation::Generate, after } if after == short),
+            "{error}"
+        );
+        device.clear_faults().unwrap();
+        assert_eq!(count(), before);
+        generate(&uri, module, PATIENCE).unwrap();
+        assert_eq!(count(), before + 1);
+    }
+}

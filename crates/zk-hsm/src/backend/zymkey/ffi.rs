@@ -266,6 +266,10 @@ impl Context {
         self.library
     }
 
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// The chip's functions, called for the sake of `operation`.
     pub(super) fn at(&mut self, operation: Operation) -> Calls<'_> {
         Calls {
