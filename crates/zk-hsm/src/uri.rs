@@ -45,8 +45,9 @@ use std::str::FromStr;
 ///
 /// `zymkey:` and `pkcs11:` take `?module-path=/absolute/library.so` to load
 /// another library than these. It must belong to root or the user of this
-/// process, as must the directories above it, and nobody else may have write
-/// access.
+/// process, as must all directories above it. Nobody else may have write access
+/// to it and its directory; further up a group may, and anybody where the sticky
+/// bit is set, as for `/tmp`.
 ///
 /// A URI decides which library is loaded into the process: take it from
 /// configuration, never from a message.

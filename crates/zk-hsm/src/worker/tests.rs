@@ -652,6 +652,32 @@ fn typed_errors_ride_in_signature_errors() {
     assert!(error.source().unwrap().is::<Error>());
 }
 
+#[test]
+fn messages_about_time_are_short_and_say_what_to_do() {
+    let after = Duration::from_nanos(10_000_073_291);
+    let operation = Operation::Sign;
+    let late = Error::TimedOut { operation, after }.to_string();
+    assert!(
+        late.starts_with("sign got no answer from the HSM within 10.0s, "),
+        "{late}"
+    );
+    assert!(late.contains("see that it is connected"), "{late}");
+    let stuck = Error::Wedged {
+        operation,
+        elapsed: after,
+    };
+    let stuck = stuck.to_string();
+    assert!(stuck.contains("in it for 10.0s. If"), "{stuck}");
+    for (retry_in, when) in [
+        (Duration::ZERO, "opened again now"),
+        (Duration::from_micros(49_991), "opened again in 50.0ms"),
+    ] {
+        let source = Box::new(Error::UnlockRefused);
+        let closed = Error::Unavailable { retry_in, source }.to_string();
+        assert!(closed.ends_with(when), "{closed}");
+    }
+}
+
 struct TellsItsEnd(Sender<()>);
 
 impl Drop for TellsItsEnd {
