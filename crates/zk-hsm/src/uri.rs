@@ -113,13 +113,17 @@ impl FromStr for HsmUri {
             return Err(UriError::TooLong { len: text.len() });
         }
         let (scheme, rest) = text.split_once(':').ok_or(UriError::Scheme)?;
-        match scheme {
-            "pkcs11" => Pkcs11::parse(rest).map(Target::Pkcs11),
-            "soft" => parse_soft(rest),
-            "zymkey" => parse_zymkey(rest),
-            _ => Err(UriError::Scheme),
+        let uri = Self(match scheme {
+            "pkcs11" => Target::Pkcs11(Pkcs11::parse(rest)?),
+            "soft" => parse_soft(rest)?,
+            "zymkey" => parse_zymkey(rest)?,
+            _ => return Err(UriError::Scheme),
+        });
+        // the canonical form encodes more, and has to be parsed again
+        match uri.to_string().len() {
+            len if len > MAX_LEN => Err(UriError::TooLong { len }),
+            _ => Ok(uri),
         }
-        .map(Self)
     }
 }
 
@@ -219,9 +223,9 @@ pub enum UriError {
     SoftPath,
 
     /// Too long to be meant.
-    #[error("the URI has {len} bytes; 1024 are the most")]
+    #[error("the URI has {len} bytes when it is encoded; 1024 are the most")]
     TooLong {
-        /// Its length.
+        /// Its length, or that of its canonical form.
         len: usize,
     },
 
