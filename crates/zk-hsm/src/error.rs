@@ -262,8 +262,9 @@ pub enum Error {
     /// The HSM had the call but no answer came in time. Whether it did the
     /// work isn't known; a late result is discarded.
     #[error(
-        "{operation} got no answer from the HSM within {after:.1?}, and what it did is not known; \
-         see that it is connected and that its daemon runs, then try again"
+        "{operation} got no answer from the HSM within {after:.1?}; see that it is connected and \
+         that its daemon runs{}",
+        Perhaps(*.operation)
     )]
     TimedOut {
         /// What was asked of it.
@@ -492,6 +493,20 @@ impl fmt::Display for Operation {
             Self::Sign => "sign",
             Self::Unlock => "unlock",
         })
+    }
+}
+
+/// What may have been done all the same, for messages.
+struct Perhaps(Operation);
+
+impl fmt::Display for Perhaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Operation::Generate => f.write_str(
+                ". Before another key is made: `zk-ctl hsm keys list` tells whether this one was",
+            ),
+            _ => Ok(()),
+        }
     }
 }
 

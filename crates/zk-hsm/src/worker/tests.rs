@@ -743,13 +743,17 @@ fn a_call_without_time_for_a_retry_is_answered_by_its_failure() {
 #[test]
 fn messages_about_time_are_short_and_say_what_to_do() {
     let after = Duration::from_nanos(10_000_073_291);
+    let late = |operation| Error::TimedOut { operation, after }.to_string();
     let operation = Operation::Sign;
-    let late = Error::TimedOut { operation, after }.to_string();
+    let text = late(operation);
     assert!(
-        late.starts_with("sign got no answer from the HSM within 10.0s, "),
-        "{late}"
+        text.starts_with("sign got no answer from the HSM within 10.0s; "),
+        "{text}"
     );
-    assert!(late.contains("see that it is connected"), "{late}");
+    assert!(text.ends_with("its daemon runs"), "{text}");
+    // nobody makes two keys by trying again
+    let text = late(Operation::Generate);
+    assert!(text.contains("`zk-ctl hsm keys list`"), "{text}");
     let stuck = Error::Wedged {
         operation,
         elapsed: after,
