@@ -11,6 +11,8 @@
 //! - What the library allocates is in a [`Block`] from the moment it returns,
 //!   with success or without. Pointers that it writes are NULL before, lengths
 //!   0; no length is believed beyond what the allocator says the block has.
+//! - A C++ exception that the library lets out passes through Rust's frames as it
+//!   may (`C-unwind`), and ends the program: nobody here could go on with it.
 //! - Loaded code stays loaded: nothing is ever given to `dlclose`.
 //!
 //! Functions that can't be taken back are not here at all: locking the binding,
@@ -41,7 +43,7 @@ macro_rules! symbols {
     ($($field:ident = $name:literal: fn($($argument:ty),*);)*) => {
         /// The library's functions. Which of them there are depends on its age.
         struct Symbols {
-            $($field: Symbol<unsafe extern "C" fn($($argument),*) -> c_int>,)*
+            $($field: Symbol<unsafe extern "C-unwind" fn($($argument),*) -> c_int>,)*
         }
 
         impl Symbols {
@@ -513,7 +515,7 @@ impl Calls<'_> {
 
     fn measure(
         &self,
-        symbol: &Symbol<unsafe extern "C" fn(Ctx, *mut f32) -> c_int>,
+        symbol: &Symbol<unsafe extern "C-unwind" fn(Ctx, *mut f32) -> c_int>,
     ) -> Result<f32, Failure> {
         let measure = symbol.get()?;
         let mut value = f32::NAN;
@@ -537,7 +539,7 @@ impl Calls<'_> {
     /// A C string that the library allocates.
     fn text(
         &self,
-        symbol: &Symbol<unsafe extern "C" fn(Ctx, Bytes) -> c_int>,
+        symbol: &Symbol<unsafe extern "C-unwind" fn(Ctx, Bytes) -> c_int>,
     ) -> Result<String, Failure> {
         let text = symbol.get()?;
         let mut output = self.output(symbol.name, |ctx, out, _| {
