@@ -502,6 +502,44 @@ fn a_key_that_vanished_is_told_from_a_failure() {
     sign(&chip.open(), b"m").unwrap();
 }
 
+/// As after its export was disabled.
+#[test]
+fn a_key_that_is_listed_is_not_missing() {
+    let chip = Chip::new(Model::Hsm6);
+    chip.fail((0..4).map(|n| Rule::new(EXPORT, Fault::Code(-1)).after(2 * n).count(1)));
+    let error = Hsm::open(&chip.uri(0), options()).unwrap_err();
+    assert_library("listed", &error, EXPORT, -1, "EPERM, or any failure");
+    // one that isn't listed is
+    chip.fail([]);
+    let error = Hsm::open(&chip.uri(20), options()).unwrap_err();
+    assert!(matches!(error, Error::KeyMissing { .. }), "{error}");
+}
+
+#[test]
+fn who_may_not_reach_the_daemon_is_told_so() {
+    let chip = Chip::new(Model::Zymkey4i);
+    chip.fail([Rule::new(OPEN, Fault::Code(-13))]);
+    let error = Hsm::open(&chip.uri(0), options()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("run this as a user who may"), "{text}");
+}
+
+/// Who locks a secret gives up the open one.
+#[test]
+fn what_does_not_unlock_to_what_was_locked_is_not_handed_out() {
+    let chip = Chip::new(Model::Zymkey4i);
+    let hsm = chip.open();
+    hsm.lock(b"a secret").unwrap();
+    let cut = Rule::new(UNLOCK, Fault::Length(7));
+    chip.fail([cut.clone()]);
+    let error = hsm.lock(b"a secret").unwrap_err();
+    let problem = "success, but what it put out can't be unlocked";
+    assert_library("cut", &error, LOCK, 0, problem);
+    chip.fail([cut.count(1)]);
+    hsm.lock(b"a secret").unwrap();
+    assert_eq!(hsm.counters().retries, 2);
+}
+
 #[test]
 fn another_key_in_the_slot_signs_nothing() {
     let chip = Chip::new(Model::Zymkey4i);
