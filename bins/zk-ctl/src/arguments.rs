@@ -1,8 +1,12 @@
+use std::ffi::OsStr;
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 use zk_envelope::DeviceId;
 use zk_hsm::{HsmUri, MAX_RANDOM};
@@ -45,9 +49,34 @@ pub(crate) struct Common {
         global = true,
         display_order = 900,
         env = "ZK_CTL_HSM",
-        value_name = "URI"
+        value_name = "URI",
+        value_parser = KeyUri
     )]
     pub(crate) hsm: Option<HsmUri>,
+}
+
+/// Parses the key's URI. What is wrong with one is said without the URI: a PIN
+/// may stand in it where none belongs.
+#[derive(Clone)]
+struct KeyUri;
+
+impl TypedValueParser for KeyUri {
+    type Value = HsmUri;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<HsmUri, clap::Error> {
+        let refused = |problem: &dyn Display| {
+            let help = "For more information, try '--help'.";
+            let text = format!("invalid value for '--hsm <URI>': {problem}\n\n{help}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, text).with_cmd(command)
+        };
+        let text = value.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
+        text.parse().map_err(|error| refused(&error))
+    }
 }
 
 #[derive(Clone, Debug, Subcommand)]

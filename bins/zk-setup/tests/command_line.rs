@@ -962,6 +962,23 @@ fn wrong_arguments_end_with_2() {
         let refused = place.fails(2, arguments);
         assert!(refused.out.is_empty());
     }
+    // a PIN that doesn't belong there is not said
+    let uri = "pkcs11:token=t;object=o?pin-value=8317402";
+    let file = place.path("with-pin.toml");
+    fs::write(&file, format!("[devices.pi-01]\nhsm = {uri:?}\n")).unwrap();
+    let file = file.to_str().unwrap();
+    for (code, arguments) in [
+        (2, &["device", "add", "pi-01", "--hsm", uri][..]),
+        (1, &["plan", "--file", file]),
+    ] {
+        let refused = place.fails(code, arguments);
+        assert!(
+            refused.err.contains("must not stand in a URI"),
+            "{}",
+            refused.err
+        );
+        assert!(!refused.err.contains("8317402"), "{}", refused.err);
+    }
     assert!(!place.path("zk").exists());
 }
 

@@ -3,12 +3,14 @@ pub(crate) mod soft;
 mod zymkey;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::hsm::{Health, Info, KeyEntry, VerifyingKey};
+use crate::library::Chip;
 use crate::uri::{HsmUri, Target};
 
 /// One open connection to one key. It lives and dies on the worker's thread,
@@ -17,6 +19,11 @@ use crate::uri::{HsmUri, Target};
 /// Every call may be made twice in a row: after a transient failure the worker
 /// opens a new backend and repeats the call there.
 pub(crate) trait Backend {
+    /// At whose door its calls wait, if it is one of a library's.
+    fn chip(&self) -> Option<Arc<Chip>> {
+        None
+    }
+
     fn info(&mut self) -> Result<Info, Error>;
 
     /// What the HSM can't tell is `None` there; an error is a failure.

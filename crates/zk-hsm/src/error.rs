@@ -261,7 +261,11 @@ pub enum Error {
 
     /// The HSM had the call but no answer came in time. Whether it did the
     /// work isn't known; a late result is discarded.
-    #[error("{operation} got no answer from the HSM within {after:?}")]
+    #[error(
+        "{operation} got no answer from the HSM within {after:.1?}; see that it is connected and \
+         that its daemon runs{}",
+        Perhaps(*.operation)
+    )]
     TimedOut {
         /// What was asked of it.
         operation: Operation,
@@ -287,9 +291,9 @@ pub enum Error {
     },
 
     /// The HSM failed and is closed; it will be opened again by itself.
-    #[error("the HSM failed and is closed; it is opened again in {retry_in:?}")]
+    #[error("the HSM failed and is closed; it is opened again {}", When(*.retry_in))]
     Unavailable {
-        /// The time until the next attempt.
+        /// The time until the next attempt; zero while it is made.
         retry_in: Duration,
         /// The failure that closed it, or the latest failure to open it.
         source: Box<Self>,
@@ -348,7 +352,7 @@ pub enum Error {
     /// A call has been stuck inside the HSM for longer than the deadline, so
     /// no further one is made.
     #[error(
-        "the HSM is stuck: {operation} has been in it for {elapsed:?}. If it stays so, restart \
+        "the HSM is stuck: {operation} has been in it for {elapsed:.1?}. If it stays so, restart \
          this program; if that doesn't help, restart the HSM's daemon or the machine"
     )]
     Wedged {
@@ -489,6 +493,32 @@ impl fmt::Display for Operation {
             Self::Sign => "sign",
             Self::Unlock => "unlock",
         })
+    }
+}
+
+/// What may have been done all the same, for messages.
+struct Perhaps(Operation);
+
+impl fmt::Display for Perhaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Operation::Generate => f.write_str(
+                ". Before another key is made: `zk-ctl hsm keys list` tells whether this one was",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// When something comes, for messages.
+struct When(Duration);
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Duration::ZERO => f.write_str("now"),
+            time => write!(f, "in {time:.1?}"),
+        }
     }
 }
 

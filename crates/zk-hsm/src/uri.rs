@@ -45,8 +45,9 @@ use std::str::FromStr;
 ///
 /// `zymkey:` and `pkcs11:` take `?module-path=/absolute/library.so` to load
 /// another library than these. It must belong to root or the user of this
-/// process, as must the directories above it, and nobody else may have write
-/// access.
+/// process, as must all directories above it. Nobody else may have write access
+/// to it and its directory; further up a group may, and anybody where the sticky
+/// bit is set, as for `/tmp`.
 ///
 /// A URI decides which library is loaded into the process: take it from
 /// configuration, never from a message.
@@ -112,13 +113,17 @@ impl FromStr for HsmUri {
             return Err(UriError::TooLong { len: text.len() });
         }
         let (scheme, rest) = text.split_once(':').ok_or(UriError::Scheme)?;
-        match scheme {
-            "pkcs11" => Pkcs11::parse(rest).map(Target::Pkcs11),
-            "soft" => parse_soft(rest),
-            "zymkey" => parse_zymkey(rest),
-            _ => Err(UriError::Scheme),
+        let uri = Self(match scheme {
+            "pkcs11" => Target::Pkcs11(Pkcs11::parse(rest)?),
+            "soft" => parse_soft(rest)?,
+            "zymkey" => parse_zymkey(rest)?,
+            _ => return Err(UriError::Scheme),
+        });
+        // the canonical form encodes more, and has to be parsed again
+        match uri.to_string().len() {
+            len if len > MAX_LEN => Err(UriError::TooLong { len }),
+            _ => Ok(uri),
         }
-        .map(Self)
     }
 }
 
@@ -218,9 +223,9 @@ pub enum UriError {
     SoftPath,
 
     /// Too long to be meant.
-    #[error("the URI has {len} bytes; 1024 are the most")]
+    #[error("the URI has {len} bytes when it is encoded; 1024 are the most")]
     TooLong {
-        /// Its length.
+        /// Its length, or that of its canonical form.
         len: usize,
     },
 

@@ -8,6 +8,7 @@ use crate::backend::Opener;
 use crate::counters::Counters;
 use crate::error::{Class, Error, Operation};
 use crate::hsm::{Info, Options, VerifyingKey};
+use crate::library::Chip;
 use crate::session::{Checker, Session};
 use crate::uri::HsmUri;
 
@@ -27,7 +28,8 @@ pub enum State {
         /// The latest failure.
         cause: Error,
     },
-    /// One call has been stuck inside it for longer than the deadline. It
+    /// One call has been stuck inside it for longer than the deadline: this
+    /// handle's, or another's of this process that uses the same library. It
     /// becomes ready by itself if that call ever returns; no second
     /// connection is opened beside the stuck one. A service that stays in this
     /// state should save its work and let itself be restarted.
@@ -67,6 +69,7 @@ impl Worker {
                 deadline,
                 next_id: 0,
                 current: Some(Current::new(Operation::Open)),
+                chip: None,
                 health: Health::Open,
                 closing: false,
                 ended: false,
@@ -166,16 +169,15 @@ impl Worker {
 
     pub(crate) fn state(&self) -> State {
         let desk = self.shared.lock();
-        match (&desk.health, desk.stuck(Instant::now())) {
+        let own = desk.stuck(Instant::now());
+        let stuck = own
+            .map(|current| (current.operation, current.since))
+            .or_else(|| desk.chip.as_ref()?.stuck(desk.deadline));
+        match (&desk.health, stuck) {
             (Health::Failed(cause), _) => State::Failed {
                 cause: cause.clone(),
             },
-            (
-                _,
-                Some(&Current {
-                    operation, since, ..
-                }),
-            ) => State::Wedged { operation, since },
+            (_, Some((operation, since))) => State::Wedged { operation, since },
             (
                 Health::Closed {
                     failures,
@@ -334,6 +336,8 @@ struct Desk {
     next_id: u64,
     /// What is inside the backend now.
     current: Option<Current>,
+    /// Where the backend's calls wait for those of other handles.
+    chip: Option<Arc<Chip>>,
     health: Health,
     closing: bool,
     ended: bool,
@@ -503,6 +507,7 @@ fn own(
         }
     };
     let public_key = checker.public_key();
+    let chip = session.backend.chip();
     let mut owner = Owner {
         shared,
         opener,
@@ -510,7 +515,11 @@ fn own(
         session: Some(session),
         failures: 0,
     };
-    owner.shared.lock().current = None;
+    {
+        let mut desk = owner.shared.lock();
+        desk.current = None;
+        desk.chip = chip;
+    }
     // one who has given up has said so on the desk
     let _ = reply.send(Ok((public_key, info)));
     loop {

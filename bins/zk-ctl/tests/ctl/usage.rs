@@ -97,6 +97,17 @@ async fn wrong_arguments_are_told_with_what_is_right() {
         }
         assert!(run.out.is_empty(), "{arguments:?}");
     }
+    // a PIN that doesn't belong there is not said
+    for wrong in [
+        "?pin-value=8317402",
+        ";pin-value=8317402",
+        "?pin-source=8317402",
+    ] {
+        let uri = format!("pkcs11:token=t;object=o{wrong}");
+        let run = world.ctl(&["hsm", "info", "--hsm", &uri]).ends(2);
+        run.says(&["--hsm", "pin-source"]);
+        assert!(!run.err.contains("8317402"), "{}", run.err);
+    }
     // what is at fault here is not what was typed
     let missing = world.ctl(&["publish", "nothing-there"]).ends(1);
     missing.says(&["cannot read nothing-there", "No such file"]);
