@@ -49,17 +49,20 @@ pub(crate) type Opener = Box<dyn FnMut() -> Result<Box<dyn Backend>, Error> + Se
 
 /// `deadline` is for how long it may wait for others of this process who use
 /// the same library.
-pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> {
+pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Opener {
     match uri.target() {
         Target::Soft { path } => {
             let path = PathBuf::from(path);
-            Ok(Box::new(move || Ok(Box::new(soft::Soft::open(&path)?))))
+            Box::new(move || Ok(Box::new(soft::Soft::open(&path)?)))
         }
-        Target::Pkcs11(key) => Ok(pkcs11::opener(uri, key, deadline)),
-        Target::Zymkey { slot, module } => {
-            Ok(zymkey::opener(uri, *slot, module.as_deref(), deadline))
-        }
+        Target::Pkcs11(key) => pkcs11::opener(uri, key, deadline),
+        Target::Zymkey { slot, module } => zymkey::opener(uri, *slot, module.as_deref(), deadline),
     }
+}
+
+/// What a library says, without what could mislead on a terminal or in a log.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// All P-256 keys of the HSM that `uri` names; which of its keys it names

@@ -92,7 +92,7 @@ impl Hsm {
     /// [`Error::PinRefused`], [`Error::TokenMissing`], [`Error::Ambiguous`],
     /// [`Error::Unsupported`]. Opening isn't tried twice.
     pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
-        Self::with_opener(uri, backend::opener(uri, options.deadline)?, options)
+        Self::with_opener(uri, backend::opener(uri, options.deadline), options)
     }
 
     pub(crate) fn with_opener(

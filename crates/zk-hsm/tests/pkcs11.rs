@@ -551,6 +551,23 @@ fn a_pin_that_is_changed_on_the_token_is_tried_once_by_a_running_program() {
 
 #[test]
 #[ignore = "needs softhsm2"]
+fn whom_somebody_else_has_logged_in_is_logged_in() {
+    alone("whom_somebody_else_has_logged_in_is_logged_in", |tokens| {
+        tokens.make("plant");
+        tokens.import("plant", "key", "01");
+        let uri = tokens.shim_uri("token=plant;object=key");
+        let (first, _second) = (open(&uri), open(&uri));
+        assert_eq!(tokens.calls("C_Login"), 1);
+        // the second one's login, which falls between two questions of the first
+        fs::write(tokens.path("public"), "").unwrap();
+        tokens.fail("C_Sign", DEVICE_REMOVED, 1);
+        first.sign(b"m").unwrap();
+        assert_eq!(tokens.calls("C_Login"), 2);
+    });
+}
+
+#[test]
+#[ignore = "needs softhsm2"]
 fn no_pin_is_tried_where_one_more_locks_the_token() {
     alone("no_pin_is_tried_where_one_more_locks_the_token", |tokens| {
         const FINAL_TRY: u32 = 0x0002_0000;
@@ -836,10 +853,13 @@ fn a_token_that_unlocks_anything_is_not_trusted() {
     alone("a_token_that_unlocks_anything_is_not_trusted", |tokens| {
         tokens.make("plant");
         tokens.import("plant", "key", "01");
-        let hsm = open(&tokens.shim_uri("token=plant;object=key"));
-        let locked = hsm.lock(b"a secret").unwrap();
+        let uri = tokens.shim_uri("token=plant;object=key");
+        let locked = open(&uri).lock(b"a secret").unwrap();
+        let hsm = open(&uri);
         tokens.fail("C_Decrypt", 0, 1000);
         let error = hsm.unlock(&locked).unwrap_err();
+        assert!(matches!(error, Error::UnlockUntrusted { .. }), "{error}");
+        let error = hsm.lock(b"another secret").unwrap_err();
         assert!(matches!(error, Error::UnlockUntrusted { .. }), "{error}");
         fs::remove_file(tokens.path("C_Decrypt")).unwrap();
         assert_eq!(*hsm.unlock(&locked).unwrap(), b"a secret");
@@ -1259,6 +1279,12 @@ fn while_one_call_is_stuck_no_other_goes_in() {
         let mut options = Options::default();
         options.deadline = Duration::from_millis(50);
         let hasty = Hsm::open(&uri, options).unwrap();
+        // the same file by another name is the same library
+        let link = tokens.path("link.so");
+        fs::hard_link(tokens.path("shim.so"), &link).unwrap();
+        let linked = tokens.uri("token=plant;object=key");
+        let linked = parse(&format!("{linked}&module-path={}", link.display()));
+        let linked = Hsm::open(&linked, options).unwrap();
         let hold = tokens.path("C_Sign.hold");
         fs::write(&hold, "").unwrap();
         let before = tokens.calls("C_Sign");
@@ -1271,6 +1297,9 @@ fn while_one_call_is_stuck_no_other_goes_in() {
                 matches!(error, Error::TimedOut { .. } | Error::Wedged { .. }),
                 "{error}"
             );
+            until(|| matches!(hasty.state(), State::Wedged { .. }));
+            until(|| matches!(linked.state(), State::Wedged { .. }));
+            linked.random(8).unwrap_err();
             assert_eq!(tokens.calls("C_GenerateRandom"), 0);
             let drawn = scope.spawn(|| waiting.random(8));
             fs::remove_file(&hold).unwrap();

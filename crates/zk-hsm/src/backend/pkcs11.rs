@@ -21,10 +21,10 @@ mod pin;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
-use cryptoki::error::Error as CryptokiError;
+use cryptoki::error::{Error as CryptokiError, RvError};
 use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
@@ -36,9 +36,10 @@ use zeroize::Zeroizing;
 
 use self::module::{Inside, Module};
 use self::pin::{Pin, Refusals};
-use super::{Backend, Opener};
+use super::{Backend, Opener, printable};
 use crate::error::{Error, Operation};
 use crate::hsm::{Health, Info, KeyEntry, VerifyingKey};
+use crate::library::Chip;
 use crate::uri::{self, BackendKind, HsmUri};
 
 pub(crate) fn opener(uri: &HsmUri, key: &uri::Pkcs11, deadline: Duration) -> Opener {
@@ -74,6 +75,7 @@ pub(crate) fn generate(
     key: &uri::Pkcs11,
     deadline: Duration,
 ) -> Result<HsmUri, Error> {
+    let start = Instant::now();
     let (_inside, token) = Token::open(&Wanted::new(uri, key, deadline), Operation::Generate)?;
     let failed = token.failed("generate keys");
     let label = key.object.clone().map(String::into_bytes);
@@ -112,6 +114,13 @@ pub(crate) fn generate(
         Attribute::Derive(false),
     ];
     let session = token.context.open_rw_session(token.slot).map_err(&failed)?;
+    // no key is made for a caller who has given up
+    if start.elapsed() >= deadline {
+        return Err(Error::TimedOut {
+            operation: Operation::Generate,
+            after: deadline,
+        });
+    }
     let (_, handle) = session
         .generate_key_pair(
             &Mechanism::EccKeyPairGen,
@@ -232,7 +241,11 @@ impl Token {
         if Refusals::with(|refusals| refusals.contain(library, token, pin))? {
             return Err(refused(REFUSED_BEFORE));
         }
-        let result = self.session.login_with_raw(UserType::User, &pin.raw());
+        let result = match self.session.login_with_raw(UserType::User, &pin.raw()) {
+            // somebody else of this process was faster
+            Err(CryptokiError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            result => result,
+        };
         match result.map_err(self.failed("log in")) {
             Err(error @ Error::PinRefused { .. }) => {
                 Refusals::with(|refusals| refusals.add(library, token, pin))?;
@@ -709,6 +722,10 @@ impl Drop for Connection {
 }
 
 impl Backend for Connection {
+    fn chip(&self) -> Option<Arc<Chip>> {
+        self.token.as_ref().map(|token| token.module.chip())
+    }
+
     fn info(&mut self) -> Result<Info, Error> {
         let Some(token) = &self.token else {
             return Err(Error::WorkerDied);
@@ -716,7 +733,7 @@ impl Backend for Connection {
         let info = &token.info;
         let text = |text: &str| {
             let text = unpadded(text);
-            (!text.is_empty()).then(|| text.to_owned())
+            (!text.is_empty()).then(|| printable(text))
         };
         let version = info.firmware_version();
         // Zymbit's library has been seen to call its tokens so, too
@@ -795,6 +812,8 @@ impl Backend for Connection {
                     "a key that isn't there",
                 ));
             };
+            // a secret that is locked is given up
+            this.trust(token, key)?;
             token.encrypt(key, plain)
         })
     }

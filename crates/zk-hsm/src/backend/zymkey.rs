@@ -32,7 +32,7 @@ use libc::c_int;
 use zeroize::Zeroizing;
 
 use self::ffi::{Calls, Context, Failure, Library};
-use super::{Backend, Opener};
+use super::{Backend, Opener, printable};
 use crate::error::{Class, Error, Operation};
 use crate::hsm::{Binding, Health, Info, KeyEntry, MAX_LOCK, MAX_LOCK_OVERHEAD, VerifyingKey};
 use crate::library::{self, Chip};
@@ -444,11 +444,6 @@ fn verifying_key(xy: &[u8; 64]) -> Option<VerifyingKey> {
     let mut point = [4; 65];
     point[1..].copy_from_slice(xy);
     VerifyingKey::from_sec1_bytes(&point).ok()
-}
-
-/// Without what could mislead on a terminal or in a log.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// How often an empty slot is looked at again.

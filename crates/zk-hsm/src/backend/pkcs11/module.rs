@@ -1,6 +1,8 @@
 //! PKCS#11 libraries in this process.
 
 use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +17,8 @@ use crate::library::{self, Chip, Turn};
 /// A PKCS#11 library. It is loaded once, and stays until the process ends.
 pub(super) struct Module {
     path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
     chip: Arc<Chip>,
     /// Of who has the turn.
     loaded: Mutex<Option<Loaded>>,
@@ -46,17 +50,33 @@ impl Module {
         };
         let path = library::trusted(path, NEXT)?;
         let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = modules
-            .get_or_insert_default()
-            .entry(path.clone())
-            .or_insert_with(|| {
-                Box::leak(Box::new(Self {
-                    chip: Chip::of(&path),
-                    path,
-                    loaded: Mutex::new(None),
-                }))
-            });
+        let modules = modules.get_or_insert_default();
+        if let Some(module) = modules.get(&path) {
+            return Ok(module);
+        }
+        let metadata = fs::metadata(&path).map_err(|error| Error::LibraryUnloadable {
+            path: path.clone(),
+            problem: error.to_string().into(),
+            next: NEXT,
+        })?;
+        let file = (metadata.dev(), metadata.ino());
+        // by a hard link it may be here already: the linker loads a file once,
+        // so it has one door
+        let known = modules.values().find(|known| known.file == file).copied();
+        let module = known.unwrap_or_else(|| {
+            Box::leak(Box::new(Self {
+                path: path.clone(),
+                file,
+                chip: Chip::of(&path),
+                loaded: Mutex::new(None),
+            }))
+        });
+        modules.insert(path, module);
         Ok(module)
+    }
+
+    pub(super) fn chip(&self) -> Arc<Chip> {
+        Arc::clone(&self.chip)
     }
 
     pub(super) fn path(&self) -> &Path {
