@@ -10,7 +10,7 @@ use crate::{
     ledger::{Contents, Cursor, Ledger},
     segment::{Segment, header_copies, read_sealed},
     spool::{Inner, lock},
-    storage::{StorageFile, is_damage, sync_dir},
+    storage::{StorageFile, is_damage},
     walk::{CHUNK, Gap, Step, Walk},
 };
 
@@ -437,13 +437,13 @@ impl Inner {
             let contents = drain.contents();
             self.commit(drain, contents, true)?;
         }
-        let mut removed = None;
+        // Nothing is lost if a power cut brings them back: the cursor is behind them.
         loop {
             let segment = {
                 let state = self.state();
                 match state.segments.front() {
                     Some(segment) if state.oldest_is_drained() => *segment,
-                    _ => break,
+                    _ => return Ok(()),
                 }
             };
             let name = segment.file();
@@ -458,13 +458,6 @@ impl Inner {
             let mut state = self.state();
             state.segments.pop_front();
             state.disk -= segment.disk;
-            removed = Some(name);
-        }
-        match removed {
-            None => Ok(()),
-            Some(name) => {
-                self.guard(sync_dir(&*self.storage, "").at("make its removal durable", &name))
-            }
         }
     }
 

@@ -533,6 +533,5 @@ fn write_marker(storage: &dyn Storage) -> io::Result<()> {
     let file = storage.open(format::MARKER_FILE)?;
     file.set_len(format::MARKER_LEN as u64)?;
     file.write_at(&format::marker(), 0)?;
-    sync(&*file)?;
-    sync_dir(storage, "")
+    sync(&*file)
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 pub use directory::Directory;
 #[cfg(feature = "fault-injection")]
-pub use fault::{Cut, FaultStorage};
+pub use fault::{Cut, Fault, FaultStorage};
 
 /// One directory and its subdirectories. Names are relative, with `/` between a
 /// subdirectory and a file.
