@@ -464,6 +464,7 @@ impl Inner {
     pub(crate) fn verify(&self) -> Result<Report, Error> {
         self.check()?;
         let segments: Vec<Segment> = self.state().segments.iter().copied().collect();
+        let newest = segments.last().map_or(0, |segment| segment.number);
         let mut report = Report::default();
         for segment in segments {
             let name = segment.file();
@@ -488,7 +489,7 @@ impl Inner {
                 }
                 file => {
                     let file = self.guard(file.at("open", &name))?;
-                    examine(&segment, &*file, &mut report);
+                    examine(&segment, &*file, newest, &mut report);
                 }
             }
             self.record_damage(&segment, &report.damage[before..])?;
@@ -516,7 +517,7 @@ impl Inner {
 }
 
 /// Reads one segment, and adds to the report.
-fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Report) {
+fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, report: &mut Report) {
     let name = segment.file();
     let mut damaged = |place: Range<u64>, lost: Option<(u64, u64)>| {
         report.damage.push(Damage {
@@ -543,7 +544,10 @@ fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Report) {
             Step::End => break,
         }
     }
+    // What a crash left behind the end of the newest one is cut by the first append,
+    // which also seals it.
     if segment.complete
+        && segment.number < newest
         && segment.disk > segment.durable_end
         && read_sealed(file, segment.number, segment.disk).is_none()
     {

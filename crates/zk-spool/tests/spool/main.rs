@@ -11,6 +11,7 @@ mod common;
 mod concurrency;
 mod contract;
 mod damage;
+mod disk;
 mod format;
 mod full;
 mod inspect;

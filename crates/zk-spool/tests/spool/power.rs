@@ -273,6 +273,8 @@ fn check_with(history: &mut History, image: &FaultStorage, options: &Options, da
     let records = peek_all(&spool).unwrap();
     let before = spool.predecessor();
     assert_eq!(spool.stats().unwrap().unsynced, 0);
+    let report = spool.verify().unwrap();
+    assert!(damaged || report.damage.is_empty(), "{report:?}");
 
     for loss in &losses {
         assert!(
