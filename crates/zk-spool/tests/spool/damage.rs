@@ -616,6 +616,81 @@ fn the_lost_start_of_a_stream_is_named() {
     assert_eq!(losses[0].stream, stream);
 }
 
+/// The same where nothing at all was drained, and the only segment has lost its
+/// first page.
+#[test]
+fn the_lost_start_of_the_only_segment_is_named() {
+    for closed in [true, false] {
+        let storage = FaultStorage::new();
+        let options = Options {
+            segment_size: Some(16 << 10),
+            ..small()
+        };
+        let spool = open(&storage, &options).unwrap();
+        let stream = spool.stream();
+        for _ in 0..20 {
+            append(&spool, 500).unwrap();
+        }
+        let storage = if closed {
+            spool.close().unwrap();
+            storage
+        } else {
+            storage.after_cut(Cut::Synced)
+        };
+        let name = "00000000000000000001.seg";
+        let mut bytes = storage.files()[name].clone();
+        bytes[..4096].fill(0);
+        storage.put(name, bytes);
+        let spool = open(&storage, &options).unwrap();
+        let there = drain(&spool);
+        let losses = spool.losses().unwrap();
+        let first = there[0].sequence();
+        assert_eq!(there.len() as u64, 21 - first);
+        assert!(there.iter().all(|record| record.stream() == stream));
+        assert_eq!(losses.len(), 1, "{losses:?}");
+        assert_eq!(losses[0].stream, stream);
+        assert_eq!((losses[0].first, losses[0].last), (1, first - 1));
+    }
+}
+
+/// Where more is lost than the table holds, damage that reading will come upon
+/// again keeps its place, so that it is counted once.
+#[test]
+fn damage_ahead_is_not_counted_twice() {
+    let options = Options {
+        segment_size: Some(128 << 10),
+        cap: 1 << 20,
+        ..small()
+    };
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &options).unwrap();
+    for _ in 0..500 {
+        append(&spool, 100).unwrap();
+    }
+    spool.close().unwrap();
+    let name = "00000000000000000001.seg";
+    let mut bytes = storage.files()[name].clone();
+    for record in (200..500).step_by(2) {
+        bytes[1064 + 136 * record + 60] ^= 1;
+    }
+    storage.put(name, bytes);
+    let spool = open(&storage, &options).unwrap();
+    assert_eq!(spool.losses().unwrap().len(), 150);
+    for _ in 0..100 {
+        let records = spool.peek(2, usize::MAX).unwrap();
+        spool.reject(records[0].position()).unwrap();
+        spool.ack(records[1].position()).unwrap();
+    }
+    assert_eq!(drain(&spool).len(), 150);
+    let losses = spool.losses().unwrap();
+    let count = |reason| -> u64 {
+        let of_it = losses.iter().filter(|loss| loss.reason == reason);
+        of_it.map(|loss| loss.records).sum()
+    };
+    assert_eq!(count(Reason::Damaged), 150);
+    assert_eq!(count(Reason::Refused) + count(Reason::Several), 100);
+}
+
 /// A file system that knows its damage does not even open a file.
 #[test]
 fn a_file_that_can_not_be_opened() {

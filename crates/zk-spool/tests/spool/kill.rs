@@ -143,6 +143,11 @@ impl Worker {
         Self { child, lines }
     }
 
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Stops it where it is. What it had said is what it says.
     pub(crate) fn freeze(&self) {
         let child = Pid::from_child(&self.child);
