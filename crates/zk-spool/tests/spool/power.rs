@@ -965,6 +965,25 @@ fn a_first_opening_that_was_killed_forgets_nothing() {
     }
 }
 
+/// Whatever a power cut leaves of a first opening, it is a spool's, and the next
+/// one goes on.
+#[test]
+fn a_first_opening_that_was_cut_is_gone_on_with() {
+    let storage = FaultStorage::new();
+    drop(open(&storage, &small()).unwrap());
+    for operation in 1..=storage.operations() {
+        for seed in 0..40 {
+            let storage = FaultStorage::new();
+            storage.cut_at(operation);
+            let _ = open(&storage, &small());
+            let image = storage.after_cut(Cut::Random(seed));
+            let spool = open(&image, &small()).unwrap();
+            assert_eq!(spool.losses().unwrap(), [], "{operation}, {seed}");
+            assert_eq!(append(&spool, 100).unwrap(), 1);
+        }
+    }
+}
+
 /// Nor is it believed where the state file already knew of all records.
 #[test]
 fn a_failed_close_behind_an_acknowledgement_is_not_believed() {
