@@ -381,13 +381,17 @@ impl Inner {
         if unsaved == 0 {
             return Ok(());
         }
-        let mut contents = drain.contents();
+        let before = drain.contents();
+        let mut contents = before.clone();
         let offered = drain.offered();
         contents.add(Reason::Full, self.stream, first, last, unsaved, offered);
-        self.commit(drain, contents, true)?;
-        drain.refused.saved += unsaved;
-        drain.refused.unsaved = 0;
-        Ok(())
+        let committed = self.commit(drain, contents, true);
+        // Where only the copy could not be written, they are counted all the same.
+        if !drain.ledger.contents().same_losses(&before) {
+            drain.refused.saved += unsaved;
+            drain.refused.unsaved = 0;
+        }
+        committed
     }
 
     /// Makes new contents of the state file durable, in one slot or both.

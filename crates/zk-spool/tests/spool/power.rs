@@ -3,7 +3,7 @@
 //! promised holds.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -39,6 +39,12 @@ struct History {
     losses: Vec<Loss>,
     /// The ids of those that were offered, and nobody wanted to confirm.
     offered: BTreeSet<u64>,
+    /// Records that were refused for want of room, and those whose append did not
+    /// say.
+    refused: u64,
+    unsaid: u64,
+    /// How often the spool came to an end in the midst of something.
+    ends: u64,
 }
 
 impl History {
@@ -86,6 +92,28 @@ impl History {
         let ids: BTreeSet<u64> = losses.iter().map(|loss| loss.id).collect();
         assert!(self.offered.is_subset(&ids), "a loss was forgotten");
         self.offered = ids;
+    }
+
+    /// Refusals are written down when their number has doubled; the one that was
+    /// going on at an end may not be.
+    fn check_refusals(&self, losses: &[Loss]) {
+        let confirmed: BTreeMap<u64, &Loss> = self.losses.iter().map(|l| (l.id, l)).collect();
+        let open = losses.iter().filter(|l| !confirmed.contains_key(&l.id));
+        let all = open.chain(confirmed.values().copied());
+        let counted: u64 = all
+            .filter(|loss| loss.reason == Reason::Full)
+            .map(|loss| loss.records)
+            .sum();
+        let (most, least) = (
+            self.refused + self.unsaid,
+            self.refused.saturating_sub(12 * self.ends) / 2,
+        );
+        assert!(
+            (least..=most).contains(&counted),
+            "{counted} of {} and {} refused",
+            self.refused,
+            self.unsaid
+        );
     }
 
     fn read(&mut self, records: &[Record]) {
@@ -196,10 +224,27 @@ impl Session<'_> {
             Step::Confirm => self.confirm(),
             Step::Sync => self.sync(),
         };
+        let records = match step {
+            Step::Append(_) => 1,
+            Step::Batch(lens) => lens.len() as u64,
+            Step::Confirm => 1,
+            Step::Ack(_) | Step::Reject | Step::Sync => 0,
+        };
         match result {
             // Both are answers, not the end.
-            Err(Error::Full { .. } | Error::DiskFull { .. }) => Ok(()),
-            result => result,
+            Err(Error::Full { .. } | Error::DiskFull { .. }) => {
+                // To confirm, the disk may have had no room for the state either.
+                if matches!(step, Step::Confirm) {
+                    self.history.unsaid += records;
+                } else {
+                    self.history.refused += records;
+                }
+                Ok(())
+            }
+            result => {
+                self.history.unsaid += if result.is_err() { records } else { 0 };
+                result
+            }
         }
     }
 }
@@ -282,6 +327,8 @@ fn check_with(history: &mut History, image: &FaultStorage, options: &Options, da
             "nothing was damaged: {loss:?}"
         );
     }
+    history.ends += 1;
+    history.check_refusals(&losses);
     history.offered(&losses);
     // What was going on when the power went may have been done.
     history.windowed.clear();
