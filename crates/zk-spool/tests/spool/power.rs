@@ -96,14 +96,17 @@ impl History {
 
     /// Refusals are written down when their number has doubled; the one that was
     /// going on at an end may not be.
-    fn check_refusals(&self, losses: &[Loss]) {
-        let confirmed: BTreeMap<u64, &Loss> = self.losses.iter().map(|l| (l.id, l)).collect();
-        let open = losses.iter().filter(|l| !confirmed.contains_key(&l.id));
-        let all = open.chain(confirmed.values().copied());
-        let counted: u64 = all
-            .filter(|loss| loss.reason == Reason::Full)
-            .map(|loss| loss.records)
-            .sum();
+    fn check_losses(&self, losses: &[Loss]) {
+        let all: BTreeMap<u64, &Loss> = self
+            .losses
+            .iter()
+            .chain(losses)
+            .map(|l| (l.id, l))
+            .collect();
+        let (full, ranges): (Vec<&Loss>, Vec<&Loss>) = all
+            .into_values()
+            .partition(|loss| loss.reason == Reason::Full);
+        let counted: u64 = full.iter().map(|loss| loss.records).sum();
         let (most, least) = (
             self.refused + self.unsaid,
             self.refused.saturating_sub(12 * self.ends) / 2,
@@ -114,6 +117,16 @@ impl History {
             self.refused,
             self.unsaid
         );
+        // What has a number is named once.
+        let mut ranges: Vec<_> = ranges.iter().map(|l| (l.stream, l.first, l.last)).collect();
+        ranges.sort_unstable();
+        for pair in ranges.windows(2) {
+            let ((stream, _, last), (next_stream, next, _)) = (pair[0], pair[1]);
+            assert!(
+                stream != next_stream || last < next,
+                "named twice: {pair:?}"
+            );
+        }
     }
 
     fn read(&mut self, records: &[Record]) {
@@ -328,7 +341,7 @@ fn check_with(history: &mut History, image: &FaultStorage, options: &Options, da
         );
     }
     history.ends += 1;
-    history.check_refusals(&losses);
+    history.check_losses(&losses);
     history.offered(&losses);
     // What was going on when the power went may have been done.
     history.windowed.clear();
