@@ -35,14 +35,14 @@ impl Image {
             .args(["-q", "-F", "-b", "4096", "-m", "0"])
             .args(["-E", "lazy_itable_init=0,lazy_journal_init=0"])
             .arg(&file));
-        Self::mount(file)
+        Self::mount(file, "loop")
     }
 
-    fn mount(file: PathBuf) -> Self {
+    fn mount(file: PathBuf, options: &str) -> Self {
         let mounted = file.with_extension("mounted");
         fs::create_dir(&mounted).unwrap();
         run(Command::new("mount")
-            .args(["-o", "loop"])
+            .args(["-o", options])
             .args([&file, &mounted]));
         Self { file, mounted }
     }
@@ -127,7 +127,9 @@ fn images_of_a_running_disk() {
             worker.freeze();
             let copy = disk.copy(&format!("image-{}", round + 1));
             worker.kill(&mut journal);
-            disk = Image::mount(copy);
+            // With `writeback` a file may have its new length before its new content.
+            let modes = ["loop", "loop,data=writeback"];
+            disk = Image::mount(copy, modes[round as usize / 2 % 2]);
             let spool = Spool::open(disk.spool(), options(policy)).unwrap();
             journal.check(&spool, policy == 0);
         }
