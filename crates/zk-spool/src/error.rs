@@ -42,7 +42,10 @@ pub enum Error {
     },
 
     /// Reading or writing failed. The spool is poisoned from here on.
-    #[error("{file}: could not {action}; open the spool again, which checks what is on the medium")]
+    #[error(
+        "{file}: could not {action}; once the cause is mended open the spool again, which \
+         checks what is on the medium"
+    )]
     Io {
         /// What was being done.
         action: &'static str,

@@ -76,7 +76,7 @@ impl Storage for Directory {
             .truncate(false)
             .open(self.path.join(file))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Box::new(file))),
+            Ok(()) => Ok(Some(Box::new(Held(file)))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
@@ -181,6 +181,17 @@ impl StorageFile for File {
 
     fn sync_data(&self) -> io::Result<()> {
         Self::sync_data(self)
+    }
+}
+
+/// Gives the lock back. Closing the file would not do: a process that is just being
+/// started has it open, too, until it executes its program.
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It fails for no file that was locked; and then closing it is left.
+        let _ = self.0.unlock();
     }
 }
 

@@ -31,7 +31,7 @@ fn files(directory: &Path) -> Vec<(String, Vec<u8>)> {
 fn whoever_has_it_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let mut journal = Journal::default();
-    let worker = Worker::start(directory.path(), 0, &mut journal);
+    let worker = Worker::start(directory.path(), 1, &mut journal);
     let locked = Spool::open(directory.path(), small()).unwrap_err();
     assert!(matches!(locked, Error::Locked { holder, .. } if holder == Some(worker.id())));
     let process = format!("process {};", worker.id());
