@@ -188,6 +188,7 @@ fn a_disk_without_room() {
         spool.ack(records[150].position()).unwrap();
         // Segments went, and there is room.
         let next = append(&spool, 1000).unwrap();
+        spool.sync().unwrap();
         assert!(next > 0);
         assert_eq!(drain(&spool).len() as u64, kept - 150);
         assert_eq!(spool.verify().unwrap().damage, []);
