@@ -1,6 +1,6 @@
 //! What the tests share.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, io::Write, sync::Arc};
 
 use zk_spool::{
     AppendError, Error, Loss, Options, Reason, Record, Spool, StreamId, storage::FaultStorage,
@@ -107,4 +107,14 @@ impl Random {
 /// How much more than usual to run, from the environment.
 pub(crate) fn effort() -> u64 {
     std::env::var("ZK_SPOOL_EFFORT").map_or(1, |effort| effort.parse().unwrap())
+}
+
+/// How many cut points the exhaustive test has to reach, from the environment.
+pub(crate) fn cuts_wanted() -> u64 {
+    std::env::var("ZK_SPOOL_CUTS").map_or(3_000, |cuts| cuts.parse().unwrap())
+}
+
+/// Says what was done, past the harness, which keeps what passing tests print.
+pub(crate) fn tell(what: &str) {
+    let _ = writeln!(std::io::stderr(), "spool: {what}");
 }

@@ -7,10 +7,12 @@
     missing_docs
 )]
 
+mod bad_input;
 mod common;
 mod concurrency;
 mod contract;
 mod damage;
+mod disk;
 mod format;
 mod full;
 mod inspect;

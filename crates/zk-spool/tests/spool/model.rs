@@ -23,6 +23,8 @@ enum Call {
     Verify,
     Close,
     Kill,
+    /// A power cut between two calls.
+    Cut(Cut),
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -38,6 +40,15 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(Call::Verify),
         1 => Just(Call::Close),
         1 => Just(Call::Kill),
+        1 => cut().prop_map(Call::Cut),
+    ]
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    prop_oneof![
+        Just(Cut::Synced),
+        any::<u64>().prop_map(Cut::Torn),
+        any::<u64>().prop_map(Cut::Random),
     ]
 }
 
@@ -242,6 +253,26 @@ impl Model {
                 } else if self.begun || self.next > 1 {
                     assert_eq!(self.spool().stream(), stream);
                 }
+                self.begun = false;
+                self.unsynced = 0;
+            }
+            Call::Cut(cut) => {
+                let losses = self.spool().losses().unwrap();
+                let stream = self.spool().stream();
+                self.storage = self.storage.after_cut(cut);
+                self.open();
+                assert_eq!(self.spool().losses().unwrap(), losses);
+                if self.begun && self.windowed() {
+                    assert_ne!(self.spool().stream(), stream);
+                    self.next = 1;
+                } else if self.begun || self.next > 1 {
+                    assert_eq!(self.spool().stream(), stream);
+                }
+                // Of what was not durable a part from its beginning may be there.
+                let left = self.spool().stats().unwrap().records as usize;
+                let durable = self.queue.len() - self.unsynced;
+                assert!((durable..=self.queue.len()).contains(&left));
+                self.queue.truncate(left);
                 self.begun = false;
                 self.unsynced = 0;
             }
