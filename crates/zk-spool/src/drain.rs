@@ -8,6 +8,7 @@ use crate::{
     error::At,
     format::{self, DAMAGED_DIR, FRAMES_AT, REJECTED_DIR},
     ledger::{Contents, Cursor, Ledger},
+    rejected,
     segment::{Segment, header_copies, read_sealed},
     spool::{Inner, lock},
     storage::{StorageFile, is_damage, sync_dir},
@@ -293,13 +294,7 @@ impl Inner {
             total -= len;
         }
         self.storage.create_dir(REJECTED_DIR)?;
-        let Position {
-            stream,
-            sequence,
-            segment,
-            ..
-        } = record.position;
-        let name = format!("{REJECTED_DIR}/{segment:020}-{sequence:020}-{stream}.rec");
+        let name = rejected::file_name(record.position);
         let file = self.storage.create(&name)?;
         match file.write_at(bytes, 0).and_then(|()| file.sync_data()) {
             Ok(()) => self.storage.sync_dir(REJECTED_DIR),
@@ -424,6 +419,7 @@ impl Inner {
         state.cursor = contents.cursor;
         state.losses = contents.open_losses().count();
         state.written += written.as_ref().unwrap_or(&0);
+        state.state_syncs += if both { 2 } else { 1 };
         drop(state);
         self.guard(written.at("write", format::STATE_FILE))?;
         Ok(())
@@ -523,7 +519,7 @@ impl Inner {
 }
 
 /// Reads one segment, and adds to the report.
-fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Report) {
+pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Report) {
     let name = segment.file();
     let mut damaged = |place: Range<u64>, lost: Option<(u64, u64)>| {
         report.damage.push(Damage {

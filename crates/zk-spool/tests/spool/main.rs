@@ -7,6 +7,7 @@
     missing_docs
 )]
 
+mod aside;
 mod common;
 mod concurrency;
 mod contract;
