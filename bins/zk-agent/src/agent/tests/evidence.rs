@@ -194,7 +194,7 @@ impl Evidence {
             let envelope = Envelope::from_bytes(bytes).unwrap();
             let verified = envelope.verify(self.key.public_key()).unwrap();
             audit.record(&verified, now, 0);
-            let opened = verified.open(&*self.owner).unwrap();
+            let opened = verified.open(&self.owner).unwrap();
             if let Some(report) = opened.report().unwrap() {
                 audit.report(opened.header(), now, &report);
                 if let Report::LossReceipt(receipt) = report {
