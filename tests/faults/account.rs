@@ -117,11 +117,10 @@ pub(crate) async fn settle(system: &System, journals: &[PathBuf]) {
         }
         given_up_before += life.units;
         if !life.stopped {
-            // Of what this process gave up, half may not be on the disk yet; the
-            // last batch may be told here alone.
+            // Of what this process gave up, the last batch may be told here alone.
             let named: u64 = named_before.iter().map(|receipt| receipt.records).sum();
             let open = given_up_before.saturating_sub(named);
-            sums.may_be_forgotten += open.min(life.units / 2 + life.last_given_up);
+            sums.may_be_forgotten += open.min(life.last_given_up);
         }
         sums.given_up += life.given_up.len();
         sums.given_up_units += life.units;

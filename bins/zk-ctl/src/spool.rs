@@ -16,7 +16,6 @@ use crate::Error;
 use crate::arguments::{Common, SpoolCommand, SpoolPlace};
 use crate::outcome::{Outcome, Output, table};
 
-mod holder;
 mod rejected;
 mod wear;
 

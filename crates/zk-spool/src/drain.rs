@@ -1,7 +1,7 @@
 //! Draining: reading what is oldest, acknowledging it, and keeping account of
 //! what is lost.
 
-use std::{io, ops::Range, sync::Arc};
+use std::{io, ops::Range, sync::Arc, time::Instant};
 
 use crate::{
     Damage, Error, Loss, Position, Reason, Record, Report,
@@ -24,11 +24,12 @@ pub(crate) struct Drain {
     refused: Refused,
 }
 
-/// Appends that were refused for want of room, of which the ledger does not
-/// know all: it is told when their number has doubled.
+/// Appends that were refused for want of room, of which the ledger may not know
+/// all: where appends are made durable within a window, so are their refusals.
 #[derive(Debug, Default)]
 struct Refused {
     saved: u64,
+    saved_at: Option<Instant>,
     unsaved: u64,
     first: u64,
     last: u64,
@@ -360,7 +361,10 @@ impl Inner {
         }
         refused.last = last;
         refused.unsaved += appends;
-        if refused.unsaved < refused.saved {
+        if let (Some(window), Some(saved_at)) = (self.limits.window, refused.saved_at)
+            && refused.unsaved < refused.saved
+            && saved_at.elapsed() < window
+        {
             return Ok(());
         }
         self.save_refused(&mut drain)
@@ -379,8 +383,11 @@ impl Inner {
         let mut contents = drain.contents();
         let offered = drain.offered();
         contents.add(Reason::Full, self.stream, first, last, unsaved, offered);
-        self.commit(drain, contents, true)?;
+        // A loss that is in both slots already only has a higher number.
+        let new = contents.last_id() != drain.ledger.contents().last_id();
+        self.commit(drain, contents, new)?;
         drain.refused.saved += unsaved;
+        drain.refused.saved_at = Some(Instant::now());
         drain.refused.unsaved = 0;
         Ok(())
     }

@@ -53,10 +53,12 @@ pub enum Error {
     },
 
     /// Another process, or another `Spool` of this one, has the spool open.
-    #[error("{dir}: the spool is in use; it has one writer at a time")]
+    #[error("{dir}: the spool is in use{}; it has one writer at a time", by(*holder))]
     Locked {
         /// The spool's directory.
         dir: String,
+        /// The process that has it, where the system tells.
+        holder: Option<u32>,
     },
 
     /// The directory holds a file by the name of the spool's marker, or of a
@@ -150,6 +152,10 @@ impl Error {
             }
         }
     }
+}
+
+fn by(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |process| format!(" by process {process}"))
 }
 
 /// Adds what was being done, and to which file.

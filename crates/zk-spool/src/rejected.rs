@@ -63,6 +63,7 @@ impl Rejected {
             .at("lock", MARKER_FILE)?
             .ok_or_else(|| Error::Locked {
                 dir: storage.name(),
+                holder: storage.lock_holder(MARKER_FILE),
             })?;
         Ok(Some(Self {
             storage,

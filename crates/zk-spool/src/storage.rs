@@ -27,6 +27,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// is dropped or the process ends.
     fn lock(&self, file: &str) -> io::Result<Option<Lock>>;
 
+    /// The process that has the lock, where the system tells.
+    fn lock_holder(&self, _file: &str) -> Option<u32> {
+        None
+    }
+
     /// The plain files in a subdirectory (`""`: the directory itself), with
     /// their lengths. A subdirectory that is missing is empty.
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>>;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use zk_publish::{Client, PublishError, Timeouts};
 use zk_spool::{Inspection, Position, Record, Rejected, StreamId, inspect};
 
-use super::{describe, directory, header, holder, look};
+use super::{describe, directory, header, look};
 use crate::Error;
 use crate::arguments::{Common, Endpoint, RejectedCommand, SpoolPlace, Which};
 use crate::device::Device;
@@ -251,8 +251,8 @@ fn locked(common: &Common, place: &SpoolPlace) -> Result<(PathBuf, Inspection, R
     let lock = match Rejected::lock(&dir) {
         Ok(Some(lock)) => lock,
         Ok(None) => return Err(Error::NoSpool { dir }),
-        Err(zk_spool::Error::Locked { .. }) => {
-            let holder = holder::of(&dir);
+        Err(zk_spool::Error::Locked { holder, .. }) => {
+            let holder = named(holder);
             return Err(Error::SpoolInUse { dir, holder });
         }
         Err(source) => return Err(Error::Spool { dir, source }),
@@ -261,6 +261,20 @@ fn locked(common: &Common, place: &SpoolPlace) -> Result<(PathBuf, Inspection, R
         Ok(Some(seen)) => Ok((dir, seen, lock)),
         Ok(None) => Err(Error::NoSpool { dir }),
         Err(source) => Err(Error::Spool { dir, source }),
+    }
+}
+
+/// The program and its process id, as far as the system tells.
+fn named(holder: Option<u32>) -> String {
+    let Some(process) = holder else {
+        return "another process".to_owned();
+    };
+    match std::fs::read_to_string(format!("/proc/{process}/comm")) {
+        Ok(name) => format!(
+            "{} (process {process})",
+            crate::server::printable(name.trim())
+        ),
+        Err(_) => format!("process {process}"),
     }
 }
 
