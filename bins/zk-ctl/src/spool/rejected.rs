@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use zk_publish::{Client, PublishError, Timeouts};
 use zk_spool::{Inspection, Position, Record, Rejected, StreamId, inspect};
 
-use super::{describe, directory, header, look};
+use super::{Progress, describe, directory, header, look};
 use crate::Error;
 use crate::arguments::{Common, Endpoint, RejectedCommand, SpoolPlace, Which};
 use crate::device::Device;
@@ -145,11 +145,13 @@ fn retry(
     let mut worst = End::Delivered;
     let mut stopped = false;
     let mut failure = None;
+    let mut progress = Progress::new();
     visit(&dir, &seen, |record| {
         let name = name(&record);
         if !chosen.contains(&(record.stream(), record.sequence())) {
             return ControlFlow::Continue(());
         }
+        progress.show(&format!("{} of {}: {name}", list.len() + 1, chosen.len()));
         let (end, why) = if stopped {
             (End::Untried, None)
         } else if let Some(why) = unfit(&device, &record) {
@@ -176,6 +178,7 @@ fn retry(
         }
         ControlFlow::Continue(())
     })?;
+    progress.end();
     if let Some(error) = failure {
         return Err(error);
     }
