@@ -380,16 +380,20 @@ impl Inner {
         if unsaved == 0 {
             return Ok(());
         }
-        let mut contents = drain.contents();
+        let before = drain.contents();
+        let mut contents = before.clone();
         let offered = drain.offered();
         contents.add(Reason::Full, self.stream, first, last, unsaved, offered);
         // A loss that is in both slots already only has a higher number.
-        let new = contents.last_id() != drain.ledger.contents().last_id();
-        self.commit(drain, contents, new)?;
-        drain.refused.saved += unsaved;
-        drain.refused.saved_at = Some(Instant::now());
-        drain.refused.unsaved = 0;
-        Ok(())
+        let new = contents.last_id() != before.last_id();
+        let committed = self.commit(drain, contents, new);
+        // Where only the copy could not be written, they are counted all the same.
+        if !drain.ledger.contents().same_losses(&before) {
+            drain.refused.saved += unsaved;
+            drain.refused.saved_at = Some(Instant::now());
+            drain.refused.unsaved = 0;
+        }
+        committed
     }
 
     /// Makes new contents of the state file durable, in one slot or both.
@@ -474,6 +478,7 @@ impl Inner {
     pub(crate) fn verify(&self) -> Result<Report, Error> {
         self.check()?;
         let segments: Vec<Segment> = self.state().segments.iter().copied().collect();
+        let newest = segments.last().map_or(0, |segment| segment.number);
         let mut report = Report::default();
         for segment in segments {
             let name = segment.file();
@@ -498,7 +503,7 @@ impl Inner {
                 }
                 file => {
                     let file = self.guard(file.at("open", &name))?;
-                    examine(&segment, &*file, &mut report);
+                    examine(&segment, &*file, newest, &mut report);
                 }
             }
             self.record_damage(&segment, &report.damage[before..])?;
@@ -526,7 +531,7 @@ impl Inner {
 }
 
 /// Reads one segment, and adds to the report.
-pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Report) {
+pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, report: &mut Report) {
     let name = segment.file();
     let mut damaged = |place: Range<u64>, lost: Option<(u64, u64)>| {
         report.damage.push(Damage {
@@ -553,7 +558,10 @@ pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Re
             Step::End => break,
         }
     }
+    // What a crash left behind the end of the newest one is cut by the first append,
+    // which also seals it.
     if segment.complete
+        && segment.number < newest
         && segment.disk > segment.durable_end
         && read_sealed(file, segment.number, segment.disk).is_none()
     {

@@ -243,28 +243,24 @@ impl Inspection {
                 // Drained meanwhile.
                 break;
             };
-            let newest = self
-                .log
-                .last()
-                .is_some_and(|last| last.number == segment.number);
-            segment.complete =
-                !newest || read_sealed(&file, segment.number, segment.disk).is_some();
+            let newest = self.log.last().map_or(0, |segment| segment.number);
             let mut seen = Report::default();
-            examine(&segment, &file, &mut seen);
-            if seen.damage.is_empty() || !newest || look == LOOKS {
+            examine(&segment, &file, newest, &mut seen);
+            let again = if seen.damage.is_empty() || segment.number < newest || look == 3 {
+                None
+            } else {
+                let disk = file.metadata().at("read", &segment.file())?.len();
+                let synced = state(&self.directory)?.synced;
+                read(&file, segment.number, disk, synced)?
+            };
+            let Some(again) = again else {
                 report.segments += seen.segments;
                 report.records += seen.records;
                 report.bytes += seen.bytes;
                 report.damage.append(&mut seen.damage);
                 break;
-            }
-            let name = segment.file();
-            let disk = file.metadata().at("read", &name)?.len();
-            let synced = state(&self.directory)?.synced;
-            match read(&file, segment.number, disk, synced)? {
-                Some(again) => segment = again,
-                None => break,
-            }
+            };
+            segment = again;
         }
         Ok(())
     }
@@ -392,18 +388,27 @@ fn read(file: &File, number: u64, disk: u64, synced: (u64, u64)) -> Result<Optio
 /// The state file's newest slot that is whole; the other one may be written at
 /// this moment.
 fn state(directory: &Path) -> Result<Contents, Error> {
-    let Some(slots) = read_slots(directory)? else {
-        return Ok(Contents::default());
-    };
-    let mut newest = (0, Contents::default());
-    for slot in slots.chunks(SLOT) {
-        match Contents::from_slot(slot) {
-            Checked::Good(slot) if slot.0 > newest.0 => newest = slot,
-            Checked::Newer(found) => return Err(newer(STATE_FILE, found)),
-            Checked::Good(_) | Checked::Bad => {}
+    // Each may be written at the moment that it is read. Only a damaged file never
+    // has a whole one.
+    for _ in 0..LOOKS {
+        let Some(slots) = read_slots(directory)? else {
+            break;
+        };
+        let mut newest = None;
+        for slot in slots.chunks(SLOT) {
+            match Contents::from_slot(slot) {
+                Checked::Good(slot) if newest.as_ref().is_none_or(|(at, _)| slot.0 > *at) => {
+                    newest = Some(slot);
+                }
+                Checked::Newer(found) => return Err(newer(STATE_FILE, found)),
+                Checked::Good(_) | Checked::Bad => {}
+            }
+        }
+        if let Some((_, contents)) = newest {
+            return Ok(contents);
         }
     }
-    Ok(newest.1)
+    Ok(Contents::default())
 }
 
 /// Both slots of the state file; `None` if there is no such file.
@@ -459,8 +464,8 @@ fn open(directory: &Path, name: &str) -> Result<Option<File>, Error> {
     }
 }
 
-/// How often something is looked at that may be written to at the same time.
-const LOOKS: u32 = 3;
+/// How often a slot is looked at that may be written to at the same time.
+const LOOKS: u32 = 20;
 
 fn newer(file: &str, found: u32) -> Error {
     Error::UnsupportedFormat {
