@@ -334,6 +334,18 @@ async fn what_was_refused_is_retried_as_it_is() {
     let aside = world.path("zk-ctl-spool/pi-01/rejected");
     let odd = aside.join(format!("{:020}-{:020}-{:032x}.rec", 1, 77, 5));
     fs::write(&odd, b"half a rec").unwrap();
+    let mut files = fs::read_dir(&aside)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let stream = names[0].split('/').next().unwrap();
+    let number = format!(
+        "-{:020}-{stream}",
+        list["records"][0]["sequence"].as_u64().unwrap()
+    );
+    let first = files
+        .find(|file| file.to_str().unwrap().contains(&number))
+        .unwrap();
+    let bytes = fs::read(&first).unwrap();
     let one = rejected(&["retry", &names[0], "--json"]).ends(0).json();
     assert_eq!((&one["delivered"], &one["left"]), (&1.into(), &0.into()));
     let rest = rejected(&["retry", "--all", "--json"]).ends(3).json();
@@ -358,4 +370,14 @@ async fn what_was_refused_is_retried_as_it_is() {
         .map(|range| range.end() - range.start() + 1)
         .sum();
     assert_eq!(arrived as usize, count);
+
+    // as if a run had ended between the server's answer and the removal
+    fs::write(&first, bytes).unwrap();
+    let again = rejected(&["retry", "--all", "--json"]).ends(0).json();
+    assert_eq!(again["delivered"], 1);
+    assert!(!first.exists());
+    assert_eq!(world.gateway.counters().duplicates, 1);
+    let told = world.audit().await;
+    assert!(told.is_clean(), "{told:?}");
+    assert_eq!((told.streams[0].again, told.streams[0].forks.len()), (1, 0));
 }
