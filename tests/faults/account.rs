@@ -46,8 +46,9 @@ impl Keys {
 }
 
 /// Fails unless each reading is stored once or its loss named, and all accounts
-/// agree. `journals` are those of the agent's processes, in order.
-pub(crate) async fn settle(system: &System, journals: &[PathBuf]) {
+/// agree. `journals` are those of the agent's processes, in order, and whether each
+/// had its records synced within a window.
+pub(crate) async fn settle(system: &System, journals: &[(PathBuf, bool)]) {
     let mut streams: BTreeMap<StreamId, Stream> = BTreeMap::new();
     let (stored, receipts, again) = stored(system, &mut streams).await;
 
@@ -75,7 +76,7 @@ pub(crate) async fn settle(system: &System, journals: &[PathBuf]) {
     let mut seen: HashMap<Key, Reading> = HashMap::new();
     let mut given_up_before = 0;
     let mut named_before: Vec<LossReceipt> = Vec::new();
-    for path in journals {
+    for (path, windowed) in journals {
         let life = Life::of(&journal::read(path), &mut streams);
         for (key, reading) in &life.captured {
             assert!(seen.insert(*key, *reading).is_none(), "{reading:?}");
@@ -117,11 +118,12 @@ pub(crate) async fn settle(system: &System, journals: &[PathBuf]) {
         }
         given_up_before += life.units;
         if !life.stopped {
-            // Of what this process gave up, half may not be on the disk yet; the
-            // last batch may be told here alone.
+            // Of what this process gave up, the last batch may be told here alone;
+            // and half may not be on the disk yet where that has its window.
             let named: u64 = named_before.iter().map(|receipt| receipt.records).sum();
             let open = given_up_before.saturating_sub(named);
-            sums.may_be_forgotten += open.min(life.units / 2 + life.last_given_up);
+            let unwritten = if *windowed { life.units / 2 } else { 0 };
+            sums.may_be_forgotten += open.min(unwritten + life.last_given_up);
         }
         sums.given_up += life.given_up.len();
         sums.given_up_units += life.units;

@@ -207,7 +207,8 @@ struct World {
     agent_text: String,
     agent: Option<Process>,
     gateway: Option<Process>,
-    journals: Vec<PathBuf>,
+    /// Of the agent's processes, and whether each syncs within a window.
+    journals: Vec<(PathBuf, bool)>,
     disk: Disk,
     /// Nobody else writes to the store.
     held: Option<File>,
@@ -450,8 +451,10 @@ impl World {
         let file = self.dir.join("zk/devices/pi-01/agent-faults.toml");
         fs::write(&file, text).unwrap();
         let journal = format!("journal-{:04}.jsonl", self.journals.len());
-        self.journals.push(self.dir.join(journal));
-        let journal = self.journals.last().unwrap().display().to_string();
+        let journal = self.dir.join(journal);
+        self.journals
+            .push((journal.clone(), sync.contains("every")));
+        let journal = journal.display().to_string();
         let more = [
             ("ZK_TEST_JOURNAL", journal),
             ("ZK_TEST_LOG", self.log("agent")),

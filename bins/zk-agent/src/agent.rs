@@ -57,6 +57,7 @@ pub struct Watch(Arc<Parts>);
 
 #[derive(Debug)]
 struct Parts {
+    started: Instant,
     publisher: Publisher,
     spool: Arc<Spool>,
     hsm: Hsm,
@@ -72,6 +73,8 @@ type Measured = Mutex<Option<(SystemTime, zk_hsm::Health)>>;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Status {
+    /// For how long it has been running.
+    pub uptime: Duration,
     /// Readings taken from sensors, of any quality.
     pub sampled: u64,
     /// Readings that now lie in sealed records.
@@ -285,6 +288,7 @@ impl Agent {
             patience,
             alarm,
             watch: Watch(Arc::new(Parts {
+                started: Instant::now(),
                 publisher,
                 spool,
                 hsm,
@@ -360,6 +364,7 @@ impl Watch {
     /// [`Error::Spool`] if the spool has failed.
     pub fn status(&self) -> Result<Status, Error> {
         let Parts {
+            started,
             publisher,
             spool,
             hsm,
@@ -368,6 +373,7 @@ impl Watch {
             certificate_expires,
         } = &*self.0;
         Ok(Status {
+            uptime: started.elapsed(),
             sampled: progress.sampled.load(Ordering::Relaxed),
             sealed: progress.sealed.load(Ordering::Relaxed),
             given_up: progress.given_up.load(Ordering::Relaxed),

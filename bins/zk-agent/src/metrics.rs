@@ -168,6 +168,7 @@ struct Page {
 impl Collector for Page {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Status {
+            uptime,
             sampled,
             sealed,
             given_up,
@@ -185,6 +186,11 @@ impl Collector for Page {
             "healthy",
             "Whether nothing needs anybody",
             u64::from(self.healthy),
+        )?;
+        page.measurement(
+            "uptime_seconds",
+            "For how long the agent has been running: what the counters are over",
+            uptime.as_secs_f64(),
         )?;
         page.gauge(
             "certificate_expires_seconds",
@@ -232,6 +238,11 @@ impl Collector for Page {
         )?;
         page.counter("spool_appended", "Records appended", spool.appended)?;
         page.counter("spool_syncs", "Syncs of segments", spool.syncs)?;
+        page.counter(
+            "spool_state_syncs",
+            "Syncs of the state file: what acknowledging takes",
+            spool.state_syncs,
+        )?;
         page.counter(
             "spool_written_bytes",
             "Bytes written to the spool",

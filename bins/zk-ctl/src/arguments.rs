@@ -1,7 +1,9 @@
 use std::ffi::OsStr;
+use std::fmt;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser;
@@ -90,7 +92,7 @@ pub(crate) enum Command {
     Hsm(HsmCommand),
 
     /// Looks into a spool, also while the agent has it open
-    #[command(subcommand)]
+    #[command(subcommand, after_help = SPOOL_HELP)]
     Spool(SpoolCommand),
 
     /// Checks this machine: what is wrong, and what to do about it
@@ -298,10 +300,12 @@ pub(crate) struct Watch {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum SpoolCommand {
-    /// How much waits, and what was lost
+    /// How much waits, what was lost, and what it costs the card
+    #[command(after_help = STATUS_HELP)]
     Status(SpoolPlace),
 
     /// The records that wait, oldest first: what their headers say
+    #[command(after_help = LIST_HELP)]
     List {
         #[command(flatten)]
         place: SpoolPlace,
@@ -310,6 +314,103 @@ pub(crate) enum SpoolCommand {
         #[arg(long, value_name = "RECORDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
     },
+
+    /// Reads all that is there, and says what is not as it was written
+    #[command(after_help = VERIFY_SPOOL_HELP)]
+    Verify(SpoolPlace),
+
+    /// Copies the records that wait, and leaves them where they are
+    #[command(after_help = EXPORT_HELP)]
+    Export {
+        #[command(flatten)]
+        place: SpoolPlace,
+
+        /// A new directory, with a file for each record [otherwise: lines of JSON
+        /// on standard output]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+
+    /// The records that the server refused for good
+    #[command(subcommand, after_help = REJECTED_HELP)]
+    Rejected(RejectedCommand),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum RejectedCommand {
+    /// Which they are, oldest first
+    #[command(after_help = REJECTED_HELP)]
+    List(SpoolPlace),
+
+    /// Publishes them as they are; what the server takes is removed
+    #[command(after_help = RETRY_HELP)]
+    Retry {
+        #[command(flatten)]
+        place: SpoolPlace,
+
+        #[command(flatten)]
+        which: Which,
+
+        /// How long each step over the network may take
+        #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+
+        #[command(flatten)]
+        endpoint: Endpoint,
+    },
+
+    /// Removes them for good
+    #[command(after_help = DROP_HELP)]
+    Drop {
+        #[command(flatten)]
+        place: SpoolPlace,
+
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Which {
+    /// Those that list names so: the stream or its first digits, a slash, and the
+    /// sequence, as in d75d6723/17
+    #[arg(value_name = "RECORD")]
+    pub(crate) records: Vec<RecordName>,
+
+    /// All of them
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// Names a record: the first hexadecimal digits of its stream, and its sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RecordName {
+    pub(crate) stream: String,
+    pub(crate) sequence: u64,
+}
+
+impl FromStr for RecordName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let hint = "give the stream's digits and the sequence, as in d75d6723/17";
+        let (stream, sequence) = text.split_once('/').ok_or(hint)?;
+        let digits = stream.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let stream = stream.to_ascii_lowercase();
+        match sequence.parse() {
+            Ok(sequence) if digits && (1..=32).contains(&stream.len()) => {
+                Ok(Self { stream, sequence })
+            }
+            _ => Err(hint),
+        }
+    }
+}
+
+impl Display for RecordName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.stream, self.sequence)
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -380,9 +481,9 @@ Examples:
 Settings of the command line go before the environment, that before the file.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 looked into
-and not in order (doctor, hsm verify, hsm watch), 4 publish kept the record for
-the next run, 5 publish was refused by the server, 6 the security module can't do
-that.";
+and not in order (doctor, hsm verify, hsm watch, spool verify and retry), 4 not delivered,
+and kept for the next run (publish, spool rejected retry), 5 refused by the server
+(the same two), 6 the security module can't do that.";
 
 const PUBLISH_HELP: &str = "\
 The record goes through a spool and a stream of zk-ctl's own, never through the
@@ -415,6 +516,86 @@ Examples:
   zk-ctl hsm watch
 
 Exit code 6: the security module can't do that; what it can't is said.";
+
+const SPOOL_HELP: &str = "\
+Beside a running agent, at any time: status, list, verify, export, rejected list.
+They take no lock and change nothing. With the agent stopped: rejected retry and
+rejected drop. They lock the spool, and refuse while somebody has it open, whom
+they name.
+
+Examples:
+  zk-ctl spool status
+  zk-ctl spool verify
+  zk-ctl spool export > waiting.jsonl
+  zk-ctl spool rejected list
+  zk-ctl spool list --dir /var/lib/zk-agent/zk-ctl-spool/pi-01";
+
+const STATUS_HELP: &str = "\
+Safe beside a running agent. What is written and synced an hour is told by the
+agent, if it runs and metrics.listen is set: it is the mean since it started, over
+all of the spool's files, and says nothing of what the file system adds.
+
+Examples:
+  zk-ctl spool status
+  zk-ctl spool status --json";
+
+const LIST_HELP: &str = "\
+Safe beside a running agent. Nothing that is shown is verified.
+
+Examples:
+  zk-ctl spool list
+  zk-ctl spool list --limit 1000 --json";
+
+const VERIFY_SPOOL_HELP: &str = "\
+Safe beside a running agent, which is told nothing: it finds the same damage when it
+gets there, names what is lost in a receipt, and goes on with the rest.
+
+Examples:
+  zk-ctl spool verify
+  zk-ctl spool verify --json
+
+Exit codes: 0 all is as it was written, 3 something is not, 1 that could not be
+found out, 2 wrong arguments or configuration.";
+
+const EXPORT_HELP: &str = "\
+Safe beside a running agent; what it delivers meanwhile may be left out. Records are
+encrypted for their owners and stay so. A line of JSON has the record in
+hexadecimal, as `record`; a file has its bytes.
+
+Examples:
+  zk-ctl spool export > waiting.jsonl
+  zk-ctl spool export --out /media/usb/waiting";
+
+const REJECTED_HELP: &str = "\
+list is safe beside a running agent; retry and drop need it stopped.
+
+Examples:
+  zk-ctl spool rejected list
+  zk-ctl spool rejected retry d75d6723/17
+  zk-ctl spool rejected drop --all";
+
+const RETRY_HELP: &str = "\
+The agent has to be stopped: the spool is locked meanwhile, and whoever has it open
+is named. Records go out one by one, as they were sealed, and each is removed when
+the server has taken it. That they were refused was stated to the owner, or will be;
+the audit then says that they arrived after all.
+
+Examples:
+  zk-ctl spool rejected retry --all
+  zk-ctl spool rejected retry d75d6723/17 d75d6723/18
+
+Exit codes: 0 all were taken, 3 some are no records of this device and were not
+sent, 4 some could not be delivered and are kept, 5 the server refused some, or this
+device, 1 failed (the spool is in use), 2 wrong arguments or configuration.";
+
+const DROP_HELP: &str = "\
+The agent has to be stopped: the spool is locked meanwhile, and whoever has it open
+is named. What is removed is gone; that it was refused was stated to the owner, or
+will be.
+
+Examples:
+  zk-ctl spool rejected drop d75d6723/17
+  zk-ctl spool rejected drop --all";
 
 const CSR_HELP: &str = "\
 Examples:

@@ -57,6 +57,21 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// No refused record is named so, or several are.
+    #[error(
+        "{record} names {found} of the refused records in {}; zk-ctl spool rejected list shows \
+         them. Give more of the stream's digits if it names several",
+        dir.display()
+    )]
+    NoRecord {
+        /// What was given.
+        record: String,
+        /// How many it names.
+        found: usize,
+        /// The spool's directory.
+        dir: PathBuf,
+    },
+
     /// There is no spool in the directory.
     #[error(
         "{}: there is no spool; is the agent's configuration the right one, and has the agent \
@@ -126,6 +141,19 @@ pub enum Error {
         source: zk_spool::Error,
     },
 
+    /// Somebody has the spool open, and what was to be done needs it closed.
+    #[error(
+        "the spool in {} is in use by {holder}; stop it for as long as this takes (the agent: \
+         systemctl stop zk-agent)",
+        dir.display()
+    )]
+    SpoolInUse {
+        /// The spool's directory.
+        dir: PathBuf,
+        /// By whom: the program and its process id, if the system tells.
+        holder: String,
+    },
+
     /// The spool for publishing would be the agent's.
     #[error(
         "{}: this is the agent's spool, or lies in it; records of zk-ctl go through another one, \
@@ -173,6 +201,7 @@ impl Error {
             | Self::BinaryToTerminal
             | Self::Empty { .. }
             | Self::NoConfig { .. }
+            | Self::NoRecord { .. }
             | Self::NoSpool { .. }
             | Self::OutputExists { .. }
             | Self::PublicKey { .. }

@@ -39,7 +39,7 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
         dir: &dir,
     };
     let earlier = sealing.stats()?.records;
-    sealing.begin()?;
+    let receipts = sealing.begin(earlier)?;
     let content = Content::Data {
         content_type,
         body: &input,
@@ -67,11 +67,26 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
 
     let stats = spool.stats().map_err(spool_error)?;
     let losses = spool.losses().map_err(spool_error)?;
-    let lost = losses
-        .iter()
-        .filter(|loss| loss.stream == spool.stream())
-        .find(|loss| (loss.first..=loss.last).contains(&sequence))
-        .map(|loss| loss.reason);
+    let loss_of = |sequence: u64| {
+        losses
+            .iter()
+            .filter(|loss| loss.stream == spool.stream())
+            .find(|loss| (loss.first..=loss.last).contains(&sequence))
+            .map(|loss| loss.reason)
+    };
+    // What is confirmed is forgotten, so that its receipt must have arrived.
+    let arrived = |receipt: &&(u64, u64)| {
+        let at = receipt.1;
+        !waits(&spool, &stats, at) && loss_of(at).is_none()
+    };
+    // Of several, nobody knows which.
+    let unclear = losses.iter().any(|loss| {
+        loss.reason == Reason::Several && receipts.iter().all(|(named, _)| *named != loss.id)
+    });
+    if !unclear && let Some((loss, _)) = receipts.iter().take_while(arrived).last() {
+        spool.confirm(*loss).map_err(spool_error)?;
+    }
+    let lost = loss_of(sequence);
     let end = match lost {
         Some(Reason::Refused) => End::Refused,
         Some(Reason::Damaged | Reason::Dropped) => End::Lost,
@@ -125,8 +140,10 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
              see zk-ctl doctor, and zk-setup device list.",
         ),
         End::Refused => outcome.hint(format!(
-            "It will not be tried again; it lies in {}.",
-            dir.join("rejected").display()
+            "It will not be tried again; it lies in {}. Once the server takes it: zk-ctl spool \
+             rejected retry --all --dir {}",
+            dir.join("rejected").display(),
+            dir.display()
         )),
         End::Lost => outcome.hint("The spool lost it: is the disk in order? Publish it again."),
     })
@@ -173,8 +190,12 @@ struct Sealing<'a> {
 
 impl Sealing<'_> {
     /// What comes first: a new stream says so, and what earlier runs lost is
-    /// named, so that the stream audits as complete.
-    fn begin(&mut self) -> Result<(), Error> {
+    /// named, so that the stream audits as complete. Returns the losses' ids and
+    /// the numbers of their receipts.
+    ///
+    /// While records of earlier runs wait, receipts may wait among them, so that
+    /// nothing is named before these are delivered.
+    fn begin(&mut self, earlier: u64) -> Result<Vec<(u64, u64)>, Error> {
         if self.stats()?.next_sequence == 1 {
             let previous = self.spool.predecessor().map(|before| PreviousStream {
                 stream: StreamId(before.stream.0),
@@ -183,14 +204,16 @@ impl Sealing<'_> {
             let event = DeviceEvent::StreamStarted { previous };
             self.append(Content::Report(&Report::DeviceEvent(event)), Room::Receipts)?;
         }
+        let mut receipts = Vec::new();
+        if earlier > 0 {
+            return Ok(receipts);
+        }
         for loss in self.spool.losses().map_err(|error| self.failed(error))? {
             let report = Report::LossReceipt(zk_agent::receipt_of(&loss, self.spool.stream()));
-            self.append(Content::Report(&report), Room::Receipts)?;
-            self.spool
-                .confirm(loss.id)
-                .map_err(|error| self.failed(error))?;
+            let sequence = self.append(Content::Report(&report), Room::Receipts)?;
+            receipts.push((loss.id, sequence));
         }
-        Ok(())
+        Ok(receipts)
     }
 
     fn append(&mut self, content: Content<'_>, room: Room) -> Result<u64, Error> {

@@ -1,35 +1,56 @@
-//! `zk-ctl spool`: a look into a spool, whoever has it open.
+//! `zk-ctl spool`: a look into a spool, whoever has it open, and what to do about
+//! records that the server refused.
 
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use zk_envelope::{Envelope, Timestamp};
-use zk_spool::{Inspection, Loss, Reason, Record, StreamId, inspect};
+use zk_envelope::{Envelope, Header, Timestamp};
+use zk_spool::{Damage, Inspection, Loss, Reason, Record, StreamId, inspect};
 
 use crate::Error;
 use crate::arguments::{Common, SpoolCommand, SpoolPlace};
-use crate::outcome::{Outcome, table};
+use crate::outcome::{Outcome, Output, table};
+
+mod rejected;
+mod wear;
 
 pub(crate) fn run(common: &Common, command: &SpoolCommand) -> Result<Outcome, Error> {
     match command {
         SpoolCommand::Status(place) => {
             let (dir, seen) = look(common, place)?;
-            Ok(status(&dir, &seen))
+            let wear = wear::of(common, place);
+            status(&dir, &seen, &wear).map_err(|source| Error::Spool { dir, source })
         }
         SpoolCommand::List { place, limit } => {
             let (dir, seen) = look(common, place)?;
             list(&dir, &seen, u64::from(*limit)).map_err(|source| Error::Spool { dir, source })
         }
+        SpoolCommand::Verify(place) => {
+            let (dir, seen) = look(common, place)?;
+            verify(&dir, &seen).map_err(|source| Error::Spool { dir, source })
+        }
+        SpoolCommand::Export { place, out } => {
+            let (dir, seen) = look(common, place)?;
+            export(&dir, &seen, out.as_deref())
+        }
+        SpoolCommand::Rejected(command) => rejected::run(common, command),
     }
 }
 
-fn look(common: &Common, place: &SpoolPlace) -> Result<(PathBuf, Inspection), Error> {
-    let dir = match &place.dir {
+fn directory(common: &Common, place: &SpoolPlace) -> Result<PathBuf, Error> {
+    Ok(match &place.dir {
         Some(dir) => dir.clone(),
         None => common.read()?.spool.dir,
-    };
+    })
+}
+
+fn look(common: &Common, place: &SpoolPlace) -> Result<(PathBuf, Inspection), Error> {
+    let dir = directory(common, place)?;
     match inspect(&dir) {
         Ok(Some(seen)) => Ok((dir, seen)),
         Ok(None) => Err(Error::NoSpool { dir }),
@@ -37,9 +58,21 @@ fn look(common: &Common, place: &SpoolPlace) -> Result<(PathBuf, Inspection), Er
     }
 }
 
-fn status(dir: &Path, seen: &Inspection) -> Outcome {
-    let place = |place: Option<(StreamId, u64)>| match place {
-        Some((stream, sequence)) => format!("{sequence} of stream {stream}"),
+fn status(dir: &Path, seen: &Inspection, wear: &wear::Wear) -> Result<Outcome, zk_spool::Error> {
+    let mut oldest = None;
+    seen.visit(|record| {
+        oldest = Some(record);
+        ControlFlow::Break(())
+    })?;
+    let newest = seen.newest_record()?;
+    let place = |place: Option<(StreamId, u64)>, record: Option<&Record>| match place {
+        Some((stream, sequence)) => {
+            let time = record
+                .filter(|record| (record.stream(), record.sequence()) == (stream, sequence))
+                .and_then(time);
+            let time = time.map_or_else(String::new, |time| format!(", of {time}"));
+            format!("{sequence} of stream {stream}{time}")
+        }
         None => "-".to_owned(),
     };
     let mut rows = vec![
@@ -48,9 +81,9 @@ fn status(dir: &Path, seen: &Inspection) -> Outcome {
             "waiting".to_owned(),
             format!("{} records, {}", seen.records, ByteSize(seen.bytes)),
         ],
-        ["oldest".to_owned(), place(seen.oldest)],
-        ["newest".to_owned(), place(seen.newest)],
-        ["delivered to".to_owned(), place(seen.acked)],
+        ["oldest".to_owned(), place(seen.oldest, oldest.as_ref())],
+        ["newest".to_owned(), place(seen.newest, newest.as_ref())],
+        ["delivered to".to_owned(), place(seen.acked, None)],
         [
             "on disk".to_owned(),
             format!(
@@ -59,7 +92,16 @@ fn status(dir: &Path, seen: &Inspection) -> Outcome {
                 seen.segments
             ),
         ],
+        ["written".to_owned(), wear.text()],
     ];
+    if seen.rejected > 0 {
+        let text = format!(
+            "{} records that the server refused, {}",
+            seen.rejected,
+            ByteSize(seen.rejected_bytes)
+        );
+        rows.push(["rejected".to_owned(), text]);
+    }
     rows.extend(
         seen.losses
             .iter()
@@ -73,15 +115,23 @@ fn status(dir: &Path, seen: &Inspection) -> Outcome {
         "dir": dir,
         "records": seen.records,
         "bytes": seen.bytes,
-        "oldest": place_json(seen.oldest),
-        "newest": place_json(seen.newest),
-        "acknowledged": place_json(seen.acked),
+        "oldest": place_json(seen.oldest, oldest.as_ref()),
+        "newest": place_json(seen.newest, newest.as_ref()),
+        "acknowledged": place_json(seen.acked, None),
         "diskBytes": seen.disk_bytes,
         "segments": seen.segments,
         "unreadable": seen.unreadable,
+        "rejected": seen.rejected,
+        "rejectedBytes": seen.rejected_bytes,
+        "written": wear.json(),
         "losses": seen.losses.iter().map(loss_json).collect::<Vec<_>>(),
     });
-    Outcome::done(table(&rows), json)
+    let outcome = Outcome::done(table(&rows), json);
+    Ok(if seen.rejected > 0 {
+        outcome.hint("To see what the server refused: zk-ctl spool rejected list.")
+    } else {
+        outcome
+    })
 }
 
 fn list(dir: &Path, seen: &Inspection, limit: u64) -> Result<Outcome, zk_spool::Error> {
@@ -114,10 +164,205 @@ fn list(dir: &Path, seen: &Inspection, limit: u64) -> Result<Outcome, zk_spool::
     })
 }
 
+fn verify(dir: &Path, seen: &Inspection) -> Result<Outcome, zk_spool::Error> {
+    let mut progress = Progress::new();
+    let report = seen.verify(|report| {
+        let (segments, bytes) = (report.segments, ByteSize(report.bytes));
+        progress.show(&format!(
+            "{segments} of {} segments, {bytes}",
+            seen.segments
+        ));
+    })?;
+    progress.end();
+    // What is up to here was delivered.
+    let delivered = |damage: &Damage| {
+        let acked = seen.acked;
+        let (stream, _, last) = damage.lost?;
+        Some(acked.is_some_and(|(of, to)| of == stream && last <= to))
+    };
+    let mut rows = vec![
+        ["spool".to_owned(), dir.display().to_string()],
+        [
+            "read".to_owned(),
+            format!(
+                "{} records in {} segments, {}",
+                report.records,
+                report.segments,
+                ByteSize(report.bytes)
+            ),
+        ],
+    ];
+    for damage in &report.damage {
+        let place = match damage.bytes {
+            0 => "is missing".to_owned(),
+            bytes => format!("{bytes} bytes from {}", damage.offset),
+        };
+        let lost = match (damage.lost, delivered(damage)) {
+            (Some((stream, first, last)), Some(true)) => {
+                format!(": {first} to {last} of stream {stream}, delivered already")
+            }
+            (Some((stream, first, last)), _) => {
+                format!(": LOST {first} to {last} of stream {stream}")
+            }
+            (None, _) => String::new(),
+        };
+        rows.push([
+            "damaged".to_owned(),
+            format!("{} {place}{lost}", damage.file),
+        ]);
+    }
+    if report.damage.is_empty() {
+        rows.push(["damaged".to_owned(), "nothing".to_owned()]);
+    }
+    let damage: Vec<_> = report
+        .damage
+        .iter()
+        .map(|damage| {
+            let lost = damage.lost.map(|(stream, first, last)| {
+                json!({
+                    "stream": stream.to_string(),
+                    "first": first,
+                    "last": last,
+                    "delivered": delivered(damage),
+                })
+            });
+            json!({
+                "file": damage.file,
+                "offset": damage.offset,
+                "bytes": damage.bytes,
+                "lost": lost,
+            })
+        })
+        .collect();
+    let json = json!({
+        "dir": dir,
+        "segments": report.segments,
+        "records": report.records,
+        "bytes": report.bytes,
+        "damage": damage,
+    });
+    let outcome = Outcome::done(table(&rows), json);
+    Ok(if report.damage.is_empty() {
+        outcome
+    } else {
+        let outcome = Outcome { exit: 3, ..outcome };
+        outcome.hint(
+            "Nothing has to be done by hand: what the agent can't read any more it names as lost, \
+             and goes on with the rest. But is the card in order?",
+        )
+    })
+}
+
+/// To lines of JSON, or to files of their own.
+fn export(dir: &Path, seen: &Inspection, out: Option<&Path>) -> Result<Outcome, Error> {
+    if let Some(out) = out {
+        let made = DirBuilder::new().mode(0o700).create(out);
+        made.map_err(|source| output_error(out, source))?;
+    }
+    let mut stdout = io::stdout().lock();
+    let mut failure = None;
+    let (mut records, mut bytes) = (0_u64, 0_u64);
+    let visited = seen.visit(|record| {
+        let written = match out {
+            Some(out) => write_record(out, &record),
+            None => {
+                let (_, mut line) = describe(&record);
+                line["record"] = base16ct::lower::encode_string(record.bytes()).into();
+                writeln!(stdout, "{line}").map_err(Error::Print)
+            }
+        };
+        if let Err(error) = written {
+            failure = Some(error);
+            return ControlFlow::Break(());
+        }
+        records += 1;
+        bytes += record.bytes().len() as u64;
+        ControlFlow::Continue(())
+    });
+    visited.map_err(|source| Error::Spool {
+        dir: dir.to_owned(),
+        source,
+    })?;
+    match failure {
+        // Whoever read it has seen enough.
+        Some(Error::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        Some(error) => return Err(error),
+        None => stdout.flush().map_err(Error::Print)?,
+    }
+    drop(stdout);
+    let Some(out) = out else {
+        let outcome = Outcome::done(String::new(), Value::Null);
+        let outcome = Outcome {
+            output: Output::Said,
+            ..outcome
+        };
+        return Ok(outcome.hint(format!("{records} records, {}", ByteSize(bytes))));
+    };
+    let synced = File::open(out).and_then(|out| out.sync_all());
+    synced.map_err(|source| output_error(out, source))?;
+    let text = format!(
+        "{records} records, {}, in {}",
+        ByteSize(bytes),
+        out.display()
+    );
+    let json = json!({ "dir": dir, "out": out, "records": records, "bytes": bytes });
+    Ok(Outcome::done(text, json))
+}
+
+/// A file of mode 0600, durable but for its name.
+fn write_record(out: &Path, record: &Record) -> Result<(), Error> {
+    let name = format!("{}-{:020}.rec", record.stream(), record.sequence());
+    let path = out.join(name);
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&path);
+    let written = file.and_then(|mut file| {
+        file.write_all(record.bytes())?;
+        file.sync_data()
+    });
+    written.map_err(|source| output_error(&path, source))
+}
+
+fn output_error(path: &Path, source: io::Error) -> Error {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::OutputExists { path },
+        _ => Error::Output { path, source },
+    }
+}
+
+/// A line on a terminal that is written over.
+struct Progress {
+    shown: bool,
+    terminal: bool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            shown: false,
+            terminal: io::stderr().is_terminal(),
+        }
+    }
+
+    fn show(&mut self, text: &str) {
+        if self.terminal {
+            self.shown = true;
+            // Nothing is lost with it.
+            let _ = write!(io::stderr(), "\r\x1b[K{text}");
+        }
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
 /// What the header says that is not encrypted. Nothing of it is verified.
 fn describe(record: &Record) -> ([String; 6], Value) {
-    let envelope = Envelope::from_bytes(record.bytes()).ok();
-    let header = envelope.as_ref().map(Envelope::unverified_header);
+    let header = header(record);
+    let header = header.as_ref();
     let kind = header.map(|header| header.kind.to_string());
     let time = header.map(|header| header.time.to_string());
     let clock = header.map(|header| header.clock.to_string());
@@ -142,11 +387,27 @@ fn describe(record: &Record) -> ([String; 6], Value) {
     (row, object)
 }
 
-fn place_json(place: Option<(StreamId, u64)>) -> Value {
-    match place {
-        Some((stream, sequence)) => json!({ "stream": stream.to_string(), "sequence": sequence }),
-        None => Value::Null,
-    }
+fn header(record: &Record) -> Option<Header> {
+    let envelope = Envelope::from_bytes(record.bytes()).ok()?;
+    Some(envelope.unverified_header().clone())
+}
+
+/// When a record was made, by its own word.
+fn time(record: &Record) -> Option<Timestamp> {
+    header(record).map(|header| header.time)
+}
+
+/// With the time of the record, if it is that of this place.
+fn place_json(place: Option<(StreamId, u64)>, record: Option<&Record>) -> Value {
+    let Some((stream, sequence)) = place else {
+        return Value::Null;
+    };
+    let record = record.filter(|record| (record.stream(), record.sequence()) == (stream, sequence));
+    json!({
+        "stream": stream.to_string(),
+        "sequence": sequence,
+        "time": record.and_then(time).map(|time| time.to_string()),
+    })
 }
 
 /// Why, how many, and which.

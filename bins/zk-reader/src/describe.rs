@@ -212,6 +212,12 @@ fn describe_stream(out: &mut String, stream: &StreamFindings) {
             Some(reason) => format!("stated as lost: {range}, {}", loss(reason)),
         }
     });
+    list(out, indent, &stream.arrived, |range| {
+        format!(
+            "arrived after all, though stated as lost: {}",
+            words(*range.start(), *range.end())
+        )
+    });
     if let Some(from) = stream.doubt_from {
         line(
             out,

@@ -216,6 +216,7 @@ struct StreamView {
     last: Option<u64>,
     complete_to: u64,
     missing: Vec<GapView>,
+    arrived: Vec<RangeView>,
     forks: Vec<RangeView>,
     beyond_end: Vec<RangeView>,
     doubt_from: Option<u64>,
@@ -389,6 +390,7 @@ impl StreamView {
                     receipt: gap.receipt.as_ref().map(name),
                 })
                 .collect(),
+            arrived: stream.arrived.iter().map(range).collect(),
             forks: stream.forks.iter().map(range).collect(),
             beyond_end: stream.beyond_end.iter().map(range).collect(),
             doubt_from: stream.doubt_from,

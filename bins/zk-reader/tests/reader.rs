@@ -380,6 +380,28 @@ pi-01: 1 missing; last heard at 2026-11-23T12:00:12.000Z (500 ms ago)
         ])
     );
     assert_eq!(shown["streams"][1]["previous"]["last"], 11);
+
+    // 6 was put aside by the device, and sent again by hand.
+    let receipt = Report::LossReceipt(LossReceipt {
+        reason: LossReason::Refused,
+        records: 1,
+        range: Some(SequenceRange {
+            stream: previous.stream,
+            first: 6,
+            last: 6,
+        }),
+        noticed_at: noon(12_100),
+    });
+    let record = device.report(noon(12_200), &receipt);
+    world.deliver(&device, &record, noon(12_200)).await;
+    let findings = reader.audit(&device.id, all_times()).await.unwrap();
+    let text = describe(&findings, noon(12_500));
+    let told = "    arrived after all, though stated as lost: 6\n";
+    assert!(text.contains(told), "{text}");
+    assert!(text.starts_with("pi-01: 1 missing;"), "{text}");
+    let shown: Value = serde_json::from_str(&zk_reader::findings_json(&findings, &[])).unwrap();
+    let arrived = &shown["streams"][0]["arrived"];
+    assert_eq!(arrived, &json!([{"first": 6, "last": 6}]));
 }
 
 #[tokio::test]

@@ -1,13 +1,14 @@
 //! Draining: reading what is oldest, acknowledging it, and keeping account of
 //! what is lost.
 
-use std::{io, ops::Range, sync::Arc};
+use std::{io, ops::Range, sync::Arc, time::Instant};
 
 use crate::{
     Damage, Error, Loss, Position, Reason, Record, Report,
     error::At,
     format::{self, DAMAGED_DIR, FRAMES_AT, REJECTED_DIR},
     ledger::{Contents, Cursor, Ledger},
+    rejected,
     segment::{Segment, header_copies, read_sealed},
     spool::{Inner, lock},
     storage::{StorageFile, is_damage},
@@ -23,11 +24,12 @@ pub(crate) struct Drain {
     refused: Refused,
 }
 
-/// Appends that were refused for want of room, of which the ledger does not
-/// know all: it is told when their number has doubled.
+/// Appends that were refused for want of room, of which the ledger may not know
+/// all: where appends are made durable within a window, so are their refusals.
 #[derive(Debug, Default)]
 struct Refused {
     saved: u64,
+    saved_at: Option<Instant>,
     unsaved: u64,
     first: u64,
     last: u64,
@@ -293,13 +295,7 @@ impl Inner {
             total -= len;
         }
         self.storage.create_dir(REJECTED_DIR)?;
-        let Position {
-            stream,
-            sequence,
-            segment,
-            ..
-        } = record.position;
-        let name = format!("{REJECTED_DIR}/{segment:020}-{sequence:020}-{stream}.rec");
+        let name = rejected::file_name(record.position);
         let file = self.storage.create(&name)?;
         match file.write_at(bytes, 0).and_then(|()| file.sync_data()) {
             Ok(()) => self.storage.sync_dir(REJECTED_DIR),
@@ -365,7 +361,10 @@ impl Inner {
         }
         refused.last = last;
         refused.unsaved += appends;
-        if refused.unsaved < refused.saved {
+        if let (Some(window), Some(saved_at)) = (self.limits.window, refused.saved_at)
+            && refused.unsaved < refused.saved
+            && saved_at.elapsed() < window
+        {
             return Ok(());
         }
         self.save_refused(&mut drain)
@@ -385,10 +384,13 @@ impl Inner {
         let mut contents = before.clone();
         let offered = drain.offered();
         contents.add(Reason::Full, self.stream, first, last, unsaved, offered);
-        let committed = self.commit(drain, contents, true);
+        // A loss that is in both slots already only has a higher number.
+        let new = contents.last_id() != before.last_id();
+        let committed = self.commit(drain, contents, new);
         // Where only the copy could not be written, they are counted all the same.
         if !drain.ledger.contents().same_losses(&before) {
             drain.refused.saved += unsaved;
+            drain.refused.saved_at = Some(Instant::now());
             drain.refused.unsaved = 0;
         }
         committed
@@ -428,6 +430,7 @@ impl Inner {
         state.cursor = contents.cursor;
         state.losses = contents.open_losses().count();
         state.written += written.as_ref().unwrap_or(&0);
+        state.state_syncs += if both { 2 } else { 1 };
         drop(state);
         self.guard(written.at("write", format::STATE_FILE))?;
         Ok(())
@@ -521,7 +524,7 @@ impl Inner {
 }
 
 /// Reads one segment, and adds to the report.
-fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, report: &mut Report) {
+pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, report: &mut Report) {
     let name = segment.file();
     let mut damaged = |place: Range<u64>, lost: Option<(u64, u64)>| {
         report.damage.push(Damage {

@@ -11,10 +11,12 @@ use std::{
 use rustix::fs::OFlags;
 
 use crate::{
-    Error, Loss, Position, Record, StreamId,
+    Damage, Error, Loss, Position, Record, Report, StreamId,
+    drain::examine,
     error::At,
     format::{self, Checked, FRAMES_AT, MARKER_FILE, MARKER_LEN, STATE_FILE, Seed},
     ledger::{Contents, Cursor, SLOT},
+    rejected,
     segment::{Segment, header_copies, read_sealed, scan},
     walk::{CHUNK, Step, Walk, read_salvaging},
 };
@@ -47,9 +49,18 @@ pub struct Inspection {
     pub acked: Option<(StreamId, u64)>,
     /// Losses that wait to be confirmed, by ascending id.
     pub losses: Vec<Loss>,
-    directory: PathBuf,
+    /// Records that the receiver refused and that are kept in `rejected/`.
+    pub rejected: usize,
+    /// Bytes of those.
+    pub rejected_bytes: u64,
+    pub(crate) directory: PathBuf,
     log: Vec<Segment>,
+    /// Segments of which nothing can be read, and their lengths.
+    opaque: Vec<(u64, u64)>,
     cursor: Cursor,
+    marked: bool,
+    /// A segment that should be there, newer than those that are.
+    gone: Option<u64>,
 }
 
 /// Reads what is in a spool's directory without locking, changing or repairing
@@ -65,6 +76,7 @@ pub struct Inspection {
 pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error> {
     let directory = directory.as_ref();
     let marked = is_marked(directory)?;
+    let known = state(directory)?.synced.0;
     // The segments first, the cursor last: what is acknowledged in between then
     // counts as done.
     let files = segments(directory)?;
@@ -81,9 +93,14 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error>
         unreadable: 0,
         acked: None,
         losses: Vec::new(),
+        rejected: 0,
+        rejected_bytes: 0,
         directory: directory.to_owned(),
         log: Vec::new(),
+        opaque: Vec::new(),
         cursor: Cursor::default(),
+        marked,
+        gone: (files.last().copied().unwrap_or(0) < known).then_some(known),
     };
     let synced = state(directory)?.synced;
     for number in files {
@@ -97,7 +114,10 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error>
         found.segments += 1;
         found.disk_bytes = found.disk_bytes.saturating_add(disk);
         let segment = read(&file, number, disk, synced)?;
-        found.unreadable += usize::from(segment.is_none());
+        if segment.is_none() {
+            found.unreadable += 1;
+            found.opaque.push((number, disk));
+        }
         found.newest = segment.map(|segment| (segment.stream, segment.last));
         found.log.extend(segment);
     }
@@ -107,6 +127,10 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error>
         (found.cursor.sequence > 0).then_some((found.cursor.stream, found.cursor.sequence));
     found.losses = contents.open_losses().collect();
     found.losses.sort_unstable_by_key(|loss| loss.id);
+    for (_, bytes) in rejected::files(directory)? {
+        found.rejected += 1;
+        found.rejected_bytes = found.rejected_bytes.saturating_add(bytes);
+    }
     for segment in &found.log {
         let Some(first) = found.waits_from(segment) else {
             continue;
@@ -129,41 +153,187 @@ impl Inspection {
     /// [`Error::Io`].
     pub fn visit(&self, mut see: impl FnMut(Record) -> ControlFlow<()>) -> Result<(), Error> {
         for segment in &self.log {
-            let Some(first) = self.waits_from(segment) else {
-                continue;
-            };
-            let Some(file) = open(&self.directory, &segment.file())? else {
-                continue;
-            };
-            let place = self.offset(segment)..segment.end;
-            let sequences = (first, segment.last);
-            let mut walk = Walk::new(&file, segment.seed(), place, sequences, CHUNK);
-            loop {
-                let frame = match walk.step() {
-                    Step::Frame(frame) => frame,
-                    Step::Gap(_) => continue,
-                    Step::End => break,
-                };
-                let body = walk.bytes(&frame);
-                let places = format::records(frame.header.count, body);
-                for (sequence, place) in (frame.header.first..).zip(places) {
-                    if !(first..=segment.last).contains(&sequence) {
-                        continue;
-                    }
-                    let position = Position {
-                        stream: segment.stream,
-                        sequence,
-                        segment: segment.number,
-                        resume: frame.offset,
-                    };
-                    let bytes = body[place].to_vec();
-                    if see(Record { position, bytes }).is_break() {
-                        return Ok(());
-                    }
-                }
+            if self.visit_segment(segment, &mut see)?.is_break() {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// The newest of the records that wait. Only its segment is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn newest_record(&self) -> Result<Option<Record>, Error> {
+        let mut newest = None;
+        for segment in self.log.iter().rev() {
+            let _goes_on = self.visit_segment(segment, &mut |record| {
+                newest = Some(record);
+                ControlFlow::Continue(())
+            })?;
+            if newest.is_some() {
+                break;
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Reads all that is there, records that were delivered included, and reports
+    /// what is not as it was written. Nothing is changed or written down, so that
+    /// whoever has the spool open comes upon the same damage when reading gets
+    /// there, and names it as lost then.
+    ///
+    /// `progress` is shown what was read after each segment.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn verify(&self, mut progress: impl FnMut(&Report)) -> Result<Report, Error> {
+        let mut report = Report::default();
+        if !self.marked {
+            report.damage.push(Damage {
+                file: MARKER_FILE.to_owned(),
+                offset: 0,
+                bytes: MARKER_LEN as u64,
+                lost: None,
+            });
+        }
+        self.verify_state(&mut report)?;
+        let missing = |number: u64, lost| Damage {
+            file: format::segment_file(number),
+            offset: 0,
+            bytes: 0,
+            lost,
+        };
+        let mut before: Option<(u64, StreamId, u64)> = Some(self.cursor)
+            .filter(|cursor| cursor.segment > 0)
+            .map(|cursor| (cursor.segment, cursor.stream, cursor.sequence));
+        for segment in &self.log {
+            if let Some((number, stream, last)) = before
+                && number < segment.number
+                && stream == segment.stream
+                && last + 1 < segment.first
+                // One that can't be read stands between them.
+                && !self.opaque.iter().any(|(opaque, _)| (number..segment.number).contains(opaque))
+            {
+                let lost = Some((stream, last + 1, segment.first - 1));
+                report.damage.push(missing(segment.number - 1, lost));
+            }
+            if before.is_none_or(|(number, ..)| number <= segment.number) {
+                before = Some((segment.number, segment.stream, segment.last));
+            }
+            self.verify_segment(*segment, &mut report)?;
+            progress(&report);
+        }
+        for (number, disk) in &self.opaque {
+            report.damage.push(Damage {
+                bytes: *disk,
+                ..missing(*number, None)
+            });
+        }
+        report
+            .damage
+            .extend(self.gone.map(|number| missing(number, None)));
+        Ok(report)
+    }
+
+    /// One that is being appended to may be caught half-way, so that what is
+    /// wrong with it must be so in each of several looks.
+    fn verify_segment(&self, mut segment: Segment, report: &mut Report) -> Result<(), Error> {
+        for look in 1.. {
+            let Some(file) = open(&self.directory, &segment.file())? else {
+                // Drained meanwhile.
+                break;
+            };
+            let newest = self.log.last().map_or(0, |segment| segment.number);
+            let mut seen = Report::default();
+            examine(&segment, &file, newest, &mut seen);
+            let again = if seen.damage.is_empty() || segment.number < newest || look == 3 {
+                None
+            } else {
+                let disk = file.metadata().at("read", &segment.file())?.len();
+                let synced = state(&self.directory)?.synced;
+                read(&file, segment.number, disk, synced)?
+            };
+            let Some(again) = again else {
+                report.segments += seen.segments;
+                report.records += seen.records;
+                report.bytes += seen.bytes;
+                report.damage.append(&mut seen.damage);
+                break;
+            };
+            segment = again;
+        }
+        Ok(())
+    }
+
+    /// Both slots are written when the file is made, so that each has to be right;
+    /// one of them may be written to at this moment.
+    fn verify_state(&self, report: &mut Report) -> Result<(), Error> {
+        let mut bad = [true; 2];
+        for _ in 0..LOOKS {
+            let Some(slots) = read_slots(&self.directory)? else {
+                // It is made with the first segment at the latest.
+                bad = [!self.log.is_empty(); 2];
+                break;
+            };
+            for (slot, bad) in slots.chunks(SLOT).zip(&mut bad) {
+                *bad &= !matches!(Contents::from_slot(slot), Checked::Good(_));
+            }
+            if bad == [false; 2] {
+                break;
+            }
+        }
+        for (slot, _) in bad.into_iter().enumerate().filter(|(_, bad)| *bad) {
+            report.damage.push(Damage {
+                file: STATE_FILE.to_owned(),
+                offset: (slot * SLOT) as u64,
+                bytes: SLOT as u64,
+                lost: None,
+            });
+        }
+        Ok(())
+    }
+
+    fn visit_segment(
+        &self,
+        segment: &Segment,
+        see: &mut impl FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Error> {
+        let Some(first) = self.waits_from(segment) else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let Some(file) = open(&self.directory, &segment.file())? else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let place = self.offset(segment)..segment.end;
+        let sequences = (first, segment.last);
+        let mut walk = Walk::new(&file, segment.seed(), place, sequences, CHUNK);
+        loop {
+            let frame = match walk.step() {
+                Step::Frame(frame) => frame,
+                Step::Gap(_) => continue,
+                Step::End => return Ok(ControlFlow::Continue(())),
+            };
+            let body = walk.bytes(&frame);
+            let places = format::records(frame.header.count, body);
+            for (sequence, place) in (frame.header.first..).zip(places) {
+                if !(first..=segment.last).contains(&sequence) {
+                    continue;
+                }
+                let position = Position {
+                    stream: segment.stream,
+                    sequence,
+                    segment: segment.number,
+                    resume: frame.offset,
+                };
+                let bytes = body[place].to_vec();
+                if see(Record { position, bytes }).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
     }
 
     /// The first number of a segment that is not done.
@@ -221,16 +391,12 @@ fn read(file: &File, number: u64, disk: u64, synced: (u64, u64)) -> Result<Optio
 /// The state file's newest slot that is whole; the other one may be written at
 /// this moment.
 fn state(directory: &Path) -> Result<Contents, Error> {
-    let Some(file) = open(directory, STATE_FILE)? else {
-        return Ok(Contents::default());
-    };
     // Each may be written at the moment that it is read. Only a damaged file never
     // has a whole one.
     for _ in 0..LOOKS {
-        let mut slots = vec![0; 2 * SLOT];
-        let present = file.metadata().at("read", STATE_FILE)?.len();
-        let present = slots.len().min(usize::try_from(present).unwrap_or(0));
-        read_salvaging(&file, &mut slots[..present], 0);
+        let Some(slots) = read_slots(directory)? else {
+            break;
+        };
         let mut newest = None;
         for slot in slots.chunks(SLOT) {
             match Contents::from_slot(slot) {
@@ -248,10 +414,19 @@ fn state(directory: &Path) -> Result<Contents, Error> {
     Ok(Contents::default())
 }
 
-/// How often a state file is looked at that has no slot that is whole.
-const LOOKS: u32 = 20;
+/// Both slots of the state file; `None` if there is no such file.
+fn read_slots(directory: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let Some(file) = open(directory, STATE_FILE)? else {
+        return Ok(None);
+    };
+    let mut slots = vec![0; 2 * SLOT];
+    let present = file.metadata().at("read", STATE_FILE)?.len();
+    let present = slots.len().min(usize::try_from(present).unwrap_or(0));
+    read_salvaging(&file, &mut slots[..present], 0);
+    Ok(Some(slots))
+}
 
-fn is_marked(directory: &Path) -> Result<bool, Error> {
+pub(crate) fn is_marked(directory: &Path) -> Result<bool, Error> {
     let Some(file) = open(directory, MARKER_FILE)? else {
         return Ok(false);
     };
@@ -302,6 +477,9 @@ fn open(directory: &Path, name: &str) -> Result<Option<File>, Error> {
         }
     }
 }
+
+/// How often a slot is looked at that may be written to at the same time.
+const LOOKS: u32 = 20;
 
 fn newer(file: &str, found: u32) -> Error {
     Error::UnsupportedFormat {

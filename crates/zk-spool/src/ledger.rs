@@ -211,6 +211,11 @@ impl Contents {
         self.entries.insert(at, Entry { loss, confirmed });
     }
 
+    /// The newest id that was given out.
+    pub(crate) fn last_id(&self) -> u64 {
+        self.next_loss
+    }
+
     fn next_id(&mut self) -> u64 {
         self.next_loss += 1;
         self.next_loss

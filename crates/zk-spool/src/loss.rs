@@ -42,9 +42,10 @@ pub enum Reason {
     /// They are kept in `rejected/`.
     Refused = 3,
     /// An append was refused because spool or disk were full, or the caller gave
-    /// it up ([`refuse`](crate::Spool::refuse)). Counted exactly
-    /// while the spool is open; after a power cut the number may be too low, by
-    /// half at most. A caller that tries the same record again is counted each
+    /// it up ([`refuse`](crate::Spool::refuse)). Counted when the append returns;
+    /// where appends are durable within a window
+    /// ([`SyncPolicy::Every`](crate::SyncPolicy::Every)) a power cut may take those
+    /// of the last window. A caller that tries the same record again is counted each
     /// time.
     Full = 4,
     /// More different losses than the table holds (226) were waiting to be

@@ -346,6 +346,7 @@ pub(crate) struct State {
     pub(crate) unsynced_since: Option<Instant>,
     pub(crate) appended: u64,
     pub(crate) syncs: u64,
+    pub(crate) state_syncs: u64,
     pub(crate) written: u64,
 }
 
@@ -387,6 +388,7 @@ impl Inner {
                 unsynced_since: None,
                 appended: 0,
                 syncs: 0,
+                state_syncs: 0,
                 written: 0,
             }),
             drain: Mutex::new(Drain::new(found.ledger)),
@@ -585,6 +587,7 @@ impl State {
             losses: self.losses,
             appended: self.appended,
             syncs: self.syncs,
+            state_syncs: self.state_syncs,
             written: self.written,
         };
         for segment in &self.segments {

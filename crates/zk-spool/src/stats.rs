@@ -30,6 +30,9 @@ pub struct Stats {
     pub appended: u64,
     /// Syncs of segments since the spool was opened.
     pub syncs: u64,
+    /// Syncs of the state file since the spool was opened: what acknowledging and
+    /// noting losses takes.
+    pub state_syncs: u64,
     /// Bytes written to all files since the spool was opened.
     pub written: u64,
 }

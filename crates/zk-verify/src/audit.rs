@@ -44,6 +44,8 @@ struct Stream {
     seen: Ranges,
     forks: Ranges,
     receipts: Vec<(LossReason, Ranges)>,
+    /// What receipts name that say how many records were lost.
+    named: Ranges,
     /// The first number of a loss of unknown extent.
     doubt_from: Option<u64>,
     /// What its records say of its beginning, by their numbers: the first
@@ -235,6 +237,8 @@ impl Audit {
         if receipt.records == 0 {
             let from = stream.doubt_from.unwrap_or(range.first);
             stream.doubt_from = Some(from.min(range.first));
+        } else {
+            stream.named.insert(range.first..=range.last);
         }
         let receipts = &mut stream.receipts;
         let numbers = range.first..=range.last;
@@ -285,6 +289,8 @@ impl Stream {
             .and_then(|end| end.checked_add(1))
             .map(|from| self.seen.within(from..=u64::MAX).collect())
             .unwrap_or_default();
+        let lost = self.named.within(0..=u64::MAX);
+        let arrived = lost.flat_map(|range| self.seen.within(range)).collect();
         let mut successor_ids: Vec<_> = successors.iter().map(|(id, _)| *id).collect();
         successor_ids.dedup();
         StreamFindings {
@@ -293,6 +299,7 @@ impl Stream {
             seen: seen.map(|(first, last)| first..=last),
             complete_to,
             missing,
+            arrived,
             forks: self.forks.into_vec(),
             doubt_from: self.doubt_from,
             again: self.again,
@@ -408,6 +415,10 @@ pub struct StreamFindings {
     pub complete_to: u64,
     /// What is not there, ascending.
     pub missing: Vec<Gap>,
+    /// What a receipt names as lost, and is there all the same: a record that was
+    /// refused and was published again by hand, or one that was delivered while
+    /// the device still took it for undelivered. Nothing is wrong with that.
+    pub arrived: Vec<RangeInclusive<u64>>,
     /// Numbers that more than one record has.
     pub forks: Vec<RangeInclusive<u64>>,
     /// From this number on the device's storage could not be read: how many

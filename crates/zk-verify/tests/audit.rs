@@ -221,6 +221,39 @@ fn a_receipt_explains_what_it_covers_and_nothing_else() {
     assert_eq!(of(&findings, A).complete_to, 14);
 }
 
+/// A record that was put aside, and published again by hand; or one whose
+/// delivery the device did not hear of.
+#[test]
+fn what_arrives_though_it_is_stated_as_lost_is_told_and_is_no_finding() {
+    let mut audit = whole();
+    report(&mut audit, A, 1, &started(None));
+    take(&mut audit, &records(A, [2, 3, 9]));
+    report(&mut audit, A, 10, &lost(LossReason::Refused, A, 4, 4));
+    report(&mut audit, A, 11, &lost(LossReason::Dropped, A, 5, 8));
+    assert_eq!(of(&audit.clone().finish(), A).arrived, []);
+    take(&mut audit, &records(A, [4, 7]));
+    let findings = audit.clone().finish();
+    let stream = of(&findings, A);
+    let dropped = Some(LossReason::Dropped);
+    assert_eq!(stream.missing, [gap(5, 6, dropped), gap(8, 8, dropped)]);
+    assert_eq!(stream.arrived, [4..=4, 7..=7]);
+    assert_eq!((stream.forks.len(), stream.complete_to), (0, 11));
+    assert!(findings.is_clean());
+    // A doubt names no record.
+    let doubt = Report::LossReceipt(LossReceipt {
+        reason: LossReason::Damaged,
+        records: 0,
+        range: Some(SequenceRange {
+            stream: A,
+            first: 1,
+            last: 11,
+        }),
+        noticed_at: at(0),
+    });
+    report(&mut audit, A, 12, &doubt);
+    assert_eq!(of(&audit.finish(), A).arrived, [4..=4, 7..=7]);
+}
+
 #[test]
 fn readings_refused_before_they_had_a_number_are_counted_once() {
     let mut audit = whole();
@@ -624,6 +657,8 @@ proptest! {
         let missing: Vec<u64> = (first..=last).filter(|n| !seen.contains(n)).collect();
         let told: Vec<u64> = stream.missing.iter().flat_map(|g| g.first..=g.last).collect();
         prop_assert_eq!(&told, &missing);
+        let arrived: Vec<u64> = stream.arrived.iter().cloned().flatten().collect();
+        prop_assert_eq!(arrived, seen.intersection(&explained).copied().collect::<Vec<_>>());
         for gap in &stream.missing {
             for n in gap.first..=gap.last {
                 prop_assert_eq!(gap.receipt.is_some(), explained.contains(&n));

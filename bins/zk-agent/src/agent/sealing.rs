@@ -60,11 +60,7 @@ impl<K: Signer<Signature>> Sealing<K> {
     }
 
     pub(super) fn run(&mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
-        let last = self.spool.stats()?.next_sequence - 1;
-        self.started = (last > 0).then_some(1..=last);
-        // Once they were asked for they grow no more: an earlier process may have
-        // named them.
-        self.spool.losses()?;
+        self.begin()?;
         let mut next_heartbeat = Instant::now();
         loop {
             if Instant::now() >= next_heartbeat {
@@ -83,6 +79,16 @@ impl<K: Signer<Signature>> Sealing<K> {
                 }
             }
         }
+    }
+
+    /// Finds out where an earlier process left off.
+    pub(super) fn begin(&mut self) -> Result<(), Error> {
+        let last = self.spool.stats()?.next_sequence - 1;
+        self.started = (last > 0).then_some(1..=last);
+        // Once they were asked for they grow no more: an earlier process may have
+        // named them.
+        self.spool.losses()?;
+        Ok(())
     }
 
     fn beat(&mut self) -> Result<(), Error> {
@@ -126,7 +132,7 @@ impl<K: Signer<Signature>> Sealing<K> {
             let Some((first, last)) = run.first().zip(run.last()) else {
                 continue;
             };
-            if self.receipts.waiting()? >= self.receipts.most {
+            if self.receipts.waiting()? >= self.receipts.most() {
                 return Ok(());
             }
             let mut loss = *last;
@@ -312,9 +318,9 @@ pub(super) enum Room {
 /// Which losses are named by receipts that lie in the spool.
 ///
 /// A loss is confirmed when its receipt was delivered, and not before: a full
-/// spool that drops its oldest records drops receipts too, and what these named
-/// has to be named again. A process that starts knows of no receipt and names
-/// all once more, which the audit takes for the same.
+/// spool that drops its oldest records drops receipts too, the cloud may refuse
+/// one, and what these named has to be named again. A process that starts knows of
+/// no receipt and names all once more, which the audit takes for the same.
 #[derive(Debug)]
 pub(super) struct Receipts {
     spool: Arc<Spool>,
@@ -323,6 +329,10 @@ pub(super) struct Receipts {
     /// How many receipts may wait at a time. In a small spool that drops its
     /// oldest records more of them would drive each other out, and all readings.
     most: usize,
+    /// How often in a row receipts were refused.
+    refusals: u32,
+    /// The number that has to be done with before the next receipt.
+    after: u64,
 }
 
 impl Receipts {
@@ -332,7 +342,15 @@ impl Receipts {
             spool: Arc::clone(spool),
             named: BTreeMap::new(),
             most: most.max(1),
+            refusals: 0,
+            after: 0,
         }
+    }
+
+    /// How many receipts may wait at a time: one alone, to see whether it is taken,
+    /// after one was refused.
+    fn most(&self) -> usize {
+        if self.refusals > 0 { 1 } else { self.most }
     }
 
     /// How many receipts are in the spool, not delivered yet.
@@ -346,24 +364,42 @@ impl Receipts {
     /// Confirms what is delivered. Returns what no receipt in the spool names.
     pub(super) fn unnamed(&mut self) -> Result<Vec<zk_spool::Loss>, Error> {
         let stream = self.spool.stream();
-        // Asked first: what moved it by dropping records is among the losses.
+        // Asked first: what moved it by dropping or refusing records is among the
+        // losses.
         let acked = self.spool.stats()?.acked;
+        let done = acked.map_or(0, |(of, to)| if of == stream { to } else { 0 });
         let mut losses = self.spool.losses()?;
         for loss in &losses {
-            if !self.named.contains_key(&loss.id) {
-                self.named
-                    .retain(|_, number| !takes(loss, stream, &(*number..=*number)));
+            if self.named.contains_key(&loss.id) {
+                continue;
+            }
+            let before = self.named.len();
+            self.named
+                .retain(|_, number| !takes(loss, stream, &(*number..=*number)));
+            if self.named.len() < before && loss.reason == zk_spool::Reason::Refused {
+                let behind = 1 << self.refusals.min(MOST_BEHIND);
+                self.after = loss.last.saturating_add(behind);
+                self.refusals += 1;
             }
         }
         let delivered = |loss: &&zk_spool::Loss| {
             let number = self.named.get(&loss.id);
-            number.is_some_and(|number| acked.is_some_and(|(of, to)| of == stream && *number <= to))
+            number.is_some_and(|number| *number <= done)
         };
         let last = losses.iter().take_while(delivered).last();
         if let Some(id) = last.map(|loss| loss.id) {
             self.spool.confirm(id)?;
             losses.retain(|loss| loss.id > id);
             self.named.retain(|named, _| *named > id);
+            self.refusals = 0;
+        }
+        // A cloud that refused the last thing it was given would refuse the receipt
+        // for it as well, and that one's, without an end.
+        let refused = losses.iter().any(|loss| {
+            loss.reason == zk_spool::Reason::Refused && loss.stream == stream && loss.last == done
+        });
+        if self.refusals > 0 && (refused || done < self.after) {
+            return Ok(Vec::new());
         }
         losses.retain(|loss| !self.named.contains_key(&loss.id));
         Ok(losses)
@@ -371,8 +407,7 @@ impl Receipts {
 }
 
 /// Whether a loss can have taken away the record at one of these numbers before
-/// it was delivered. One that the cloud refused was delivered, in a way, and is
-/// not sent again.
+/// it was delivered.
 fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclusive<u64>) -> bool {
     let last = if loss.records == 0 {
         u64::MAX
@@ -380,8 +415,8 @@ fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclu
         loss.last
     };
     match loss.reason {
-        zk_spool::Reason::Full | zk_spool::Reason::Refused => false,
-        zk_spool::Reason::Damaged | zk_spool::Reason::Dropped => {
+        zk_spool::Reason::Full => false,
+        zk_spool::Reason::Damaged | zk_spool::Reason::Dropped | zk_spool::Reason::Refused => {
             loss.stream == stream && loss.first <= *numbers.end() && *numbers.start() <= last
         }
         // Of several, nobody knows which.
@@ -464,6 +499,9 @@ pub fn receipt_of(loss: &zk_spool::Loss, stream: zk_spool::StreamId) -> LossRece
 
 /// About 48 KiB of JSON.
 const READINGS_PER_RECORD: usize = 480;
+/// After how many refusals in a row the next receipt no longer has to wait for
+/// twice as many records as the one before: then it is one in a thousand.
+const MOST_BEHIND: u32 = 10;
 /// Bytes that a receipt takes in the spool, about.
 const RECEIPT: u64 = 1024;
 /// A key that is stuck for so long is given up: systemd starts the agent anew.

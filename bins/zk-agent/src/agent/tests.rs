@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;
 use std::sync::atomic::AtomicI64;
@@ -13,6 +13,8 @@ use zk_sensors::{Readings, SensorId, SimulatedBus};
 use super::sealing::*;
 use super::threads::*;
 use super::*;
+
+mod evidence;
 
 /// A real key behind a chip that may refuse.
 struct Chip {
@@ -348,6 +350,74 @@ fn losses_that_continue_each_other_share_a_receipt() {
         .map(|range| (range.first, range.last))
         .collect();
     assert_eq!(receipts, [(1, 3)]);
+}
+
+/// A receipt that the cloud refuses has not arrived: another one is made, but
+/// not while the cloud refuses all.
+#[test]
+fn what_a_refused_receipt_named_is_named_again_when_something_is_taken() {
+    let device = Device::new(zk_spool::Options::default());
+    let mut sealing = device.sealing(clock(), || None);
+    let sweep = || device.bus().read_all(SystemTime::now).unwrap();
+    let oldest = || device.spool.peek(1, usize::MAX).unwrap()[0].position();
+    sealing.readings(sweep()).unwrap();
+    let refuse = |sealing: &mut Sealing<Chip>| {
+        while device.spool.stats().unwrap().records > 0 {
+            device.spool.reject(oldest()).unwrap();
+        }
+        sealing.receipts().unwrap();
+        device.spool.stats().unwrap().records
+    };
+    // The stream's beginning, and the readings; then the receipt, and the stream's
+    // beginning again.
+    assert_eq!(refuse(&mut sealing), 2);
+    for _ in 0..20 {
+        sealing.readings(sweep()).unwrap();
+        assert_eq!(refuse(&mut sealing), 0);
+    }
+    // Something is taken.
+    sealing.readings(sweep()).unwrap();
+    device.spool.ack(oldest()).unwrap();
+    sealing.receipts().unwrap();
+    let records = device.records();
+    let last = device.spool.stats().unwrap().acked.unwrap().1;
+    assert_eq!(numbers(&records).1, (1..last).collect::<Vec<_>>());
+
+    // The next refusals make it wait for more and more.
+    let mut receipts = 0;
+    for round in 0..40 {
+        sealing.readings(sweep()).unwrap();
+        for record in device.spool.peek(usize::MAX, usize::MAX).unwrap() {
+            let envelope = Envelope::from_bytes(record.bytes()).unwrap();
+            if envelope.unverified_header().kind == Kind::LossReceipt {
+                receipts += 1;
+                device.spool.reject(record.position()).unwrap();
+            } else {
+                device.spool.ack(record.position()).unwrap();
+            }
+        }
+        sealing.receipts().unwrap();
+        assert!(
+            receipts <= 2 + (round + 1_u32).ilog2(),
+            "{receipts} in {round}"
+        );
+    }
+    assert!((4..8).contains(&receipts), "{receipts}");
+    assert_ne!(device.spool.losses().unwrap(), []);
+
+    // All of it arrives in the end, and is forgotten.
+    let mut named = Vec::new();
+    for _ in 0..100 {
+        named.extend(numbers(&device.records()).1);
+        if device.spool.stats().unwrap().records > 0 {
+            let newest = device.spool.peek(usize::MAX, usize::MAX).unwrap();
+            device.spool.ack(newest.last().unwrap().position()).unwrap();
+        }
+        sealing.readings(sweep()).unwrap();
+        sealing.receipts().unwrap();
+    }
+    assert_eq!(device.spool.losses().unwrap(), []);
+    assert!((1..last).all(|number| named.contains(&number)), "{named:?}");
 }
 
 #[test]

@@ -76,6 +76,11 @@ async fn wrong_arguments_are_told_with_what_is_right() {
             &["spool", "list", "--dir", "nowhere"],
             &["nowhere", "--dir"],
         ),
+        (&["spool", "verify", "--dir", "nowhere"], &["nowhere"]),
+        (&["spool", "rejected"], &["Usage"]),
+        (&["spool", "rejected", "drop"], &["--all", "RECORD"]),
+        (&["spool", "rejected", "retry", "17"], &["d75d6723/17"]),
+        (&["spool", "rejected", "drop", "--all", "d7/17"], &["--all"]),
         (
             &["publish", "--config", "nowhere.toml"],
             &["nowhere.toml", "--config", "zk-setup"],
@@ -209,7 +214,7 @@ fn help_and_document_agree() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 15);
+    assert_eq!(seen, 20);
 
     // and the exit codes are the same ones
     let codes = help(&[]);

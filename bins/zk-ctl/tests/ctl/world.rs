@@ -27,7 +27,7 @@ use zk_envelope::{
 use zk_gateway::{Gateway, Limits, Tls, TlsFiles, run};
 use zk_hsm::{Hsm, HsmUri, create_soft_key};
 use zk_store::{Options, Store, StoreUri};
-use zk_verify::{Audit, DeviceRecord, principal_of};
+use zk_verify::{Audit, DeviceRecord, Findings, principal_of};
 
 pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -222,6 +222,11 @@ impl World {
     /// Whether the owner's audit finds every record of the device, or that its
     /// loss is stated.
     pub(crate) async fn audits_clean(&self) -> bool {
+        self.audit().await.is_clean()
+    }
+
+    /// What the owner's audit finds.
+    pub(crate) async fn audit(&self) -> Findings {
         let device: DeviceId = "pi-01".parse().unwrap();
         let trusted = TrustedDevice {
             owners: [self.owner.id()].into(),
@@ -239,7 +244,7 @@ impl World {
                 audit.report(opened.header(), reading.received_at, &report);
             }
         }
-        audit.finish().is_clean()
+        audit.finish()
     }
 
     /// Reasons of what is in quarantine, sorted.

@@ -6,11 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use zk_spool::{
-    Error, Full, Loss, Options, Reason, Spool,
-    storage::{FaultStorage, Lock, Storage, StorageFile},
+    Error, Full, Loss, Options, Reason, Spool, SyncPolicy,
+    storage::{Cut, FaultStorage, Lock, Storage, StorageFile},
 };
 
 use crate::common::{
@@ -73,9 +74,49 @@ fn a_full_spool_does_not_call_the_closure() {
 }
 
 #[test]
-fn refusals_are_written_down_as_they_double() {
+fn refusals_are_counted_when_they_return() {
     let storage = FaultStorage::new();
     let spool = open(&storage, &small()).unwrap();
+    fill(&spool);
+    let counted = |cut| {
+        let left = storage.after_cut(cut);
+        open(&left, &small()).unwrap().losses().unwrap()[0].records
+    };
+    for refusals in 2..=300_u64 {
+        let before = storage.operations();
+        append(&spool, 500).unwrap_err();
+        // A write and a sync, as for a record that is taken.
+        assert_eq!(storage.operations(), before + 2);
+        if refusals % 23 == 0 {
+            assert_eq!(counted(Cut::Synced), refusals);
+            assert_eq!(counted(Cut::Random(refusals)), refusals);
+        }
+    }
+    // A damaged slot makes no loss forgotten.
+    let left = storage.after_cut(Cut::Synced);
+    let mut state = left.files()["state"].clone();
+    for slot in [0, 16 << 10] {
+        state[slot + 20] ^= 1;
+        left.put("state", state.clone());
+        state[slot + 20] ^= 1;
+        let losses = open(&left.after_cut(Cut::All), &small())
+            .unwrap()
+            .losses()
+            .unwrap();
+        assert!((299..=300).contains(&losses[0].records), "{losses:?}");
+    }
+}
+
+/// Where appends are made durable within a window, so are counts: a full spool is
+/// no reason to write more often.
+#[test]
+fn refusals_within_a_window_are_written_down_as_they_double() {
+    let storage = FaultStorage::new();
+    let options = Options {
+        sync: SyncPolicy::Every(Duration::from_secs(3600)),
+        ..small()
+    };
+    let spool = open(&storage, &options).unwrap();
     fill(&spool);
     let mut writes = 0;
     for refusals in 2..=1000_u64 {
@@ -83,9 +124,13 @@ fn refusals_are_written_down_as_they_double() {
         append(&spool, 500).unwrap_err();
         writes += u64::from(storage.operations() > before);
         if refusals % 97 == 0 {
-            let left = storage.after_cut(zk_spool::storage::Cut::Synced);
+            let left = storage.after_cut(Cut::Synced);
             let losses = open(&left, &small()).unwrap().losses().unwrap();
-            let counted = losses[0].records;
+            let counted = losses
+                .iter()
+                .find(|loss| loss.reason == Reason::Full)
+                .unwrap()
+                .records;
             assert!(
                 (refusals / 2..=refusals).contains(&counted),
                 "{counted} of {refusals}"

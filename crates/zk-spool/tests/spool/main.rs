@@ -7,6 +7,7 @@
     missing_docs
 )]
 
+mod aside;
 mod bad_input;
 mod common;
 mod concurrency;

@@ -1,0 +1,210 @@
+//! What can be done to a spool from outside: verifying it beside its owner, and
+//! looking after the records that were refused.
+
+use std::{
+    fs,
+    ops::ControlFlow,
+    os::unix::fs::symlink,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use zk_spool::{Damage, Error, Inspection, Record, Rejected, Report, Spool, inspect};
+
+use crate::common::{append, append_batch, peek_all, small};
+
+fn look(dir: &Path) -> Inspection {
+    inspect(dir).unwrap().expect("there is a spool")
+}
+
+fn verify(dir: &Path) -> Report {
+    look(dir).verify(|_| {}).unwrap()
+}
+
+fn rejected(dir: &Path) -> Vec<Record> {
+    let mut records = Vec::new();
+    look(dir)
+        .visit_rejected(|record| {
+            records.push(record);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    records
+}
+
+#[test]
+fn beside_its_owner_it_finds_no_damage_where_there_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..400 {
+                append_batch(&spool, &vec![100; 1 + round % 7]).unwrap();
+                if round % 5 == 0
+                    && let Some(last) = peek_all(&spool).unwrap().last()
+                {
+                    spool.ack(last.position()).unwrap();
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut looks = 0;
+        while !done.load(Ordering::Relaxed) || looks == 0 {
+            // It may not have begun yet.
+            let Some(seen) = inspect(dir.path()).unwrap() else {
+                continue;
+            };
+            assert_eq!(seen.verify(|_| {}).unwrap().damage, []);
+            looks += 1;
+        }
+    });
+}
+
+/// Each byte of each file in turn: whatever the owner's own look finds, the one
+/// from outside finds, and it changes nothing.
+#[test]
+fn it_finds_what_the_owner_would_find() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    for _ in 0..12 {
+        append_batch(&spool, &[100; 3]).unwrap();
+    }
+    let third = peek_all(&spool).unwrap()[2].position();
+    spool.ack(third).unwrap();
+    spool.close().unwrap();
+    let clean = verify(dir.path());
+    assert_eq!((clean.records, &clean.damage[..]), (36, &[][..]));
+    assert!(clean.segments > 2);
+
+    let mut found = 0;
+    let names: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    for path in names {
+        let before = fs::read(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        // A prime step visits every field of each kind of file.
+        for at in (0..before.len()).step_by(251) {
+            let mut bytes = before.clone();
+            bytes[at] ^= 0x10;
+            fs::write(&path, &bytes).unwrap();
+            let report = match look_again(dir.path()) {
+                Ok(report) => report,
+                // It may say that it is of another version, rightly sealed.
+                Err(error) => panic!("{name} {at}: {error}"),
+            };
+            assert_eq!(fs::read(&path).unwrap(), bytes, "{name} {at}");
+            let copy = tempfile::tempdir().unwrap();
+            for entry in fs::read_dir(dir.path()).unwrap() {
+                let entry = entry.unwrap();
+                fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+            }
+            let owner = Spool::open(copy.path(), small()).unwrap();
+            let owners = owner.verify().unwrap().damage;
+            let lost = |damage: &[Damage]| -> Vec<_> {
+                damage.iter().filter_map(|damage| damage.lost).collect()
+            };
+            // What opening has mended is not there any more.
+            if !owners.is_empty() {
+                assert_ne!(report.damage, [], "{name} {at}: {owners:?}");
+                assert_eq!(lost(&report.damage), lost(&owners), "{name} {at}");
+            }
+            for loss in owner.losses().unwrap() {
+                let named = report.damage.iter().any(|damage| {
+                    damage.lost.is_none_or(|(stream, first, last)| {
+                        stream == loss.stream && first <= loss.first && loss.last <= last
+                    })
+                });
+                assert!(named, "{name} {at}: {loss:?} {:?}", report.damage);
+            }
+            found += usize::from(!report.damage.is_empty());
+        }
+        fs::write(&path, &before).unwrap();
+    }
+    assert!(found > 20, "{found}");
+    assert_eq!(verify(dir.path()), clean);
+}
+
+fn look_again(dir: &Path) -> Result<Report, Error> {
+    inspect(dir)?.expect("there is a spool").verify(|_| {})
+}
+
+#[test]
+fn a_segment_that_was_removed_by_hand_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    for _ in 0..60 {
+        append(&spool, 100).unwrap();
+    }
+    let stream = spool.stream();
+    spool.close().unwrap();
+    let mut names: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "seg"))
+        .collect();
+    names.sort_unstable();
+    assert!(names.len() > 4);
+    // One in the middle, and the newest.
+    let middle = fs::read(&names[2]).unwrap();
+    fs::remove_file(&names[2]).unwrap();
+    let damage = verify(dir.path()).damage;
+    let lost = damage[0].lost.unwrap();
+    assert_eq!((damage.len(), lost.0), (1, stream));
+    assert!(1 < lost.1 && lost.1 <= lost.2 && lost.2 < 60, "{lost:?}");
+    fs::write(&names[2], middle).unwrap();
+    assert_eq!(verify(dir.path()).damage, []);
+    fs::remove_file(names.last().unwrap()).unwrap();
+    assert_eq!(verify(dir.path()).damage.len(), 1);
+}
+
+#[test]
+fn refused_records_are_seen_beside_the_owner_and_taken_away_without_one() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Rejected::lock(dir.path()).unwrap().is_none());
+    assert!(!dir.path().join("zk-spool").exists());
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    for _ in 0..4 {
+        append(&spool, 100).unwrap();
+    }
+    let records = peek_all(&spool).unwrap();
+    for record in &records[..3] {
+        spool.reject(record.position()).unwrap();
+    }
+    // What is none of the spool's is not shown, and not followed.
+    let aside = dir.path().join("rejected");
+    fs::write(aside.join("notes.rec"), b"mine").unwrap();
+    let link = format!("{:020}-{:020}-{}.rec", 1, 9, spool.stream());
+    symlink("/dev/zero", aside.join(link)).unwrap();
+
+    let seen = rejected(dir.path());
+    let brief = |records: &[Record]| -> Vec<_> {
+        let all = records.iter();
+        all.map(|r| (r.stream(), r.sequence(), r.bytes().to_vec()))
+            .collect()
+    };
+    assert_eq!(brief(&seen), brief(&records[..3]));
+    let look = look(dir.path());
+    assert_eq!(look.rejected, 3);
+    let bytes: usize = records[..3].iter().map(|record| record.bytes().len()).sum();
+    assert_eq!(look.rejected_bytes, bytes as u64);
+
+    let locked = Rejected::lock(dir.path()).unwrap_err();
+    assert!(matches!(locked, Error::Locked { .. }), "{locked}");
+    let losses = spool.losses().unwrap();
+    spool.close().unwrap();
+    let lock = Rejected::lock(dir.path()).unwrap().unwrap();
+    let second = Spool::open(dir.path(), small()).unwrap_err();
+    assert!(matches!(second, Error::Locked { .. }), "{second}");
+    lock.remove(seen[1].position()).unwrap();
+    assert_eq!(
+        brief(&rejected(dir.path())),
+        brief(&[seen[0].clone(), seen[2].clone()])
+    );
+    drop(lock);
+    // That they were refused stays known.
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    assert_eq!(spool.losses().unwrap(), losses);
+}
