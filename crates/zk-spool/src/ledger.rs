@@ -334,6 +334,10 @@ pub(crate) struct Ledger {
     /// Whether the contents are on the medium for certain: what was read at
     /// opening may be of a write whose sync failed.
     pub(crate) settled: bool,
+    /// The newest slot as it was read, until it is written once more: after a sync
+    /// that failed it may be in memory only, and then the other one is all there is
+    /// on the medium.
+    unsure: Option<Vec<u8>>,
 }
 
 impl Ledger {
@@ -395,6 +399,7 @@ impl Ledger {
             trusted: good == 2,
             forgotten: good == 0,
             settled: false,
+            unsure: None,
         };
         // With one good slot, the next damage would make losses forgotten; and
         // whoever made the file may have been killed before it was synced.
@@ -409,6 +414,8 @@ impl Ledger {
             let contents = ledger.contents.clone();
             ledger.commit_both(contents)?;
             sync_dir(storage, "")?;
+        } else {
+            ledger.unsure = Some(ledger.contents.to_slot(generation));
         }
         Ok(ledger)
     }
@@ -420,15 +427,26 @@ impl Ledger {
     /// Makes new contents durable; they hold only if it succeeds. Returns the
     /// bytes written.
     pub(crate) fn commit(&mut self, contents: Contents) -> io::Result<u64> {
+        let mut written = 0;
+        if let Some(slot) = &self.unsure {
+            self.write(self.generation, slot)?;
+            written += slot.len() as u64;
+            self.unsure = None;
+        }
         let generation = self.generation + 1;
         let slot = contents.to_slot(generation);
-        self.file
-            .write_at(&slot, (generation % 2) * SLOT as u64)
-            .and_then(|()| sync(&*self.file))?;
+        self.write(generation, &slot)?;
         self.generation = generation;
         self.contents = contents;
         self.settled = true;
-        Ok(slot.len() as u64)
+        Ok(written + slot.len() as u64)
+    }
+
+    /// Writes a slot into its place, durably.
+    fn write(&self, generation: u64, slot: &[u8]) -> io::Result<()> {
+        self.file
+            .write_at(slot, (generation % 2) * SLOT as u64)
+            .and_then(|()| sync(&*self.file))
     }
 
     /// Takes contents over that follow from what is on disk anyway.
