@@ -338,6 +338,8 @@ pub(crate) struct Ledger {
     /// that failed it may be in memory only, and then the other one is all there is
     /// on the medium.
     unsure: Option<Vec<u8>>,
+    /// Whether a slot is missing or damaged, or the whole file.
+    pub(crate) to_mend: bool,
 }
 
 impl Ledger {
@@ -369,7 +371,8 @@ impl Ledger {
     }
 
     /// Opens the state file, makes it if it is missing and mends its length.
-    /// Slots that can't be read count as empty.
+    /// Slots that can't be read count as empty; they are to be [mended](Self::mend)
+    /// when it is known what should be in them.
     pub(crate) fn open(storage: &dyn Storage) -> io::Result<Self> {
         let file = match storage.open(format::STATE_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -400,6 +403,7 @@ impl Ledger {
             forgotten: good == 0,
             settled: false,
             unsure: None,
+            to_mend: false,
         };
         // With one good slot, the next damage would make losses forgotten; and
         // whoever made the file may have been killed before it was synced.
@@ -411,10 +415,9 @@ impl Ledger {
             } else {
                 ledger.file.set_len(slots.len() as u64)?;
             }
-            let contents = ledger.contents.clone();
-            ledger.commit_both(contents)?;
-            sync_dir(storage, "")?;
-        } else {
+            ledger.to_mend = true;
+        }
+        if good == 2 {
             ledger.unsure = Some(ledger.contents.to_slot(generation));
         }
         Ok(ledger)
@@ -422,6 +425,14 @@ impl Ledger {
 
     pub(crate) fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    /// Writes both slots and makes the file's name durable.
+    pub(crate) fn mend(&mut self, storage: &dyn Storage, contents: Contents) -> io::Result<()> {
+        self.commit_both(contents)?;
+        sync_dir(storage, "")?;
+        self.to_mend = false;
+        Ok(())
     }
 
     /// Makes new contents durable; they hold only if it succeeds. Returns the

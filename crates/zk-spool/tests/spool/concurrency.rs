@@ -105,7 +105,7 @@ fn appending_and_draining_at_once() {
 fn a_process_that_starts_does_not_keep_the_lock() {
     let directory = tempfile::tempdir().unwrap();
     let end = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !end.load(Ordering::Relaxed) {
