@@ -58,6 +58,13 @@ impl Place {
         fs::write(self.path("cert.pem"), certificate.pem()).unwrap();
     }
 
+    fn replace(&self, from: &str, to: &str) {
+        let file = self.path("agent.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(file, text.replace(from, to)).unwrap();
+    }
+
     fn start(&self) -> Daemon {
         let mut child = Command::new(env!("CARGO_BIN_EXE_zk-agent"))
             .args(["--log-format", "json", "--config"])
@@ -197,6 +204,39 @@ fn a_service_tells_how_it_fares_and_ends_with_everything_on_disk() {
     let page = until(address, |page| page["readings_sealed_total"] >= 1.0);
     assert!(page["spool_records"] > waiting as f64);
     assert_eq!(daemon.terminate().1.code(), Some(0));
+}
+
+/// The other engine, from the configuration to the disk; and the spool keeps it.
+#[test]
+fn records_wait_in_sled_where_that_is_the_engine() {
+    let place = Place::new();
+    place.replace("[spool]\n", "[spool]\nengine = \"sled\"\n");
+    let mut daemon = place.start();
+    let address = daemon.address();
+    until(address, |page| page["spool_records"] >= 5.0);
+    let (stopped, status) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    let waiting = stopped["waiting"].as_u64().unwrap();
+
+    let options = |engine| zk_spool::Options {
+        engine,
+        ..zk_spool::Options::default()
+    };
+    let spool = zk_spool::Spool::open(place.path("spool"), options(zk_spool::Engine::Sled));
+    let spool = spool.unwrap();
+    let records = spool.peek(usize::MAX, usize::MAX).unwrap();
+    assert_eq!(records.len() as u64, waiting);
+    drop(spool);
+
+    place.replace("\"sled\"", "\"log\"");
+    let mut refused = place.start();
+    let mut said = String::new();
+    refused.log.read_to_string(&mut said).unwrap();
+    assert!(
+        said.contains("a spool of the engine sled, not log"),
+        "{said}"
+    );
+    assert!(!refused.child.wait().unwrap().success());
 }
 
 #[test]

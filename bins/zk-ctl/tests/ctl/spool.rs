@@ -107,3 +107,15 @@ async fn a_spool_that_is_empty_or_newer_or_elsewhere_is_said_to_be() {
         "zk-setup device add",
     ]);
 }
+
+/// The files of the engine `sled` are its owner's alone. That is said, not taken for
+/// an empty spool.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_of_another_engine_is_not_looked_into() {
+    let world = World::new().await;
+    fs::create_dir_all(world.path("spool/00000000000000000001.sled")).unwrap();
+    for verb in ["status", "list"] {
+        let said = world.ctl(&["spool", verb]).ends(1);
+        said.says(&["the engine sled", "its owner's metrics"]);
+    }
+}
