@@ -28,8 +28,9 @@ pub(crate) enum Area {
     Demo,
     /// Each fuzz target, for a short time.
     Fuzz,
-    /// What takes too long for every day, and is not among all: ten minutes of
-    /// faults. As root the spool gets a disk of its own, which fills up.
+    /// What takes too long for every day, and is not among all: the spool's power
+    /// cuts, more than 100,000 of them, kills and a million records; ten minutes of
+    /// faults. As root the spool gets disks of its own, which lose power and fill up.
     Long,
 }
 
@@ -71,6 +72,12 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
         }
         Some(Area::Demo | Area::Fuzz) => {}
         Some(Area::Long) => {
+            stage(&mut stages, "spool", || {
+                let mut command = cargo_command(&root);
+                command.args(TEST).args(targets(["spool"]));
+                let command = command.env("ZK_SPOOL_CUTS", "100000");
+                finish(command.env("ZK_SPOOL_EFFORT", "10"))
+            })?;
             let faults = ["--test", "faults", "--", "--nocapture"];
             stage(&mut stages, "faults", || {
                 let mut command = cargo_command(&root);

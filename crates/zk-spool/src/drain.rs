@@ -10,7 +10,7 @@ use crate::{
     ledger::{Contents, Cursor, Ledger},
     segment::{Segment, header_copies, read_sealed},
     spool::{Inner, lock},
-    storage::{StorageFile, is_damage, sync_dir},
+    storage::{StorageFile, is_damage},
     walk::{CHUNK, Gap, Step, Walk},
 };
 
@@ -381,13 +381,17 @@ impl Inner {
         if unsaved == 0 {
             return Ok(());
         }
-        let mut contents = drain.contents();
+        let before = drain.contents();
+        let mut contents = before.clone();
         let offered = drain.offered();
         contents.add(Reason::Full, self.stream, first, last, unsaved, offered);
-        self.commit(drain, contents, true)?;
-        drain.refused.saved += unsaved;
-        drain.refused.unsaved = 0;
-        Ok(())
+        let committed = self.commit(drain, contents, true);
+        // Where only the copy could not be written, they are counted all the same.
+        if !drain.ledger.contents().same_losses(&before) {
+            drain.refused.saved += unsaved;
+            drain.refused.unsaved = 0;
+        }
+        committed
     }
 
     /// Makes new contents of the state file durable, in one slot or both.
@@ -437,13 +441,13 @@ impl Inner {
             let contents = drain.contents();
             self.commit(drain, contents, true)?;
         }
-        let mut removed = None;
+        // Nothing is lost if a power cut brings them back: the cursor is behind them.
         loop {
             let segment = {
                 let state = self.state();
                 match state.segments.front() {
                     Some(segment) if state.oldest_is_drained() => *segment,
-                    _ => break,
+                    _ => return Ok(()),
                 }
             };
             let name = segment.file();
@@ -458,19 +462,13 @@ impl Inner {
             let mut state = self.state();
             state.segments.pop_front();
             state.disk -= segment.disk;
-            removed = Some(name);
-        }
-        match removed {
-            None => Ok(()),
-            Some(name) => {
-                self.guard(sync_dir(&*self.storage, "").at("make its removal durable", &name))
-            }
         }
     }
 
     pub(crate) fn verify(&self) -> Result<Report, Error> {
         self.check()?;
         let segments: Vec<Segment> = self.state().segments.iter().copied().collect();
+        let newest = segments.last().map_or(0, |segment| segment.number);
         let mut report = Report::default();
         for segment in segments {
             let name = segment.file();
@@ -495,7 +493,7 @@ impl Inner {
                 }
                 file => {
                     let file = self.guard(file.at("open", &name))?;
-                    examine(&segment, &*file, &mut report);
+                    examine(&segment, &*file, newest, &mut report);
                 }
             }
             self.record_damage(&segment, &report.damage[before..])?;
@@ -523,7 +521,7 @@ impl Inner {
 }
 
 /// Reads one segment, and adds to the report.
-fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Report) {
+fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, report: &mut Report) {
     let name = segment.file();
     let mut damaged = |place: Range<u64>, lost: Option<(u64, u64)>| {
         report.damage.push(Damage {
@@ -550,7 +548,10 @@ fn examine(segment: &Segment, file: &dyn StorageFile, report: &mut Report) {
             Step::End => break,
         }
     }
+    // What a crash left behind the end of the newest one is cut by the first append,
+    // which also seals it.
     if segment.complete
+        && segment.number < newest
         && segment.disk > segment.durable_end
         && read_sealed(file, segment.number, segment.disk).is_none()
     {

@@ -42,7 +42,10 @@ pub enum Error {
     },
 
     /// Reading or writing failed. The spool is poisoned from here on.
-    #[error("{file}: could not {action}; open the spool again, which checks what is on the medium")]
+    #[error(
+        "{file}: could not {action}; once the cause is mended open the spool again, which \
+         checks what is on the medium"
+    )]
     Io {
         /// What was being done.
         action: &'static str,
@@ -53,14 +56,16 @@ pub enum Error {
     },
 
     /// Another process, or another `Spool` of this one, has the spool open.
-    #[error("{dir}: the spool is in use; it has one writer at a time")]
+    #[error("{dir}: the spool is in use{}; it has one writer at a time", by(*holder))]
     Locked {
         /// The spool's directory.
         dir: String,
+        /// The process that has it, where the system tells.
+        holder: Option<u32>,
     },
 
-    /// The directory holds a file by the name of the spool's marker, or of a
-    /// segment, that is something else.
+    /// The directory holds a file by the name of the spool's marker, its state, or
+    /// a segment, that is something else.
     #[error("{file}: no spool has made this file; give the spool a directory of its own")]
     NotASpool {
         /// The file in question.
@@ -177,6 +182,10 @@ impl Error {
             }
         }
     }
+}
+
+fn by(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |process| format!(" by process {process}"))
 }
 
 /// Adds what was being done, and to which file.

@@ -1,11 +1,14 @@
 //! Looking at a spool from outside, while another process may have it open.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
     ops::ControlFlow,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+
+use rustix::fs::OFlags;
 
 use crate::{
     Engine, Error, Loss, Position, Record, StreamId,
@@ -227,20 +230,32 @@ fn state(directory: &Path) -> Result<Contents, Error> {
     let Some(file) = open(directory, STATE_FILE)? else {
         return Ok(Contents::default());
     };
-    let mut slots = vec![0; 2 * SLOT];
-    let present = file.metadata().at("read", STATE_FILE)?.len();
-    let present = slots.len().min(usize::try_from(present).unwrap_or(0));
-    read_salvaging(&file, &mut slots[..present], 0);
-    let mut newest = (0, Contents::default());
-    for slot in slots.chunks(SLOT) {
-        match Contents::from_slot(slot) {
-            Checked::Good(slot) if slot.0 > newest.0 => newest = slot,
-            Checked::Newer(found) => return Err(newer(STATE_FILE, found)),
-            Checked::Good(_) | Checked::Bad => {}
+    // Each may be written at the moment that it is read. Only a damaged file never
+    // has a whole one.
+    for _ in 0..LOOKS {
+        let mut slots = vec![0; 2 * SLOT];
+        let present = file.metadata().at("read", STATE_FILE)?.len();
+        let present = slots.len().min(usize::try_from(present).unwrap_or(0));
+        read_salvaging(&file, &mut slots[..present], 0);
+        let mut newest = None;
+        for slot in slots.chunks(SLOT) {
+            match Contents::from_slot(slot) {
+                Checked::Good(slot) if newest.as_ref().is_none_or(|(at, _)| slot.0 > *at) => {
+                    newest = Some(slot);
+                }
+                Checked::Newer(found) => return Err(newer(STATE_FILE, found)),
+                Checked::Good(_) | Checked::Bad => {}
+            }
+        }
+        if let Some((_, contents)) = newest {
+            return Ok(contents);
         }
     }
-    Ok(newest.1)
+    Ok(Contents::default())
 }
+
+/// How often a state file is looked at that has no slot that is whole.
+const LOOKS: u32 = 20;
 
 fn is_marked(directory: &Path) -> Result<bool, Error> {
     let Some(file) = open(directory, MARKER_FILE)? else {
@@ -266,8 +281,11 @@ fn segments(directory: &Path) -> Result<Vec<u64>, Error> {
         };
         let mut numbers = Vec::new();
         for entry in entries {
-            let name = entry?.file_name().into_string().unwrap_or_default();
-            numbers.extend(format::segment_number(&name));
+            let entry = entry?;
+            let name = entry.file_name().into_string().unwrap_or_default();
+            if entry.file_type()?.is_file() {
+                numbers.extend(format::segment_number(&name));
+            }
         }
         numbers.sort_unstable();
         Ok(numbers)
@@ -275,11 +293,19 @@ fn segments(directory: &Path) -> Result<Vec<u64>, Error> {
     list().at("list", &directory.display().to_string())
 }
 
-/// `None`: it is not there, or not any more.
+/// `None`: it is not there, or not any more, or is no file.
 fn open(directory: &Path, name: &str) -> Result<Option<File>, Error> {
-    match File::open(directory.join(name)) {
+    let mut options = OpenOptions::new();
+    // A pipe would be waited for.
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    options.read(true).custom_flags(flags.bits() as i32);
+    match options.open(directory.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        file => file.at("open", name).map(Some),
+        file => {
+            let file = file.at("open", name)?;
+            let is_file = file.metadata().at("read", name)?.is_file();
+            Ok(is_file.then_some(file))
+        }
     }
 }
 

@@ -169,7 +169,9 @@ impl Contents {
     /// Makes one entry less: a confirmed one goes, or two become one. That is a
     /// new one to whom it is offered. Best two of which one continues the other,
     /// since then it says the same: first of those that name numbers, which may
-    /// be named twice without harm, then of those that count. Else the two oldest.
+    /// be named twice without harm, then of those that count. Else the two oldest of
+    /// those that nothing will come upon again: of damage that lies ahead, reading
+    /// would not know that it is counted already.
     fn merge_oldest(&mut self) {
         if let Some(confirmed) = self.entries.iter().position(|entry| entry.confirmed) {
             self.entries.remove(confirmed);
@@ -180,9 +182,17 @@ impl Contents {
         let exact = pairs()
             .position(|pair| pair[0].loss.reason != Reason::Full && exact(pair))
             .or_else(|| pairs().position(exact));
-        let at = exact.unwrap_or(0);
+        let cursor = self.cursor;
+        let settled = |entry: &Entry| {
+            entry.loss.reason != Reason::Damaged
+                || (entry.loss.stream == cursor.stream && entry.loss.last <= cursor.sequence)
+        };
+        let mut oldest = (0..self.entries.len()).filter(|at| settled(&self.entries[*at]));
+        let two = exact.map(|at| (at, at + 1));
+        let two = two.or_else(|| oldest.next().zip(oldest.next()));
+        let (at, second) = two.unwrap_or((0, 1));
+        let Entry { loss: b, .. } = self.entries.remove(second);
         let Entry { loss: a, .. } = self.entries.remove(at);
-        let Entry { loss: b, .. } = self.entries.remove(at);
         let (reason, stream, first, last) = match exact {
             Some(_) => (a.reason, a.stream, a.first, b.last),
             None => (Reason::Several, NO_STREAM, 0, 0),
@@ -335,6 +345,18 @@ impl Ledger {
                 Checked::Newer(version) => Some(version),
                 Checked::Good(_) | Checked::Bad => None,
             }))
+    }
+
+    /// Whether something is in the state file that no spool has written there: one
+    /// without a marker has at most begun to make it.
+    pub(crate) fn is_foreign(storage: &dyn Storage) -> io::Result<bool> {
+        let file = match storage.open(format::STATE_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
+        let slots = read_slots(&*file, file.size()?);
+        let known = slots.chunks(SLOT).any(|slot| slot.starts_with(MAGIC));
+        Ok(!known && slots.iter().any(|byte| *byte != 0))
     }
 
     /// Opens the state file, makes it if it is missing and mends its length.

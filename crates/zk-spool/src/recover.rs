@@ -52,6 +52,11 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
         let known = before.filter(|_| !newest);
         ends.push(Ends::read(storage, *number, *disk, known)?);
     }
+    if !marked && files.is_empty() && Ledger::is_foreign(storage).at("read", format::STATE_FILE)? {
+        return Err(Error::NotASpool {
+            file: format::STATE_FILE.to_owned(),
+        });
+    }
     let newer = Ledger::newer_version(storage).at("read", format::STATE_FILE)?;
     if let Some(found) = newer {
         return Err(Error::UnsupportedFormat {
@@ -365,7 +370,7 @@ impl Recovery<'_> {
         }
         let cursor = *cursor;
         self.end_stream(tail);
-        if cursor.segment > newest && cursor.sequence > 0 {
+        if cursor.segment > newest {
             tail.stream = cursor.stream;
             tail.last = cursor.sequence;
         }
@@ -570,6 +575,5 @@ fn write_marker(storage: &dyn Storage) -> io::Result<()> {
     let file = storage.open(format::MARKER_FILE)?;
     file.set_len(format::MARKER_LEN as u64)?;
     file.write_at(&format::marker(), 0)?;
-    sync(&*file)?;
-    sync_dir(storage, "")
+    sync(&*file)
 }

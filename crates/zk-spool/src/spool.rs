@@ -384,6 +384,7 @@ impl Inner {
             .at("lock", marker)?
             .ok_or_else(|| Error::Locked {
                 dir: storage.name(),
+                holder: storage.lock_holder(marker),
             })?;
         let found = recover(&*storage)?;
         let inner = Self {

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 pub use self::sled::SledDirectory;
 pub use directory::Directory;
 #[cfg(feature = "fault-injection")]
-pub use fault::{Cut, FaultStorage};
+pub use fault::{Cut, Fault, FaultStorage};
 
 /// One directory and its subdirectories. Names are relative, with `/` between a
 /// subdirectory and a file.
@@ -30,6 +30,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// missing. `None`: somebody else has it. It is free again when the value
     /// is dropped or the process ends.
     fn lock(&self, file: &str) -> io::Result<Option<Lock>>;
+
+    /// The process that has the lock, where the system tells.
+    fn lock_holder(&self, _file: &str) -> Option<u32> {
+        None
+    }
 
     /// The plain files in a subdirectory (`""`: the directory itself), with
     /// their lengths. A subdirectory that is missing is empty.

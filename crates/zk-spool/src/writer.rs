@@ -7,8 +7,8 @@ use crate::{
     drain::Drain,
     error::{At, is_full},
     format::{
-        self, FRAME_HEADER, Header, Kind, SEGMENT_OVERHEAD, Sealed, Seed, group_len, opened_body,
-        push_frame, push_records,
+        self, FRAME_HEADER, FRAMES_AT, Header, Kind, SEGMENT_OVERHEAD, Sealed, Seed, group_len,
+        opened_body, push_frame, push_records,
     },
     ledger::Cursor,
     recover::Start,
@@ -303,6 +303,7 @@ impl Inner {
         state.syncs += 1;
         drop(state);
         writer.next_segment += 1;
+        self.note_first_segment(number, first)?;
         Ok(writer.active.insert(Active {
             number,
             file,
@@ -310,6 +311,27 @@ impl Inner {
             first,
             end,
         }))
+    }
+
+    /// The state file of a spool that never had a segment does not know the stream,
+    /// without which nothing can be read once the segment's header is damaged.
+    fn note_first_segment(&self, number: u64, first: u64) -> Result<(), Error> {
+        let mut drain = lock(&self.drain);
+        let mut contents = drain.contents();
+        if contents.cursor.segment > 0 || self.state().segments.len() > 1 {
+            return Ok(());
+        }
+        contents.cursor = Cursor {
+            segment: number,
+            stream: self.stream,
+            sequence: first - 1,
+            offset: FRAMES_AT,
+        };
+        match self.commit(&mut drain, contents, false) {
+            // It is known with the first acknowledgement.
+            Err(Error::DiskFull { .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// Writes a group behind what is there, and makes it durable if each append

@@ -1,13 +1,13 @@
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustix::{
-    fs::{OFlags, SeekFrom, seek},
+    fs::{OFlags, SeekFrom, major, minor, seek},
     io::Errno,
 };
 
@@ -76,10 +76,28 @@ impl Storage for Directory {
             .truncate(false)
             .open(self.path.join(file))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Box::new(file))),
+            Ok(()) => Ok(Some(Box::new(Held(file)))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// From `/proc/locks`: `1: FLOCK ADVISORY WRITE 4089 fe:00:10298247 0 EOF`. A
+    /// process that is outside of this one's namespace is not in there; and where a
+    /// file system has other device numbers for its files than for itself, as btrfs
+    /// has, nothing is found rather than something wrong.
+    fn lock_holder(&self, file: &str) -> Option<u32> {
+        let metadata = self.path.join(file).symlink_metadata().ok()?;
+        let (major, minor) = (major(metadata.dev()), minor(metadata.dev()));
+        let wanted = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        locks.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, "FLOCK", _, _, process, place, ..] = words[..] else {
+                return None;
+            };
+            process.parse().ok().filter(|_| place == wanted)
+        })
     }
 
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
@@ -163,6 +181,17 @@ impl StorageFile for File {
 
     fn sync_data(&self) -> io::Result<()> {
         Self::sync_data(self)
+    }
+}
+
+/// Gives the lock back. Closing the file would not do: a process that is just being
+/// started has it open, too, until it executes its program.
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It fails for no file that was locked; and then closing it is left.
+        let _ = self.0.unlock();
     }
 }
 

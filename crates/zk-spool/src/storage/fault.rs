@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustix::io::Errno;
+
 use super::{Lock, Storage, StorageFile};
 
 /// Files in memory, which know what a power cut would leave of them.
@@ -33,6 +35,35 @@ pub enum Cut {
     Random(u64),
 }
 
+/// How one operation fails. How much of it was done by then is up to the seed:
+/// any part of a write, a name changed or not, some of what was to be synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The medium: EIO. What a sync did not write counts as clean from there on
+    /// and is never written unless it is changed again, as Linux has it.
+    Medium(u64),
+    /// ENOSPC, as a write, a new name or, on copy-on-write file systems, any
+    /// other change may say. Names are as they were.
+    NoSpace(u64),
+    /// EINTR, or a write that ends short.
+    Interrupted(u64),
+}
+
+impl Fault {
+    fn error(self) -> io::Error {
+        match self {
+            Self::Medium(_) => Errno::IO.into(),
+            Self::NoSpace(_) => Errno::NOSPC.into(),
+            Self::Interrupted(_) => Errno::INTR.into(),
+        }
+    }
+
+    fn random(self) -> Random {
+        let (Self::Medium(seed) | Self::NoSpace(seed) | Self::Interrupted(seed)) = self;
+        Random(seed)
+    }
+}
+
 impl FaultStorage {
     /// No files.
     pub fn new() -> Self {
@@ -52,18 +83,37 @@ impl FaultStorage {
     }
 
     /// Turns a cut into the death of the process: all works again, nothing is
-    /// lost, and what was not synced still is not.
+    /// lost, and what was not synced still is not. No fault stays set.
     pub fn restart(&self) {
         let mut disk = self.disk();
         disk.off = false;
         disk.cut_at = None;
+        disk.fail_at = None;
+        disk.fail_look = None;
     }
 
-    /// Lets the change of this number fail with an I/O error. If it is a sync,
-    /// what was to be synced counts as clean from there on and is never written
-    /// unless it is changed again, as Linux has it.
+    /// Lets the change of this number fail with an I/O error, half-done if it is a
+    /// write. If it is a sync, what was to be synced counts as clean from there on
+    /// and is never written unless it is changed again, as Linux has it.
     pub fn fail_at(&self, operation: u64) {
-        self.disk().fail_at = Some(operation);
+        self.disk().fail_at = Some((operation, None));
+    }
+
+    /// As [`fail_at`](Self::fail_at), in the way that is told.
+    pub fn fail_with(&self, operation: u64, fault: Fault) {
+        self.disk().fail_at = Some((operation, Some(fault)));
+    }
+
+    /// How many times a file was opened, asked for its size or read, or a
+    /// directory made or listed so far.
+    pub fn looks(&self) -> u64 {
+        self.disk().looks
+    }
+
+    /// Lets one of those fail that change nothing, by its number as
+    /// [`looks`](Self::looks) counts.
+    pub fn fail_look(&self, look: u64, fault: Fault) {
+        self.disk().fail_look = Some((look, fault));
     }
 
     /// Bounds the bytes of all files together; writing more finds the disk
@@ -203,8 +253,8 @@ impl Storage for FaultStorage {
     }
 
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
-        let disk = self.disk();
-        disk.powered()?;
+        let mut disk = self.disk();
+        disk.look()?;
         let files = disk.names.iter().filter_map(|(path, inode)| {
             let (directory, name) = split(path);
             let len = disk.inodes[*inode].cache.len() as u64;
@@ -214,11 +264,11 @@ impl Storage for FaultStorage {
     }
 
     fn open(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let disk = self.disk();
-        disk.powered()?;
+        let mut disk = self.disk();
+        disk.look()?;
         let inode = disk.find(file)?;
         if disk.inodes[inode].unreadable.contains(&(0..u64::MAX)) {
-            return Err(rustix::io::Errno::IO.into());
+            return Err(Errno::IO.into());
         }
         drop(disk);
         Ok(self.file(inode))
@@ -226,7 +276,7 @@ impl Storage for FaultStorage {
 
     fn create(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
         let mut disk = self.disk();
-        let operation = disk.count()?;
+        let operation = disk.name_change()?;
         if disk
             .capacity
             .is_some_and(|capacity| disk.used() >= capacity)
@@ -245,55 +295,64 @@ impl Storage for FaultStorage {
                 inode
             }
         };
-        disk.went_off(operation)?;
+        disk.done(operation)?;
         drop(disk);
         Ok(self.file(inode))
     }
 
     fn create_dir(&self, _subdirectory: &str) -> io::Result<()> {
-        self.disk().powered()
+        self.disk().look()
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.disk();
-        let operation = disk.count()?;
+        let operation = disk.name_change()?;
         let inode = disk.find(from)?;
         disk.rename(vec![(from.to_owned(), None), (to.to_owned(), Some(inode))]);
-        disk.went_off(operation)
+        disk.done(operation)
     }
 
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.disk();
-        let operation = disk.count()?;
+        let operation = disk.name_change()?;
         let inode = disk.find(from)?;
         if disk.names.contains_key(to) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         disk.rename(vec![(to.to_owned(), Some(inode))]);
-        disk.went_off(operation)
+        disk.done(operation)
     }
 
     fn remove(&self, file: &str) -> io::Result<()> {
         let mut disk = self.disk();
-        let operation = disk.count()?;
+        let operation = disk.name_change()?;
         disk.find(file)?;
         disk.rename(vec![(file.to_owned(), None)]);
-        disk.went_off(operation)
+        disk.done(operation)
     }
 
     fn sync_dir(&self, subdirectory: &str) -> io::Result<()> {
         let mut disk = self.disk();
-        let operation = disk.count()?;
-        disk.went_off(operation)?;
+        let operation = disk.count();
+        // A failed one makes some names durable and leaves the others pending.
+        let mut some = match (&operation, disk.failing()) {
+            (Ok(_), _) => None,
+            (Err(_), Some(fault)) => Some(fault.random()),
+            (Err(_), None) => return operation.map(drop),
+        };
+        if let Ok(operation) = operation {
+            disk.went_off(operation)?;
+        }
         let pending = std::mem::take(&mut disk.pending_names);
         for change in pending {
-            if change.directory() == subdirectory {
+            let kept = some.as_mut().is_none_or(Random::flip);
+            if kept && change.directory() == subdirectory {
                 change.apply(&mut disk.durable_names);
             } else {
                 disk.pending_names.push(change);
             }
         }
-        Ok(())
+        operation.map(drop)
     }
 }
 
@@ -305,14 +364,14 @@ struct FaultFile {
 
 impl StorageFile for FaultFile {
     fn size(&self) -> io::Result<u64> {
-        let disk = self.storage.disk();
-        disk.powered()?;
+        let mut disk = self.storage.disk();
+        disk.look()?;
         Ok(disk.inodes[self.inode].cache.len() as u64)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let mut disk = self.storage.disk();
-        disk.powered()?;
+        disk.look()?;
         disk.read += buffer.len() as u64;
         let inode = &disk.inodes[self.inode];
         let end = offset + buffer.len() as u64;
@@ -334,8 +393,12 @@ impl StorageFile for FaultFile {
             Ok(operation) => operation,
             Err(error) => {
                 // An error leaves a part of it behind.
-                if disk.fail_at == Some(disk.operations) {
-                    let part = bytes[..bytes.len() / 2].to_vec();
+                if disk.fails_now() {
+                    let half = bytes.len() / 2;
+                    let part = disk.failing().map_or(half, |fault| {
+                        fault.random().below(bytes.len() as u64 + 1) as usize
+                    });
+                    let part = bytes[..part].to_vec();
                     let operation = disk.operations;
                     disk.inodes[self.inode].change(operation, Kind::Write(offset, part));
                 }
@@ -358,9 +421,9 @@ impl StorageFile for FaultFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut disk = self.storage.disk();
-        let operation = disk.count()?;
+        let operation = disk.name_change()?;
         disk.inodes[self.inode].change(operation, Kind::SetLen(len));
-        disk.went_off(operation)
+        disk.done(operation)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -368,8 +431,14 @@ impl StorageFile for FaultFile {
         let operation = match disk.count() {
             Ok(operation) => operation,
             Err(error) => {
-                if disk.fail_at == Some(disk.operations) {
-                    disk.inodes[self.inode].pending.clear();
+                if disk.fails_now() {
+                    let mut some = disk.failing().map(Fault::random);
+                    let inode = &mut disk.inodes[self.inode];
+                    for change in std::mem::take(&mut inode.pending) {
+                        if some.as_mut().is_some_and(Random::flip) {
+                            change.kind.apply(&mut inode.durable);
+                        }
+                    }
                 }
                 return Err(error);
             }
@@ -391,8 +460,11 @@ struct Disk {
     pending_names: Vec<Rename>,
     operations: u64,
     read: u64,
+    looks: u64,
     cut_at: Option<u64>,
-    fail_at: Option<u64>,
+    /// `None`: an I/O error that leaves half of a write, and nothing of the rest.
+    fail_at: Option<(u64, Option<Fault>)>,
+    fail_look: Option<(u64, Fault)>,
     capacity: Option<u64>,
     off: bool,
     locked: bool,
@@ -410,10 +482,53 @@ impl Disk {
     fn count(&mut self) -> io::Result<u64> {
         self.powered()?;
         self.operations += 1;
-        if self.fail_at == Some(self.operations) {
-            return Err(io::Error::other("an error was asked for"));
+        if self.fails_now() {
+            let unnamed = || io::Error::other("an error was asked for");
+            return Err(self.failing().map_or_else(unnamed, Fault::error));
         }
         Ok(self.operations)
+    }
+
+    /// Whether the change that was just counted is to fail.
+    fn fails_now(&self) -> bool {
+        self.fail_at
+            .is_some_and(|(operation, _)| operation == self.operations)
+    }
+
+    /// How it is to.
+    fn failing(&self) -> Option<Fault> {
+        self.fail_at
+            .filter(|_| self.fails_now())
+            .and_then(|(_, fault)| fault)
+    }
+
+    /// Counts a change that is made as a whole or not at all. The medium may
+    /// fail after it was made, which [`done`](Self::done) then tells.
+    fn name_change(&mut self) -> io::Result<u64> {
+        let counted = self.count();
+        match self.failing() {
+            Some(Fault::Medium(seed)) if counted.is_err() && Random(seed).flip() => {
+                Ok(self.operations)
+            }
+            _ => counted,
+        }
+    }
+
+    fn done(&mut self, operation: u64) -> io::Result<()> {
+        match self.failing() {
+            Some(fault) => Err(fault.error()),
+            None => self.went_off(operation),
+        }
+    }
+
+    /// Counts something that changes nothing, and lets it fail if it is to.
+    fn look(&mut self) -> io::Result<()> {
+        self.powered()?;
+        self.looks += 1;
+        match self.fail_look {
+            Some((look, fault)) if look == self.looks => Err(fault.error()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the power went off during this change.

@@ -19,11 +19,14 @@ mod concurrency;
 #[path = "../spool/contract.rs"]
 mod contract;
 mod costs;
-// Those on a disk in memory are about the engine `log`, and quick.
+// But for the images, about the engine `log`; as are those on a disk in memory.
+#[path = "../spool/disk.rs"]
+mod disk;
 #[path = "../spool/full.rs"]
 mod full;
 mod guard;
 #[path = "../spool/kill.rs"]
+#[allow(dead_code, reason = "some of it is for tests of the engine `log`")]
 mod kill;
 #[path = "../spool/model.rs"]
 mod model;

@@ -1,6 +1,6 @@
 //! What the tests share.
 
-use std::{convert::Infallible, path::Path, sync::Arc};
+use std::{convert::Infallible, io::Write, path::Path, sync::Arc};
 
 use tempfile::TempDir;
 use zk_spool::{
@@ -64,8 +64,14 @@ impl Place {
 
     /// What is left when the process is killed now.
     pub(crate) fn killed(&self) -> Self {
+        self.cut(Cut::All)
+    }
+
+    /// What is left when the power is cut now; of a directory, when the process is
+    /// killed.
+    pub(crate) fn cut(&self, cut: Cut) -> Self {
         match self {
-            Self::Memory(storage) => Self::Memory(storage.after_cut(Cut::All)),
+            Self::Memory(storage) => Self::Memory(storage.after_cut(cut)),
             Self::Directory(directory) => {
                 let left = quick_directory();
                 std::fs::remove_dir(left.path()).unwrap();
@@ -185,4 +191,14 @@ impl Random {
 /// How much more than usual to run, from the environment.
 pub(crate) fn effort() -> u64 {
     std::env::var("ZK_SPOOL_EFFORT").map_or(1, |effort| effort.parse().unwrap())
+}
+
+/// How many cut points the exhaustive test has to reach, from the environment.
+pub(crate) fn cuts_wanted() -> u64 {
+    std::env::var("ZK_SPOOL_CUTS").map_or(3_000, |cuts| cuts.parse().unwrap())
+}
+
+/// Says what was done, past the harness, which keeps what passing tests print.
+pub(crate) fn tell(what: &str) {
+    let _ = writeln!(std::io::stderr(), "spool: {what}");
 }

@@ -1,7 +1,12 @@
 //! Reading does not wait for who makes a record.
 
 use std::{
-    sync::{Arc, mpsc},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -92,4 +97,24 @@ fn appending_and_draining_at_once() {
         appending.join().unwrap();
         assert_eq!(spool.stats().unwrap().records, 0);
     }
+}
+
+/// A process that is just being started has a copy of all that its parent has open,
+/// for a moment. That must not keep the lock of a spool that was closed meanwhile.
+#[test]
+fn a_process_that_starts_does_not_keep_the_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    assert!(Command::new("true").status().unwrap().success());
+                }
+            });
+        }
+        let locked = (0..300).find_map(|_| Spool::open(directory.path(), small()).err());
+        end.store(true, Ordering::Relaxed);
+        assert!(locked.is_none(), "{locked:?}");
+    });
 }

@@ -500,18 +500,21 @@ fn segment_numbers_at_their_end() {
 
 /// A loss in the segment behind this one, when the disk fails in the next.
 fn rejected_behind(last: u64) {
-    let storage = empty();
-    storage.put(&format!("{last:020}.seg"), Vec::new());
-    let spool = open(&storage, &small()).unwrap();
-    append(&spool, 3000).unwrap();
-    let record = peek_all(&spool).unwrap().remove(0);
-    spool.reject(record.position()).unwrap();
-    storage.fail_at(storage.operations() + 11);
-    append(&spool, 10).unwrap_err();
-    drop(spool);
-    match open(&storage, &small()) {
-        Ok(spool) => assert!(!spool.losses().unwrap().is_empty(), "{last}"),
-        Err(error) => assert!(matches!(error, Error::NotASpool { .. })),
+    for operation in 1..16 {
+        let storage = empty();
+        storage.put(&format!("{last:020}.seg"), Vec::new());
+        let spool = open(&storage, &small()).unwrap();
+        append(&spool, 3000).unwrap();
+        let record = peek_all(&spool).unwrap().remove(0);
+        spool.reject(record.position()).unwrap();
+        storage.fail_at(storage.operations() + operation);
+        let _ = append(&spool, 10);
+        drop(spool);
+        storage.restart();
+        match open(&storage, &small()) {
+            Ok(spool) => assert!(!spool.losses().unwrap().is_empty(), "{last}"),
+            Err(error) => assert!(matches!(error, Error::NotASpool { .. })),
+        }
     }
 }
 

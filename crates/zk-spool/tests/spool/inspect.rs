@@ -139,7 +139,7 @@ fn it_can_be_done_while_others_append_and_drain() {
                 }
             }
         });
-        let mut newest = 0;
+        let (mut newest, mut acked) = (0, 0);
         for _ in 0..300 {
             let seen = look(&dir);
             for record in waiting(&seen) {
@@ -152,6 +152,10 @@ fn it_can_be_done_while_others_append_and_drain() {
                 assert!(last >= newest, "{last} after {newest}");
                 newest = last;
             }
+            // The state file, too, is written meanwhile.
+            let (_, last) = seen.acked.unwrap_or((stream, 0));
+            assert!(last >= acked, "{last} after {acked}");
+            acked = last;
         }
         end.store(true, Ordering::Relaxed);
     });

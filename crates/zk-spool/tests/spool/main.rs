@@ -10,10 +10,12 @@
 /// The engine that is tested; `tests/sled` does the same with another.
 const ENGINE: zk_spool::Engine = zk_spool::Engine::Log;
 
+mod bad_input;
 mod common;
 mod concurrency;
 mod contract;
 mod damage;
+mod disk;
 mod format;
 mod full;
 mod inspect;

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use proptest::prelude::*;
-use zk_spool::{Engine, Error, Full, Options, Reason, Record, Spool, SyncPolicy};
+use zk_spool::{Engine, Error, Full, Options, Reason, Record, Spool, SyncPolicy, storage::Cut};
 
 use crate::common::{Key, Place, append, append_batch, content, key, names, open, small};
 
@@ -20,6 +20,8 @@ enum Call {
     Verify,
     Close,
     Kill,
+    /// A power cut between two calls.
+    Cut(Cut),
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -35,6 +37,15 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(Call::Verify),
         1 => Just(Call::Close),
         1 => Just(Call::Kill),
+        1 => cut().prop_map(Call::Cut),
+    ]
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    prop_oneof![
+        Just(Cut::Synced),
+        any::<u64>().prop_map(Cut::Torn),
+        any::<u64>().prop_map(Cut::Random),
     ]
 }
 
@@ -245,6 +256,27 @@ impl Model {
                 } else if self.begun || self.next > 1 {
                     assert_eq!(self.spool().stream(), stream);
                 }
+                self.begun = false;
+                self.unsynced = 0;
+            }
+            Call::Cut(cut) => {
+                let losses = self.spool().losses().unwrap();
+                let stream = self.spool().stream();
+                let left = self.place.cut(cut);
+                self.spool = Some(open(&left, &self.options).unwrap());
+                self.place = left;
+                assert_eq!(self.spool().losses().unwrap(), losses);
+                if self.begun && self.windowed() {
+                    assert_ne!(self.spool().stream(), stream);
+                    self.next = 1;
+                } else if self.begun || self.next > 1 {
+                    assert_eq!(self.spool().stream(), stream);
+                }
+                // Of what was not durable a part from its beginning may be there.
+                let left = self.spool().stats().unwrap().records as usize;
+                let durable = self.queue.len() - self.unsynced;
+                assert!((durable..=self.queue.len()).contains(&left));
+                self.queue.truncate(left);
                 self.begun = false;
                 self.unsynced = 0;
             }

@@ -3,18 +3,19 @@
 //! promised holds.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
+use proptest::prelude::*;
 use zk_spool::{
     AppendError, End, Error, Full, Loss, Options, Reason, Record, Spool, StreamId, SyncPolicy,
-    storage::{Cut, FaultStorage},
+    storage::{Cut, Fault, FaultStorage},
 };
 
 use crate::common::{
-    Key, Random, append, append_batch, append_receipt, content, effort, key, names, open, peek_all,
-    small,
+    Key, Random, append, append_batch, append_receipt, content, cuts_wanted, effort, key, names,
+    open, peek_all, small, tell,
 };
 
 /// What the spool has said so far, and must stand by.
@@ -38,6 +39,12 @@ struct History {
     losses: Vec<Loss>,
     /// The ids of those that were offered, and nobody wanted to confirm.
     offered: BTreeSet<u64>,
+    /// Records that were refused for want of room, and those whose append did not
+    /// say.
+    refused: u64,
+    unsaid: u64,
+    /// How often the spool came to an end in the midst of something.
+    ends: u64,
 }
 
 impl History {
@@ -85,6 +92,41 @@ impl History {
         let ids: BTreeSet<u64> = losses.iter().map(|loss| loss.id).collect();
         assert!(self.offered.is_subset(&ids), "a loss was forgotten");
         self.offered = ids;
+    }
+
+    /// Refusals are written down when their number has doubled; the one that was
+    /// going on at an end may not be.
+    fn check_losses(&self, losses: &[Loss]) {
+        let all: BTreeMap<u64, &Loss> = self
+            .losses
+            .iter()
+            .chain(losses)
+            .map(|l| (l.id, l))
+            .collect();
+        let (full, ranges): (Vec<&Loss>, Vec<&Loss>) = all
+            .into_values()
+            .partition(|loss| loss.reason == Reason::Full);
+        let counted: u64 = full.iter().map(|loss| loss.records).sum();
+        let (most, least) = (
+            self.refused + self.unsaid,
+            self.refused.saturating_sub(12 * self.ends) / 2,
+        );
+        assert!(
+            (least..=most).contains(&counted),
+            "{counted} of {} and {} refused",
+            self.refused,
+            self.unsaid
+        );
+        // What has a number is named once.
+        let mut ranges: Vec<_> = ranges.iter().map(|l| (l.stream, l.first, l.last)).collect();
+        ranges.sort_unstable();
+        for pair in ranges.windows(2) {
+            let ((stream, _, last), (next_stream, next, _)) = (pair[0], pair[1]);
+            assert!(
+                stream != next_stream || last < next,
+                "named twice: {pair:?}"
+            );
+        }
     }
 
     fn read(&mut self, records: &[Record]) {
@@ -186,24 +228,62 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn step(&mut self, random: &mut Random) -> Result<(), Error> {
-        let len = 40 + random.below(500) as usize;
-        let result = match random.below(16) {
-            0..6 => self.append(len, false),
-            6..9 => {
-                let lens: Vec<usize> = (0..random.below(5)).map(|n| len / 2 + n as usize).collect();
-                self.append_batch(&lens)
-            }
-            9..12 => self.ack(1 + random.below(6) as usize),
-            12 => self.reject(),
-            13 => self.confirm(),
-            14 => self.sync(),
-            _ => self.append(4 * len, false),
+    fn take(&mut self, step: &Step) -> Result<(), Error> {
+        let result = match step {
+            Step::Append(len) => self.append(*len, false),
+            Step::Batch(lens) => self.append_batch(lens),
+            Step::Ack(records) => self.ack(*records),
+            Step::Reject => self.reject(),
+            Step::Confirm => self.confirm(),
+            Step::Sync => self.sync(),
+        };
+        let records = match step {
+            Step::Append(_) => 1,
+            Step::Batch(lens) => lens.len() as u64,
+            Step::Confirm => 1,
+            Step::Ack(_) | Step::Reject | Step::Sync => 0,
         };
         match result {
             // Both are answers, not the end.
-            Err(Error::Full { .. } | Error::DiskFull { .. }) => Ok(()),
-            result => result,
+            Err(Error::Full { .. } | Error::DiskFull { .. }) => {
+                // To confirm, the disk may have had no room for the state either.
+                if matches!(step, Step::Confirm) {
+                    self.history.unsaid += records;
+                } else {
+                    self.history.refused += records;
+                }
+                Ok(())
+            }
+            result => {
+                self.history.unsaid += if result.is_err() { records } else { 0 };
+                result
+            }
+        }
+    }
+}
+
+/// Something to do with a spool.
+#[derive(Clone, Debug)]
+enum Step {
+    Append(usize),
+    Batch(Vec<usize>),
+    Ack(usize),
+    Reject,
+    Confirm,
+    Sync,
+}
+
+impl Step {
+    fn any(random: &mut Random) -> Self {
+        let len = 40 + random.below(500) as usize;
+        match random.below(16) {
+            0..6 => Self::Append(len),
+            6..9 => Self::Batch((0..random.below(5)).map(|n| len / 2 + n as usize).collect()),
+            9..12 => Self::Ack(1 + random.below(6) as usize),
+            12 => Self::Reject,
+            13 => Self::Confirm,
+            14 => Self::Sync,
+            _ => Self::Append(4 * len),
         }
     }
 }
@@ -223,7 +303,7 @@ fn work(
             windowed: options.sync != SyncPolicy::Each,
         };
         for _ in 0..10 + random.below(20) {
-            session.step(&mut random)?;
+            session.take(&Step::any(&mut random))?;
         }
         if random.below(4) > 0 {
             let Session { spool, .. } = session;
@@ -240,19 +320,28 @@ fn work(
 
 /// Opens what a power cut has left, and holds it against what was promised.
 fn check(history: &mut History, image: &FaultStorage, options: &Options) {
+    check_with(history, image, options, false);
+}
+
+/// As [`check`]; `damaged` if the medium could not be read once, so that records
+/// may be lost that are named.
+fn check_with(history: &mut History, image: &FaultStorage, options: &Options, damaged: bool) {
     let spool = open(image, options).expect("opens after a power cut");
     let losses = spool.losses().unwrap();
     let records = peek_all(&spool).unwrap();
     let before = spool.predecessor();
     assert_eq!(spool.stats().unwrap().unsynced, 0);
+    let report = spool.verify().unwrap();
+    assert!(damaged || report.damage.is_empty(), "{report:?}");
 
     for loss in &losses {
-        assert_ne!(
-            loss.reason,
-            Reason::Damaged,
+        assert!(
+            damaged || loss.reason != Reason::Damaged,
             "nothing was damaged: {loss:?}"
         );
     }
+    history.ends += 1;
+    history.check_losses(&losses);
     history.offered(&losses);
     // What was going on when the power went may have been done.
     history.windowed.clear();
@@ -271,11 +360,11 @@ fn check(history: &mut History, image: &FaultStorage, options: &Options) {
                 || losses
                     .iter()
                     .chain(&history.losses)
-                    .any(|loss| names(loss, *key)),
+                    .any(|loss| names(loss, *key) || is_in_doubt(loss, *key)),
             "{key:?} was durable and is gone"
         );
     }
-    if let Some(before) = before {
+    if let Some(before) = before.filter(|_| !damaged) {
         assert_ne!(before.end, End::Damaged, "nothing was damaged");
         let of_it = history
             .durable
@@ -292,6 +381,13 @@ fn check(history: &mut History, image: &FaultStorage, options: &Options) {
     assert!(again.iter().map(key).eq(records.iter().map(key)));
     assert_eq!(spool.losses().unwrap(), losses);
     assert_eq!(spool.predecessor(), before);
+}
+
+/// Whether a loss says that what came from a place on is not known, which only a
+/// medium that can't be read brings about.
+fn is_in_doubt(loss: &Loss, (stream, sequence): Key) -> bool {
+    (loss.reason, loss.records, loss.stream) == (Reason::Damaged, 0, stream)
+        && loss.first <= sequence
 }
 
 /// After all the checks: it goes on.
@@ -378,17 +474,322 @@ fn exhaustive(policy: u64, seed: u64) -> (u64, bool) {
 
 #[test]
 fn nothing_acknowledged_is_lost_at_any_operation() {
-    let mut points = 0;
-    let mut full = 0;
-    for seed in 0..effort() {
+    let (mut points, mut full, mut workloads) = (0, 0, 0);
+    while points < cuts_wanted() {
         for policy in 0..4 {
-            let (more, was_full) = exhaustive(policy, seed);
+            let (more, was_full) = exhaustive(policy, workloads);
             points += more;
             full += u64::from(was_full);
         }
+        workloads += 1;
     }
-    println!("{points} cut points");
-    assert!(full >= 2 * effort(), "{full} workloads met the cap");
+    tell(&format!(
+        "{points} cut points: each operation of {} workloads",
+        4 * workloads
+    ));
+    assert!(full >= 2 * workloads, "{full} workloads met the cap");
+}
+
+/// The power goes off again at each operation of the recovery from a first cut,
+/// and of the first append after it.
+#[test]
+fn cut_again_in_recovery() {
+    let recover = |image: &FaultStorage, options: &Options, history: &mut History| {
+        let windowed = options.sync != SyncPolicy::Each;
+        let spool = open(image, options)?;
+        let mut session = Session {
+            spool,
+            history,
+            windowed,
+        };
+        session.take(&Step::Append(60))?;
+        session.sync()?;
+        session.take(&Step::Ack(2))
+    };
+    let mut points = 0;
+    for policy in 0..4 {
+        let options = options(policy);
+        let random = Random(100 + policy);
+        let storage = FaultStorage::new();
+        let mut story = History::default();
+        work(&storage, &options, &mut story, random.clone(), 3).unwrap();
+        let step = if effort() > 1 { 1 } else { 29 };
+        for operation in (1..=storage.operations()).step_by(step) {
+            let storage = FaultStorage::new();
+            storage.cut_at(operation);
+            let mut history = History::default();
+            let _ = work(&storage, &options, &mut history, random.clone(), 3);
+            for cut in cuts(operation) {
+                let left = storage.after_cut(cut);
+                let whole = left.after_cut(Cut::All);
+                let _ = recover(&whole, &options, &mut history.clone());
+                for again in 1..=whole.operations() {
+                    let image = left.after_cut(Cut::All);
+                    image.cut_at(again);
+                    let mut history = history.clone();
+                    // What the first cut took within a window stays gone.
+                    history.windowed.clear();
+                    let _ = recover(&image, &options, &mut history);
+                    let second = cuts(again)[(operation + again) as usize % 6];
+                    check(&mut history, &image.after_cut(second), &options);
+                    points += 1;
+                }
+            }
+        }
+    }
+    tell(&format!("{points} cut points: again while recovering"));
+}
+
+/// Each operation of a workload fails, half-done, in each way that operations
+/// fail. The process opens the spool again and goes on; then the power goes off.
+#[test]
+fn any_operation_fails() {
+    let mut points = 0;
+    for seed in 0..effort() {
+        for policy in 0..4 {
+            let options = options(policy);
+            let random = Random(20 + 4 * seed + policy);
+            let storage = FaultStorage::new();
+            let mut story = History::default();
+            work(&storage, &options, &mut story, random.clone(), 3).unwrap();
+            for operation in 1..=storage.operations() {
+                for (which, fault) in faults(seed ^ operation).into_iter().enumerate() {
+                    let storage = FaultStorage::new();
+                    storage.fail_with(operation, fault);
+                    let mut history = History::default();
+                    let failed = work(&storage, &options, &mut history, random.clone(), 3);
+                    if failed.is_err() {
+                        history.windowed.clear();
+                    }
+                    let cut = cuts(operation)[(operation as usize + which) % 6];
+                    check(&mut history.clone(), &storage.after_cut(cut), &options);
+                    // Only one operation fails.
+                    work(&storage, &options, &mut history, Random(operation), 1).unwrap();
+                    check(&mut history.clone(), &storage.after_cut(cut), &options);
+                    check(&mut history, &storage, &options);
+                    points += 2;
+                }
+            }
+        }
+    }
+    tell(&format!(
+        "{points} cut points: behind an operation that failed (EIO, ENOSPC, EINTR)"
+    ));
+}
+
+/// A segment is sealed, durably, before there is a next one: also where what is
+/// behind it is damaged, its end is known.
+#[test]
+fn a_segment_is_sealed_before_the_next_begins() {
+    let mut sealed = 0;
+    for policy in 0..4 {
+        let options = options(policy);
+        let storage = FaultStorage::new();
+        let mut story = History::default();
+        work(&storage, &options, &mut story, Random(policy), 3).unwrap();
+        for operation in 1..=storage.operations() {
+            let storage = FaultStorage::new();
+            storage.cut_at(operation);
+            let _ = work(
+                &storage,
+                &options,
+                &mut History::default(),
+                Random(policy),
+                3,
+            );
+            let left = storage.after_cut(Cut::Random(operation));
+            if let Ok(spool) = open(&left, &options) {
+                // Where a new stream begins, the old one is sealed.
+                let _ = append(&spool, 10);
+            }
+            let files = left.after_cut(Cut::Synced).files();
+            let segments = files.iter().filter(|(name, _)| name.ends_with(".seg"));
+            let mut segments: Vec<_> = segments.collect();
+            segments.pop();
+            for (name, bytes) in segments {
+                let frame = &bytes[bytes.len() - 80..];
+                assert!(frame.starts_with(b"\xF5ZK\x1E"), "{name}, {operation}");
+                assert_eq!(frame[12..14], [0, 4], "{name}, {operation}");
+                sealed += 1;
+            }
+        }
+    }
+    assert!(sealed > 1000, "{sealed}");
+}
+
+/// What did not fit is gone for good when the append says so: no cut finds a part
+/// of it, and ends the stream for that.
+#[test]
+fn a_refused_append_leaves_nothing_to_cut() {
+    for room in 1..200 {
+        let storage = FaultStorage::new();
+        let spool = open(&storage, &small()).unwrap();
+        append(&spool, 100).unwrap();
+        storage.set_capacity(Some(storage.used() + room));
+        assert!(matches!(append(&spool, 400), Err(Error::DiskFull { .. })));
+        for cut in cuts(room) {
+            let after = open(&storage.after_cut(cut), &small()).unwrap();
+            assert_eq!(after.stream(), spool.stream(), "{room}, {cut:?}");
+            assert_eq!(after.predecessor(), None, "{room}, {cut:?}");
+            assert_eq!(peek_all(&after).unwrap().len(), 1);
+        }
+    }
+}
+
+/// A state file that had to be made anew is one that stays: what was acknowledged
+/// since does not come back.
+#[test]
+fn a_state_file_made_anew_stays() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    for _ in 0..3 {
+        append(&spool, 100).unwrap();
+    }
+    spool.close().unwrap();
+    let without = FaultStorage::new();
+    for (name, bytes) in storage.files() {
+        if name != "state" {
+            without.put(&name, bytes);
+        }
+    }
+    let spool = open(&without, &small()).unwrap();
+    let losses = spool.losses().unwrap();
+    let second = peek_all(&spool).unwrap().remove(1);
+    spool.ack(second.position()).unwrap();
+    for cut in cuts(9) {
+        let spool = open(&without.after_cut(cut), &small()).unwrap();
+        assert_eq!(peek_all(&spool).unwrap().len(), 1, "{cut:?}");
+        assert_eq!(spool.losses().unwrap(), losses, "{cut:?}");
+    }
+}
+
+/// Something can't be read, opened or listed, once. What is lost by that is
+/// named, and the rest is there.
+#[test]
+fn anything_can_not_be_read_once() {
+    let mut points = 0;
+    for policy in 0..4 {
+        let options = options(policy);
+        let random = Random(60 + policy);
+        let storage = FaultStorage::new();
+        let mut story = History::default();
+        work(&storage, &options, &mut story, random.clone(), 3).unwrap();
+        for look in 1..=storage.looks() {
+            for fault in [Fault::Medium(look), Fault::Interrupted(look)] {
+                let storage = FaultStorage::new();
+                storage.fail_look(look, fault);
+                let mut history = History::default();
+                let failed = work(&storage, &options, &mut history, random.clone(), 3);
+                if failed.is_err() {
+                    history.windowed.clear();
+                }
+                let damaged = matches!(fault, Fault::Medium(_));
+                let image = storage.after_cut(cuts(look)[look as usize % 6]);
+                check_with(&mut history.clone(), &image, &options, damaged);
+                check_with(&mut history, &storage, &options, damaged);
+                points += 1;
+            }
+        }
+    }
+    tell(&format!("{points} cut points: behind a look that failed"));
+}
+
+fn faults(seed: u64) -> [Fault; 3] {
+    [
+        Fault::Medium(seed),
+        Fault::NoSpace(seed),
+        Fault::Interrupted(seed),
+    ]
+}
+
+fn a_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..1200_usize).prop_map(Step::Append),
+        3 => prop::collection::vec(0..400_usize, 0..12).prop_map(Step::Batch),
+        4 => (1..25_usize).prop_map(Step::Ack),
+        1 => Just(Step::Reject),
+        1 => Just(Step::Confirm),
+        1 => Just(Step::Sync),
+    ]
+}
+
+/// What ends a session.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Close,
+    /// The power goes off at this operation, or, if there are fewer, after all.
+    Off(u64, Cut),
+    /// This operation fails; then the process opens the spool again.
+    Fails(u64, Fault),
+}
+
+fn an_ending() -> impl Strategy<Value = Ending> {
+    let cut = prop_oneof![
+        Just(Cut::Synced),
+        Just(Cut::All),
+        any::<u64>().prop_map(Cut::Torn),
+        any::<u64>().prop_map(Cut::Random),
+    ];
+    let fault = (0..3_usize, any::<u64>()).prop_map(|(which, seed)| faults(seed)[which]);
+    prop_oneof![
+        1 => Just(Ending::Close),
+        4 => (1..90_u64, cut).prop_map(|(operation, cut)| Ending::Off(operation, cut)),
+        2 => (1..90_u64, fault).prop_map(|(operation, fault)| Ending::Fails(operation, fault)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 300 * effort() as u32,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Any sessions, ended in any way, one after the other on the same spool.
+    #[test]
+    fn whatever_is_done_and_however_it_ends(
+        policy in 0..4_u64,
+        sessions in prop::collection::vec(
+            (prop::collection::vec(a_step(), 0..40), an_ending()),
+            1..8,
+        ),
+    ) {
+        let options = options(policy);
+        let mut storage = FaultStorage::new();
+        let mut history = History::default();
+        for (steps, ending) in sessions {
+            let done = storage.operations();
+            match ending {
+                Ending::Close => {}
+                Ending::Off(operation, _) => storage.cut_at(done + operation),
+                Ending::Fails(operation, fault) => storage.fail_with(done + operation, fault),
+            }
+            let session = |history: &mut History| -> Result<(), Error> {
+                let mut session = Session {
+                    spool: open(&storage, &options)?,
+                    history,
+                    windowed: options.sync != SyncPolicy::Each,
+                };
+                for step in &steps {
+                    session.take(step)?;
+                }
+                let Session { spool, history, .. } = session;
+                spool.close()?;
+                history.synced();
+                Ok(())
+            };
+            let ended = session(&mut history);
+            match ending {
+                Ending::Off(_, cut) => storage = storage.after_cut(cut),
+                Ending::Close | Ending::Fails(..) => storage.restart(),
+            }
+            if ended.is_err() {
+                history.windowed.clear();
+            }
+            check(&mut history, &storage, &options);
+        }
+        check_going_on(history, &storage.after_cut(Cut::All), &options);
+    }
 }
 
 /// Cut after cut on the same spool: in work, in recovery, in what follows.
@@ -620,6 +1021,25 @@ fn a_first_opening_that_was_killed_forgets_nothing() {
             let spool = open(&storage.after_cut(cut), &small()).unwrap();
             assert_eq!(spool.losses().unwrap(), [], "{operation}, {cut:?}");
             assert_eq!(peek_all(&spool).unwrap().len(), 1);
+        }
+    }
+}
+
+/// Whatever a power cut leaves of a first opening, it is a spool's, and the next
+/// one goes on.
+#[test]
+fn a_first_opening_that_was_cut_is_gone_on_with() {
+    let storage = FaultStorage::new();
+    drop(open(&storage, &small()).unwrap());
+    for operation in 1..=storage.operations() {
+        for seed in 0..40 {
+            let storage = FaultStorage::new();
+            storage.cut_at(operation);
+            let _ = open(&storage, &small());
+            let image = storage.after_cut(Cut::Random(seed));
+            let spool = open(&image, &small()).unwrap();
+            assert_eq!(spool.losses().unwrap(), [], "{operation}, {seed}");
+            assert_eq!(append(&spool, 100).unwrap(), 1);
         }
     }
 }
