@@ -8,6 +8,7 @@
     clippy::print_stdout
 )]
 
+pub mod peers;
 mod proxy;
 
 pub use proxy::{Fault, Proxy, Way};

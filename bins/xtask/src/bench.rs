@@ -38,6 +38,8 @@ pub(crate) struct Arguments {
 enum Area {
     /// A record sealed, against the bare cryptography.
     Seal,
+    /// Keys behind zk-hsm against the bare calls; TLS with them; signatures saved.
+    Hsm,
     /// A message verified, against the bare signature check.
     Verify,
     /// Appending, draining and opening, against a bare log.
@@ -49,22 +51,24 @@ enum Area {
 }
 
 impl Area {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Seal,
+        Self::Hsm,
         Self::Verify,
         Self::Spool,
         Self::Store,
         Self::Gateway,
     ];
 
-    /// The bench target, and what to tell it.
-    fn target(self) -> (&'static str, &'static [&'static str]) {
+    /// The bench targets, and what to tell each.
+    fn targets(self) -> &'static [(&'static str, &'static [&'static str])] {
         match self {
-            Self::Seal => ("seal", &[]),
-            Self::Verify => ("verify", &[]),
-            Self::Spool => ("spool", &[]),
-            Self::Store => ("gateway", &["store"]),
-            Self::Gateway => ("gateway", &["nginx"]),
+            Self::Seal => &[("seal", &[])],
+            Self::Hsm => &[("hsm", &[])],
+            Self::Verify => &[("verify", &[])],
+            Self::Spool => &[("spool", &[]), ("rivals", &[])],
+            Self::Store => &[("gateway", &["store"])],
+            Self::Gateway => &[("gateway", &["nginx"])],
         }
     }
 }
@@ -94,6 +98,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let areas = arguments.area.map_or(Area::ALL.to_vec(), |area| vec![area]);
     if areas.contains(&Area::Gateway) {
         system_programs(&[("nginx -v", "nginx")])?;
+    }
+    if areas.contains(&Area::Hsm) {
+        system_programs(&[("softhsm2-util --version", "softhsm2")])?;
+    }
+    if areas.contains(&Area::Spool) {
+        system_programs(&[("strace --version", "strace")])?;
     }
     let dir = arguments.dir.clone();
     let dir = dir.unwrap_or_else(|| root.join("target/bench"));
@@ -144,9 +154,12 @@ fn build(root: &Path, profile: &str, areas: &[Area]) -> Result<HashMap<String, P
     command.args(["bench", "--locked", "--workspace", "--no-run"]);
     command.args(["--profile", profile]);
     command.args(["--message-format", "json-render-diagnostics"]);
-    let targets: BTreeSet<_> = areas.iter().map(|area| area.target().0).collect();
-    for target in targets {
+    let targets = areas.iter().flat_map(|area| area.targets());
+    for target in targets.map(|(name, _)| *name).collect::<BTreeSet<_>>() {
         command.args(["--bench", target]);
+        if target == "rivals" {
+            command.args(["--features", "zk-spool-rivals/rivals"]);
+        }
     }
     let built = command
         .stderr(Stdio::inherit())
@@ -178,24 +191,26 @@ fn measure(
     machine: &Machine,
     area: Area,
 ) -> Result<Vec<Row>> {
-    let (name, arguments) = area.target();
-    let executable = executables.get(name);
-    let executable = executable.with_context(|| format!("cargo has built no bench {name}"))?;
-    let mut command = Command::new(executable);
-    command
-        .args(arguments)
-        .env("ZK_BENCH_DIR", &machine.directory)
-        .stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start the bench")?;
-    let stdout = child.stdout.take().context("no output")?;
     let mut rows = Vec::new();
-    for line in BufReader::new(stdout).lines() {
-        let row: Row = serde_json::from_str(&line?).context("a bench printed something else")?;
-        eprintln!("  {}", row.name);
-        rows.push(row);
+    for (name, arguments) in area.targets() {
+        let executable = executables.get(*name);
+        let executable = executable.with_context(|| format!("cargo has built no bench {name}"))?;
+        let mut command = Command::new(executable);
+        command
+            .args(*arguments)
+            .env("ZK_BENCH_DIR", &machine.directory)
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().context("cannot start the bench")?;
+        let stdout = child.stdout.take().context("no output")?;
+        for line in BufReader::new(stdout).lines() {
+            let row: Row =
+                serde_json::from_str(&line?).context("a bench printed something else")?;
+            eprintln!("  {}", row.name);
+            rows.push(row);
+        }
+        let status = child.wait()?;
+        ensure!(status.success(), "the bench of {area:?} failed: {status}");
     }
-    let status = child.wait()?;
-    ensure!(status.success(), "the bench of {area:?} failed: {status}");
     Ok(rows)
 }
 

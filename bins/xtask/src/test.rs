@@ -20,11 +20,12 @@ pub(crate) enum Area {
     /// Envelopes between our code, Python and OpenSSL; the chip's simulator under
     /// the vendor's Python client.
     Python,
-    /// TLS, HTTP, certificates and signatures against curl, nginx and OpenSSL.
+    /// TLS, HTTP, certificates and signatures against curl, nginx and OpenSSL,
+    /// and keys on SoftHSM2's tokens.
     Peers,
     /// The store on the embedded engine and on dynalite.
     Store,
-    /// The demo, built and run as the README says.
+    /// The demo, built and run as the README says, also on a simulated chip.
     Demo,
     /// Each fuzz target, for a short time.
     Fuzz,
@@ -57,13 +58,16 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             stage(&mut stages, "python", || test(&root, &python))?;
         }
         Some(Area::Peers) => {
-            // Certificates are in `it`, requests in `csr`.
-            let openssl = targets(["openssl", "csr", "it"]);
+            // Those of an HSM are in `certificate`, an authority's in `it`.
+            let openssl = targets(["openssl", "certificate", "it"]);
             stage(&mut stages, "openssl", || test(&root, &openssl))?;
             stage(&mut stages, "nginx", || test(&root, &targets(["nginx"])))?;
+            stage(&mut stages, "TLS", || test(&root, &targets(["tls"])))?;
             let gateway = [&targets(["gateway"])[..], &["--", "curl::"]].concat();
             let gateway = [&gateway[..], &["--include-ignored"]].concat();
             stage(&mut stages, "curl", || test(&root, &gateway))?;
+            let softhsm2 = [&targets(["pkcs11"])[..], &["--", "--include-ignored"]].concat();
+            stage(&mut stages, "softhsm2", || test(&root, &softhsm2))?;
         }
         Some(Area::Store) => {
             let tests = store_tests(&root)?;
@@ -92,6 +96,8 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
     if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
         stage(&mut stages, "demo", || cargo(&root, &demo))?;
+        let demo = [&demo[..], &["--", "--hsm", "sim"]].concat();
+        stage(&mut stages, "demo on a chip", || cargo(&root, &demo))?;
     }
     if wanted(Area::Fuzz) {
         stage(&mut stages, "fuzz", || fuzz::run(None, FUZZING, false))?;
@@ -259,6 +265,11 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     }
     if needs(Area::Peers) {
         programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
+        programs.extend([
+            ("softhsm2-util --version", "softhsm2"),
+            ("opensc-tool --info", "opensc"),
+            ("cc --version", "gcc"),
+        ]);
     }
     if needs(Area::Store) {
         programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
 };
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use zk_envelope::{Envelope, Report, Sealer, StreamId};
@@ -33,11 +33,14 @@ pub use self::sealing::receipt_of;
 /// Three threads: one reads the sensors at each interval, one seals what was
 /// read and appends it to the spool, one (the publisher's) takes the oldest
 /// records from the spool to the target. They meet only in a bounded channel
-/// and in the spool.
+/// and in the spool. Besides, one asks the key's module now and then what it
+/// measures.
 #[derive(Debug)]
 pub struct Agent {
     /// Dropped to stop the sampler.
     stop: Sender<()>,
+    /// Dropped to stop whoever asks the key's module what it measures.
+    _asked: Sender<()>,
     sampler: Thread<()>,
     sealer: Thread<Result<Receipts, Error>>,
     /// Until when the sealer may try, once the agent is to stop.
@@ -58,8 +61,12 @@ struct Parts {
     spool: Arc<Spool>,
     hsm: Hsm,
     progress: Arc<Progress>,
+    measured: Arc<Measured>,
     certificate_expires: SystemTime,
 }
+
+/// What the key's module measured last, and when.
+type Measured = Mutex<Option<(SystemTime, zk_hsm::Health)>>;
 
 /// What an agent has done since it started.
 #[derive(Debug)]
@@ -81,6 +88,11 @@ pub struct Status {
     pub publisher: zk_publish::Status,
     /// The device's key.
     pub hsm: zk_hsm::Counters,
+    /// How its module is.
+    pub hsm_state: zk_hsm::State,
+    /// What its module measured last, and when. None before it was first asked,
+    /// which is after a heartbeat's interval, and if it measures nothing.
+    pub hsm_health: Option<(SystemTime, zk_hsm::Health)>,
 }
 
 /// What happens to readings on their way, as [`Agent::start_observed`] tells it.
@@ -237,6 +249,16 @@ impl Agent {
                 sample(bus, interval, &stopped, &sweeps, &progress);
             })?
         };
+        let measured = Arc::new(Measured::default());
+        let heartbeat = unsigned(config.heartbeat.interval);
+        let (asked, not_asked) = channel();
+        {
+            let (hsm, measured) = (hsm.clone(), Arc::clone(&measured));
+            std::thread::Builder::new()
+                .name("measure".into())
+                .spawn(move || measure(&hsm, heartbeat, &not_asked, &measured))
+                .map_err(Error::Thread)?;
+        }
         let patience = Arc::new(OnceLock::new());
         let sealing = Sealing {
             sealer,
@@ -245,7 +267,7 @@ impl Agent {
             clock,
             progress: Arc::clone(&progress),
             patience: Arc::clone(&patience),
-            heartbeat: unsigned(config.heartbeat.interval),
+            heartbeat,
             started: None,
             receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
@@ -257,6 +279,7 @@ impl Agent {
         );
         Ok(Self {
             stop,
+            _asked: asked,
             sampler,
             sealer,
             patience,
@@ -266,6 +289,7 @@ impl Agent {
                 spool,
                 hsm,
                 progress,
+                measured,
                 certificate_expires,
             })),
         })
@@ -340,6 +364,7 @@ impl Watch {
             spool,
             hsm,
             progress,
+            measured,
             certificate_expires,
         } = &*self.0;
         Ok(Status {
@@ -351,6 +376,11 @@ impl Watch {
             spool: spool.stats()?,
             publisher: publisher.status(),
             hsm: hsm.counters(),
+            hsm_state: hsm.state(),
+            hsm_health: measured
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         })
     }
 
@@ -453,6 +483,37 @@ fn sample(
     }
 }
 
+/// Asks the key's module at each interval what it measures, until told to stop.
+///
+/// One that measures nothing is asked once; one that fails at it is asked no
+/// more after some times, since each failure closes and opens it, for which
+/// signatures have to wait.
+fn measure(hsm: &Hsm, interval: Duration, stopped: &Receiver<()>, measured: &Measured) {
+    let mut failures = 0;
+    while failures < MEASURED_IN_VAIN {
+        if !matches!(
+            stopped.recv_timeout(interval),
+            Err(RecvTimeoutError::Timeout)
+        ) {
+            return;
+        }
+        match hsm.health() {
+            Ok(health) if health == zk_hsm::Health::default() => return,
+            Ok(health) => {
+                failures = 0;
+                let now = Some((SystemTime::now(), health));
+                *measured.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            }
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(%error, failures, "the key's module does not tell what it measures");
+            }
+        }
+    }
+    *measured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    tracing::warn!("the key's module is not asked any more what it measures");
+}
+
 impl Progress {
     fn tell(&self, event: Event<'_>) {
         (self.observer.0)(event);
@@ -524,5 +585,7 @@ const SAID_AGAIN: Duration = Duration::from_secs(600);
 /// Sweeps that may wait for a key that does not sign; later ones are given up
 /// and counted.
 const SWEEPS_WAITING: usize = 256;
+/// Failures in a row after which the key's module is not asked any more.
+const MEASURED_IN_VAIN: u32 = 3;
 /// For deadlines that no clock can count to.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -176,6 +176,8 @@ impl Collector for Page {
             spool,
             publisher,
             hsm,
+            hsm_state,
+            hsm_health,
         } = &self.status;
         let mut page = Families(encoder);
 
@@ -267,6 +269,12 @@ impl Collector for Page {
             )?;
         }
 
+        page.gauges(
+            "hsm_state",
+            "How the key's module is: 1 for the state that it is in",
+            "state",
+            &states(hsm_state),
+        )?;
         page.counter(
             "hsm_signatures",
             "Signatures made and found to verify",
@@ -288,6 +296,11 @@ impl Collector for Page {
             ],
         )?;
         page.counter(
+            "hsm_retries",
+            "Calls made a second time, after the module was opened again",
+            hsm.retries,
+        )?;
+        page.counter(
             "hsm_reopens",
             "Times the module was opened again",
             hsm.reopens,
@@ -297,12 +310,37 @@ impl Collector for Page {
             "Calls given up while the module was at work",
             hsm.timeouts,
         )?;
+        page.counter(
+            "hsm_late_results",
+            "Answers that came after their call was given up, and were discarded",
+            hsm.late_results,
+        )?;
+        page.counter(
+            "hsm_busy",
+            "Calls that never reached the module, because too many were before them",
+            hsm.busy,
+        )?;
         page.histogram(
             "hsm_sign_seconds",
             "Time for one signature",
             &hsm.sign_latency,
-        )
+        )?;
+        if let Some((at, health)) = hsm_health {
+            page.health(*at, health)?;
+        }
+        Ok(())
     }
+}
+
+fn states(now: &zk_hsm::State) -> [(&'static str, u64); 4] {
+    use zk_hsm::State;
+    [
+        ("ready", matches!(now, State::Ready)),
+        ("reopening", matches!(now, State::Reopening { .. })),
+        ("wedged", matches!(now, State::Wedged { .. })),
+        ("failed", matches!(now, State::Failed { .. })),
+    ]
+    .map(|(name, is)| (name, u64::from(is)))
 }
 
 /// Writes one family after the other.
@@ -333,7 +371,93 @@ impl Families<'_> {
         Ok(())
     }
 
+    /// Only what this model tells.
+    fn health(&mut self, at: SystemTime, health: &zk_hsm::Health) -> fmt::Result {
+        self.gauge(
+            "hsm_measured_seconds",
+            "When the key's module told what follows, since the epoch",
+            since_epoch(at),
+        )?;
+        if let Some(binding) = health.binding {
+            self.gauge(
+                "hsm_bound",
+                "Whether the module is in the machine that it is bound to",
+                u64::from(binding.bound),
+            )?;
+            self.gauge(
+                "hsm_binding_locked",
+                "Whether the module is bound for good",
+                u64::from(binding.locked),
+            )?;
+        }
+        if let Some(volts) = health.battery_volts {
+            self.measurement(
+                "hsm_battery_volts",
+                "Voltage of the module's battery",
+                f64::from(volts),
+            )?;
+        }
+        if let Some(degrees) = health.cpu_celsius {
+            self.measurement(
+                "hsm_temperature_celsius",
+                "Temperature of the module's processor",
+                f64::from(degrees),
+            )?;
+        }
+        if let Some(time) = health.time {
+            let ahead = match time.duration_since(at) {
+                Ok(ahead) => ahead.as_secs_f64(),
+                Err(behind) => -behind.duration().as_secs_f64(),
+            };
+            self.measurement(
+                "hsm_clock_ahead_seconds",
+                "By how much the module's clock, in whole seconds, was ahead of this machine's",
+                ahead,
+            )?;
+        }
+        if let Some(circuits) = &health.perimeter {
+            let circuits: Vec<(String, u64)> = circuits
+                .iter()
+                .enumerate()
+                .map(|(circuit, broken)| (circuit.to_string(), broken.map_or(0, since_epoch)))
+                .collect();
+            let circuits: Vec<_> = circuits
+                .iter()
+                .map(|(circuit, at)| (circuit.as_str(), *at))
+                .collect();
+            self.gauges(
+                "hsm_perimeter_broken_seconds",
+                "When a perimeter circuit was last found broken, since the epoch; 0: it is whole",
+                "circuit",
+                &circuits,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[(&str, u64)],
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (of, value) in values {
+            family.encode_family(&[(label, *of)])?.encode_gauge(value)?;
+        }
+        Ok(())
+    }
+
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
+    }
+
+    fn measurement(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         self.0
             .encode_descriptor(name, help, None, MetricType::Gauge)?
             .encode_gauge(&value)

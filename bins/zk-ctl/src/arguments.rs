@@ -1,7 +1,12 @@
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 use zk_envelope::DeviceId;
 use zk_hsm::{HsmUri, MAX_RANDOM};
@@ -16,7 +21,7 @@ pub struct Arguments {
     pub(crate) common: Common,
 
     /// Prints one JSON object
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub json: bool,
 
     #[command(subcommand)]
@@ -30,6 +35,7 @@ pub(crate) struct Common {
     #[arg(
         long,
         global = true,
+        display_order = 900,
         env = "ZK_CTL_CONFIG",
         value_name = "FILE",
         default_value = "/etc/zk-agent/agent.toml"
@@ -38,8 +44,39 @@ pub(crate) struct Common {
 
     /// The device's key, in place of device.hsm: zymkey:slot=0,
     /// pkcs11:token=T;object=O or, for development, soft:/absolute/path.pem
-    #[arg(long, global = true, env = "ZK_CTL_HSM", value_name = "URI")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 900,
+        env = "ZK_CTL_HSM",
+        value_name = "URI",
+        value_parser = KeyUri
+    )]
     pub(crate) hsm: Option<HsmUri>,
+}
+
+/// Parses the key's URI. What is wrong with one is said without the URI: a PIN
+/// may stand in it where none belongs.
+#[derive(Clone)]
+struct KeyUri;
+
+impl TypedValueParser for KeyUri {
+    type Value = HsmUri;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<HsmUri, clap::Error> {
+        let refused = |problem: &dyn Display| {
+            let help = "For more information, try '--help'.";
+            let text = format!("invalid value for '--hsm <URI>': {problem}\n\n{help}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, text).with_cmd(command)
+        };
+        let text = value.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
+        text.parse().map_err(|error| refused(&error))
+    }
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -49,7 +86,7 @@ pub(crate) enum Command {
     Publish(Publish),
 
     /// Uses the device's key
-    #[command(subcommand)]
+    #[command(subcommand, after_help = HSM_HELP)]
     Hsm(HsmCommand),
 
     /// Looks into a spool, also while the agent has it open
@@ -109,34 +146,38 @@ pub(crate) enum Forgery {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum HsmCommand {
-    /// What the security module says of itself
+    /// What the security module says of itself, and what it measures
     Info,
 
     /// The public key, in PEM
-    PublicKey,
-
-    /// A certificate request, in PEM, for zk-setup device add --csr
-    Csr {
-        /// The device's name [otherwise: device.id of the configuration]
-        #[arg(long, value_name = "DEVICE")]
-        name: Option<DeviceId>,
-
-        /// A new file for it [otherwise: standard output]
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
+    PublicKey {
+        /// X and Y in hexadecimal, 64 bytes, and nothing else
+        #[arg(long)]
+        hex: bool,
     },
 
-    /// Signs a file, so that openssl can verify it
+    /// A certificate request, in PEM, for zk-setup device add --csr
+    #[command(after_help = CSR_HELP)]
+    Csr(Csr),
+
+    /// Signs a file, so that verify and openssl can verify it
     #[command(after_help = SIGN_HELP)]
     Sign(Transform),
 
+    /// Verifies what sign signed
+    #[command(after_help = VERIFY_HELP)]
+    Verify(Verify),
+
     /// Encrypts a file so that only this security module can decrypt it
+    #[command(after_help = LOCK_HELP)]
     Lock(Transform),
 
     /// Decrypts what was locked
+    #[command(after_help = LOCK_HELP)]
     Unlock(Transform),
 
     /// Random bytes from the security module, in hexadecimal
+    #[command(after_help = RANDOM_HELP)]
     Random {
         /// How many
         #[arg(value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=MAX_RANDOM as i64))]
@@ -147,8 +188,57 @@ pub(crate) enum HsmCommand {
         raw: bool,
     },
 
-    /// Makes a key file for development, at the path of a soft: URI
-    Create,
+    /// The keys that the security module has
+    #[command(subcommand)]
+    Keys(KeysCommand),
+
+    /// Prints a line when something about the security module changes
+    #[command(after_help = WATCH_HELP)]
+    Watch(Watch),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Csr {
+    /// The device's name: the common name, CN [otherwise: device.id of the
+    /// configuration]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) name: Option<DeviceId>,
+
+    /// The organization, O
+    #[arg(long, value_name = "NAME")]
+    pub(crate) organization: Option<String>,
+
+    /// The organizational unit, OU
+    #[arg(long, value_name = "NAME")]
+    pub(crate) organizational_unit: Option<String>,
+
+    /// The state or province, ST
+    #[arg(long, value_name = "NAME")]
+    pub(crate) state: Option<String>,
+
+    /// The country, C: two capital letters
+    #[arg(long, value_name = "CODE")]
+    pub(crate) country: Option<String>,
+
+    /// The device's serial number
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) serial_number: Option<String>,
+
+    /// An alternative name: a host name; may be given again, as the next two
+    #[arg(long, value_name = "HOST")]
+    pub(crate) dns: Vec<String>,
+
+    /// An alternative name: an IP address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip: Vec<IpAddr>,
+
+    /// An alternative name: a URI
+    #[arg(long, value_name = "URI")]
+    pub(crate) uri: Vec<String>,
+
+    /// A new file for it [otherwise: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -157,10 +247,53 @@ pub(crate) struct Transform {
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 
-    /// A new file for the result, readable for nobody else [otherwise: standard
-    /// output]
+    /// A new file for the result, readable for nobody else; -: the bytes as they
+    /// are, to standard output
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Verify {
+    /// The file that was signed; - or nothing: standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The signature: DER, or r and s of 32 bytes each, or one of these in
+    /// hexadecimal
+    #[arg(long, value_name = "FILE")]
+    pub(crate) signature: PathBuf,
+
+    /// The key that has to have signed: in PEM, or X and Y in hexadecimal
+    /// [otherwise: the security module's own]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) public_key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// All P-256 keys of the security module, with the URIs that open them
+    #[command(after_help = KEYS_HELP)]
+    List,
+
+    /// Makes a new key, and prints the URI that opens it
+    #[command(after_help = KEYS_HELP)]
+    Generate,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Watch {
+    /// From one look to the next, at least 10ms
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
+    pub(crate) interval: Duration,
+
+    /// Ends after so many looks [otherwise: at SIGINT or SIGTERM]
+    #[arg(long, value_name = "LOOKS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+
+    /// Looks once: as --count 1
+    #[arg(long, conflicts_with = "count")]
+    pub(crate) once: bool,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -214,6 +347,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        interval if interval >= SHORTEST => Ok(interval),
+        _ => Err("give at least 10ms".to_owned()),
+    }
+}
+
 fn endpoint(text: &str) -> Result<String, String> {
     match Target::new(text, "topic") {
         Ok(_) => Ok(text.to_owned()),
@@ -223,6 +363,9 @@ fn endpoint(text: &str) -> Result<String, String> {
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Between two looks of watch.
+const SHORTEST: Duration = Duration::from_millis(10);
+
 const AFTER_HELP: &str = "\
 Examples:
   zk-ctl doctor
@@ -230,14 +373,16 @@ Examples:
   zk-ctl publish report.csv --content-type text/csv --json
   zk-ctl publish --forge signature
   zk-ctl hsm csr --out pi-01.csr.pem
+  zk-ctl hsm keys list
   zk-ctl hsm lock secret.txt --out secret.locked
   zk-ctl spool status
 
 Settings of the command line go before the environment, that before the file.
 
-Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 doctor found
-something that does not work, 4 publish kept the record for the next run, 5
-publish was refused by the server.";
+Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 looked into
+and not in order (doctor, hsm verify, hsm watch), 4 publish kept the record for
+the next run, 5 publish was refused by the server, 6 the security module can't do
+that.";
 
 const PUBLISH_HELP: &str = "\
 The record goes through a spool and a stream of zk-ctl's own, never through the
@@ -259,6 +404,26 @@ Nothing is published: the server is asked for / and no more.
 Exit codes: 0 nothing failed, 3 a check failed, 1 it could not run, 2 wrong
 arguments.";
 
+const HSM_HELP: &str = "\
+Examples:
+  zk-ctl hsm info
+  zk-ctl hsm info --hsm zymkey:slot=0 --json
+  zk-ctl hsm public-key > pi-01.pub.pem
+  zk-ctl hsm csr --out pi-01.csr.pem
+  zk-ctl hsm sign report.pdf --out report.sig
+  zk-ctl hsm keys list
+  zk-ctl hsm watch
+
+Exit code 6: the security module can't do that; what it can't is said.";
+
+const CSR_HELP: &str = "\
+Examples:
+  zk-ctl hsm csr --out pi-01.csr.pem
+  zk-ctl hsm csr --hsm zymkey:slot=0 --name pi-01 --organization 'Example Ltd' \\
+    --dns pi-01.plant.example --uri urn:dev:mac:b827ebfffe123456
+
+zk-setup device add takes over the name and the key; other authorities may want more.";
+
 const SIGN_HELP: &str = "\
 What is signed is the label `zk-ctl/1 signature`, a zero byte, and the file, by
 ECDSA on P-256 with SHA-256. The label keeps a signature from being of use as
@@ -266,6 +431,55 @@ one of a record, a TLS handshake or a certificate request. The signature is in
 DER; without --out it is printed in hexadecimal.
 
   zk-ctl hsm sign report.pdf --out report.sig
+  zk-ctl hsm verify report.pdf --signature report.sig
   zk-ctl hsm public-key > pi-01.pub.pem
   (printf 'zk-ctl/1 signature\\0'; cat report.pdf) |
     openssl dgst -sha256 -verify pi-01.pub.pem -signature report.sig";
+
+const VERIFY_HELP: &str = "\
+What has to be signed is what zk-ctl hsm sign signs: its label, and the file.
+With --public-key no security module is needed.
+
+Examples:
+  zk-ctl hsm verify report.pdf --signature report.sig
+  zk-ctl hsm verify report.pdf --signature report.sig --public-key pi-01.pub.pem
+
+Exit codes: 0 the signature is valid, 3 it is not, 1 that could not be found out,
+2 wrong arguments or configuration.";
+
+const LOCK_HELP: &str = "\
+Examples:
+  zk-ctl hsm lock secret.txt --out secret.locked
+  zk-ctl hsm unlock secret.locked | some-program
+  zk-ctl hsm unlock secret.locked --out -        also shows it on a terminal";
+
+const RANDOM_HELP: &str = "\
+Examples:
+  zk-ctl hsm random 32
+  zk-ctl hsm random 32 --raw > seed";
+
+const KEYS_HELP: &str = "\
+Which security module is meant is told by --hsm or device.hsm; list doesn't mind
+which of its keys that names.
+
+Examples:
+  zk-ctl hsm keys list --hsm zymkey:slot=0
+  zk-ctl hsm keys generate --hsm 'pkcs11:token=plant;object=device?pin-source=file:/etc/zk/pin'
+  zk-ctl hsm keys generate --hsm soft:/home/me/dev-key.pem     for development
+
+Where the key is to be made: pkcs11: with the URI's label and id, zymkey: in a
+free slot (models without such slots can't: exit code 6), soft: in a new file.";
+
+const WATCH_HELP: &str = "\
+The first line has everything, the ones that follow what has changed: the state,
+perimeter events, battery (by 0.05 V), temperature (by 2 degrees), the module's
+clock against the system's (by 2 s), and counters of failures. With --json each
+line is one object with everything, and `changed`.
+
+Examples:
+  zk-ctl hsm watch
+  zk-ctl hsm watch --interval 1m --json >> hsm.jsonl
+  zk-ctl hsm watch --once --json
+
+Exit codes: 0 ended by SIGINT or SIGTERM, or after the last look, 3 the module was
+not ready at the last look, 1 it could not be opened.";

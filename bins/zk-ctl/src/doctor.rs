@@ -18,7 +18,7 @@ use x509_cert::der::oid::db::rfc4519::CN;
 use x509_cert::name::RelativeDistinguishedName;
 use zk_agent::{Clock, Config};
 use zk_envelope::{ClockQuality, KeyId, Timestamp};
-use zk_hsm::{Hsm, HsmUri, Options};
+use zk_hsm::{BackendKind, Hsm, HsmUri, Options};
 
 use crate::arguments::{self, Common};
 use crate::outcome::{Outcome, Output, table};
@@ -39,6 +39,7 @@ pub(crate) fn doctor(common: &Common, arguments: &arguments::Doctor) -> Result<O
     let config = config.as_ref().ok_or("configuration");
     report.check("clock", Ok(()), |()| clock());
     let key = report.check("key", config, key);
+    report.check("module", key.as_ref().ok_or("key"), module);
     let chain = report.check("certificate", config, certificate);
     let pair = both(
         key.as_ref().ok_or("key"),
@@ -260,10 +261,8 @@ fn key(config: &Config) -> Verdict<Hsm> {
         }
     };
     let failed = |error: zk_hsm::Error| {
-        Verdict::Failed(
-            format!("{uri}: {}", with_causes(&error)),
-            "see the cause; is it the right module and slot, and may this user use it?".into(),
-        )
+        let cure = key_cure(&uri, &error);
+        Verdict::Failed(format!("{uri}: {}", with_causes(&error)), cure)
     };
     let hsm = match Hsm::open(&uri, Options::default()) {
         Ok(hsm) => hsm,
@@ -291,6 +290,98 @@ fn key(config: &Config) -> Verdict<Hsm> {
         );
     }
     Verdict::Ok(hsm, finding)
+}
+
+/// What to do on this machine; the error itself says what is wrong.
+fn key_cure(uri: &HsmUri, error: &zk_hsm::Error) -> String {
+    use zk_hsm::Error;
+    let zymkey = uri.backend() == BackendKind::Zymkey;
+    match error {
+        Error::KeyFileFormat { .. }
+        | Error::KeyFileIo { .. }
+        | Error::KeyFilePermissions { .. } => {
+            "the file has to be there, of mode 0600, and the agent's user's; zk-ctl hsm keys \
+             generate makes a new key, which then needs a certificate"
+        }
+        Error::KeyMissing { .. } => {
+            "give device.hsm one of the URIs of zk-ctl hsm keys list, or make a key with zk-ctl hsm \
+             keys generate; then it needs a certificate"
+        }
+        Error::LibraryUnloadable { .. } if zymkey => {
+            "install Zymbit's packages, or name the library in device.hsm: \
+             zymkey:slot=0?module-path=/absolute/library.so"
+        }
+        Error::LibraryUnloadable { .. } => {
+            "install the token's PKCS#11 module, or name it in device.hsm: \
+             ?module-path=/absolute/module.so"
+        }
+        Error::LibraryUntrusted { .. } => {
+            "see who has changed it, then install it again, and do as it says"
+        }
+        Error::Pin { .. } => {
+            "let pin-source name a file of mode 0600 that belongs to this user, or a systemd \
+             credential, which only the service itself has: file:/absolute/path, credential:NAME"
+        }
+        Error::PinRefused { .. } => {
+            "correct the PIN where pin-source says before anything tries again: a few wrong ones \
+             lock a token for good"
+        }
+        Error::TokenMissing { .. } => {
+            "is the token plugged in, its service running, and this user in its group? Compare \
+             token and serial in device.hsm with what is there"
+        }
+        Error::Library { .. } | Error::TimedOut { .. } | Error::Wedged { .. } if zymkey => {
+            "does its LED blink once in 3 s, and does systemctl status zkifc say that it runs? \
+             Restart zkifc, then the machine"
+        }
+        Error::Library { .. } | Error::TimedOut { .. } | Error::Wedged { .. } => {
+            "restart the token's service, or unplug the token and plug it in again"
+        }
+        Error::BadSignature { .. } => "see to its wiring and its power supply",
+        _ => "see the cause; is it the right module and key, and may this user use it?",
+    }
+    .to_owned()
+}
+
+fn module(hsm: &Hsm) -> Verdict<()> {
+    let health = match hsm.health() {
+        Ok(health) => health,
+        Err(error) => {
+            let cure = key_cure(hsm.uri(), &error);
+            return Verdict::Warning((), with_causes(&error), cure);
+        }
+    };
+    judge(&hsm::Report::new(&health))
+}
+
+fn judge(report: &hsm::Report) -> Verdict<()> {
+    let items = report.items();
+    if items.is_empty() {
+        return Verdict::NotRun("it measures nothing".into());
+    }
+    let said: Vec<_> = items
+        .iter()
+        .map(|(name, text)| format!("{name} {text}"))
+        .collect();
+    let said = said.join("; ");
+    if report.is_broken() {
+        let cure = "look at the case; then clear the events with Zymbit's tools";
+        return Verdict::Warning((), said, cure.into());
+    }
+    match report.binding {
+        Some(binding) if !binding.bound => Verdict::Warning(
+            (),
+            said,
+            "bind it to this machine: it is not protected against being moved".into(),
+        ),
+        Some(binding) if !binding.locked => Verdict::Warning(
+            (),
+            said,
+            "for use in the field, bind it for good, with Zymbit's tools; that can't be undone"
+                .into(),
+        ),
+        _ => Verdict::Ok((), said),
+    }
 }
 
 fn certificate(config: &Config) -> Verdict<Vec<CertificateDer<'static>>> {
@@ -676,6 +767,29 @@ mod tests {
             assert!(matches!(at(unset), Verdict::Failed(..)), "{unset}");
         }
         assert!(matches!(at("2020-01-01T00:00:00.000Z"), Verdict::Ok(..)));
+    }
+
+    #[test]
+    fn a_module_that_was_opened_or_moves_is_looked_at() {
+        let binding = |bound, locked| Some(zk_hsm::Binding { locked, bound });
+        let with = |binding, perimeter| hsm::Report {
+            binding,
+            perimeter: Some(perimeter),
+            ..hsm::Report::default()
+        };
+        let whole = vec![None, None];
+        let fine = with(binding(true, true), whole.clone());
+        assert!(matches!(judge(&fine), Verdict::Ok(..)));
+        // a model that doesn't tell of its binding
+        assert!(matches!(judge(&with(None, whole.clone())), Verdict::Ok(..)));
+        for (bound, locked) in [(true, false), (false, false), (false, true)] {
+            let moves = with(binding(bound, locked), whole.clone());
+            assert!(matches!(judge(&moves), Verdict::Warning(..)));
+        }
+        let broken = with(binding(true, true), vec![None, Some(SystemTime::now())]);
+        assert!(matches!(judge(&broken), Verdict::Warning(..)));
+        let silent = hsm::Report::default();
+        assert!(matches!(judge(&silent), Verdict::NotRun(_)));
     }
 
     #[test]

@@ -68,16 +68,6 @@ pub enum Error {
         dir: PathBuf,
     },
 
-    /// A key for development was to be made where there can be none.
-    #[error(
-        "{uri}: only a key file can be made here; give --hsm soft:/absolute/path.pem. A key in \
-         hardware is made with its vendor's tools"
-    )]
-    NotSoft {
-        /// The key's URI.
-        uri: String,
-    },
-
     /// A file can't be written.
     #[error("cannot write {}: {source}", path.display())]
     Output {
@@ -101,9 +91,31 @@ pub enum Error {
     #[error("not delivered, and not kept: {0}")]
     Publish(#[source] zk_publish::PublishError),
 
+    /// Standard output can't be written.
+    #[error("cannot write to standard output: {0}")]
+    Print(#[source] io::Error),
+
+    /// A file is no public key.
+    #[error(
+        "{} holds no P-256 public key, neither in PEM nor as X and Y in hexadecimal; zk-ctl hsm \
+         public-key prints one",
+        path.display()
+    )]
+    PublicKey {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// A record could not be made.
     #[error("sealing: {0}")]
     Seal(#[source] zk_envelope::Error),
+
+    /// A secret would go to a terminal.
+    #[error(
+        "what was locked may be a secret, and is not shown on a terminal: send standard output \
+         into a file or a pipe, give --out FILE, or ask for it with --out -"
+    )]
+    SecretToTerminal,
 
     /// A spool can't be used.
     #[error("the spool in {}: {source}", dir.display())]
@@ -139,11 +151,15 @@ pub enum Error {
         /// Into what, and the way out.
         what: &'static str,
     },
+
+    /// Two things can't come from standard input.
+    #[error("file and signature can't both come from standard input; give a file for one of them")]
+    TwiceStandardInput,
 }
 
 impl Error {
     /// The program's exit code for it: 2 if arguments or configuration have to
-    /// be changed, else 1.
+    /// be changed, 6 if the security module can't do that, else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -158,10 +174,17 @@ impl Error {
             | Self::Empty { .. }
             | Self::NoConfig { .. }
             | Self::NoSpool { .. }
-            | Self::NotSoft { .. }
             | Self::OutputExists { .. }
+            | Self::PublicKey { .. }
+            | Self::SecretToTerminal
             | Self::SpoolOfAgent { .. }
-            | Self::TooLarge { .. } => 2,
+            | Self::TooLarge { .. }
+            | Self::TwiceStandardInput => 2,
+            Self::Hsm { source, .. } => match **source {
+                zk_hsm::Error::Subject { .. } => 2,
+                zk_hsm::Error::Unsupported { .. } => 6,
+                _ => 1,
+            },
             _ => 1,
         }
     }

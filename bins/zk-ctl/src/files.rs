@@ -73,3 +73,11 @@ pub(crate) fn not_to_terminal() -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Refuses to show a secret on a terminal unless that was asked for.
+pub(crate) fn no_secret_to_terminal() -> Result<(), Error> {
+    if io::stdout().is_terminal() {
+        return Err(Error::SecretToTerminal);
+    }
+    Ok(())
+}

@@ -34,7 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<Outcome, Error> {
             None => publish::publish(common, publish),
             Some(forgery) => forge::forge(common, publish, forgery),
         },
-        Command::Hsm(command) => hsm::run(common, command),
+        Command::Hsm(command) => hsm::run(common, command, arguments.json),
         Command::Spool(command) => spool::run(common, command),
         Command::Doctor(doctor) => doctor::doctor(common, doctor),
     }

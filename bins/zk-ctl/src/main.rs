@@ -53,6 +53,7 @@ fn main() -> ExitCode {
 fn print(outcome: &Outcome, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match &outcome.output {
+        Output::Said => {}
         _ if json => writeln!(out, "{}", outcome.to_json())?,
         Output::Bytes(bytes) => out.write_all(bytes)?,
         Output::Text(text) => writeln!(out, "{text}")?,

@@ -19,6 +19,8 @@ pub struct Outcome {
 pub enum Output {
     /// Bytes as they are; they may be secret.
     Bytes(Zeroizing<Vec<u8>>),
+    /// What there was to say has been said already, line by line.
+    Said,
     /// Lines, without the last one's end.
     Text(String),
 }
@@ -28,6 +30,7 @@ impl std::fmt::Debug for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Self::Said => f.write_str("Said"),
             Self::Text(text) => write!(f, "Text({text:?})"),
         }
     }

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use zk_agent::{Agent, Config, Status};
 use zk_envelope::{DeviceId, Kind, OwnerKey, TrustFile};
 use zk_gateway::{Gateway, Overrides, Tls};
-use zk_hsm::{Hsm, create_soft_key};
+use zk_hsm::Hsm;
 use zk_provision::{CertificateRequest, Device, LocalSetup, Passphrase};
 use zk_publish::PublishError;
 use zk_reader::{Reader, Record, Table, all_times};
@@ -27,26 +27,27 @@ use zk_store::{Options, Store};
 use zk_verify::StreamFindings;
 
 use crate::forge::{self, Party};
+use crate::keys::{self, Chip, ERRORS, Keys};
 use crate::link::Link;
 use crate::screen::Screen;
 
 /// Tells the story; true if every promise held.
-pub(crate) async fn run(dir: Option<PathBuf>, serve: bool) -> Result<bool> {
+pub(crate) async fn run(dir: Option<PathBuf>, keys: Keys, serve: bool) -> Result<bool> {
     let mut screen = Screen::new();
     let dir = directory(dir)?;
     println!("zk-demo: from a sensor to a verified, decrypted reading, on this machine alone.");
     println!("Everything is kept in {}", dir.display());
 
     screen.step("Set-up: what zk-setup and zk-reader keygen do");
-    let system = System::set_up(&dir).await?;
+    let system = System::set_up(&dir, keys).await?;
     screen.say("two certificate authorities, one for gateways and one for devices");
     screen.say(&format!(
         "owner {}, whose key alone can decrypt",
         system.owner.id()
     ));
+    let signer = keys::describe(&system.pi_01.hsm)?;
     screen.say(&format!(
-        "device {DEVICE} with a certificate; its key is a development key in a file, where a Pi \
-         has a Zymkey"
+        "device {DEVICE} with a certificate, and key {signer}"
     ));
     screen.say(&format!(
         "a gateway with mutual TLS on {}",
@@ -76,6 +77,11 @@ pub(crate) async fn run(dir: Option<PathBuf>, serve: bool) -> Result<bool> {
 
     screen.step("Forged data: what somebody else might try");
     forgeries(&mut screen, &system).await?;
+
+    if let Some(chip) = keys.chip(&dir, DEVICE)? {
+        screen.step("A chip in trouble: it fails, it lies, it hangs; sampling goes on");
+        trouble(&mut screen, &agent, &mut thermometers, &chip).await?;
+    }
 
     screen.step("Outage: the link is cut, sampling goes on");
     system.link.cut();
@@ -125,9 +131,9 @@ pub(crate) async fn run(dir: Option<PathBuf>, serve: bool) -> Result<bool> {
 
     screen.step("Reading back: verified against the trust file, decrypted by the owner's key");
     let read = read_back(&mut screen, &system, &stopped, &thermometers, &dir).await?;
-    summary(&read);
+    summary(&read, &signer);
     let held = screen.verdict();
-    further(&dir, serve);
+    further(&dir, keys, serve);
     if serve {
         let agent = Agent::start(&config, || {})?;
         go_on(&agent, &mut thermometers).await?;
@@ -156,7 +162,7 @@ struct System {
 }
 
 impl System {
-    async fn set_up(dir: &Path) -> Result<Self> {
+    async fn set_up(dir: &Path, keys: Keys) -> Result<Self> {
         let now = SystemTime::now();
         let passphrase = Passphrase::new(PASSPHRASE.to_owned())?;
         let setup = LocalSetup::new(dir.join("zk"));
@@ -194,7 +200,7 @@ impl System {
         }
         for name in [DEVICE, OTHER] {
             let device = DeviceId::try_from(name)?;
-            let uri = create_soft_key(dir.join(format!("{name}.key.pem")))?;
+            let uri = keys.make(dir, name)?;
             let hsm = Hsm::open(&uri, zk_hsm::Options::default())?;
             let csr = hsm.csr(name)?;
             let added = setup
@@ -213,7 +219,7 @@ impl System {
             parties.push(Party::new(hsm, &added.certificate, roots.clone())?);
         }
         let nobody = {
-            let uri = create_soft_key(dir.join("nobody.key.pem"))?;
+            let uri = keys.make(dir, "nobody")?;
             let hsm = Hsm::open(&uri, zk_hsm::Options::default())?;
             let device = DeviceId::try_from(DEVICE)?;
             let authority = setup.device_authority(&passphrase)?;
@@ -352,6 +358,86 @@ async fn forgeries(screen: &mut Screen, system: &System) -> Result<()> {
     Ok(())
 }
 
+/// A chip that fails, and what becomes of readings meanwhile. That none is lost
+/// shows at the end.
+async fn trouble(
+    screen: &mut Screen,
+    agent: &Agent,
+    thermometers: &mut Thermometers,
+    chip: &Chip,
+) -> Result<()> {
+    let before = agent.status()?.hsm;
+    chip.err()?;
+    let failed = until(screen, agent, thermometers, "failures passed", |status| {
+        let failures = status.hsm.transient_failures - before.transient_failures;
+        // those that fail, and two that are wrong
+        let goal = ERRORS + 2;
+        let signs = matches!(status.hsm_state, zk_hsm::State::Ready);
+        (failures.min(goal - u64::from(!signs)), goal)
+    })
+    .await?;
+    screen.promise(
+        failed.given_up == 0 && failed.hsm.fatal_failures == 0,
+        "signatures that fail are made again",
+        &format!(
+            "{} failures passed",
+            failed.hsm.transient_failures - before.transient_failures
+        ),
+    );
+    screen.promise(
+        failed.hsm.bad_signatures == before.bad_signatures + 2,
+        "signatures that are wrong do not leave the device",
+        &format!(
+            "{} found and discarded",
+            failed.hsm.bad_signatures - before.bad_signatures
+        ),
+    );
+
+    chip.restart()?;
+    let restarted = until(
+        screen,
+        agent,
+        thermometers,
+        "times opened again",
+        |status| {
+            let failures = status.hsm.transient_failures - failed.hsm.transient_failures;
+            let reopens = status.hsm.reopens - failed.hsm.reopens;
+            (failures.min(reopens).min(1), 1)
+        },
+    )
+    .await?;
+    screen.promise(
+        restarted.given_up == 0,
+        "a chip whose daemon was restarted is opened again",
+        "with the same key",
+    );
+
+    chip.hang()?;
+    let stuck = until(
+        screen,
+        agent,
+        thermometers,
+        "readings wait in memory",
+        |status| {
+            let waiting = status.sampled - status.sealed;
+            (waiting.min(WAITING), WAITING)
+        },
+    )
+    .await?;
+    chip.restart()?;
+    let back = until(screen, agent, thermometers, "of them sealed", |status| {
+        let goal = stuck.sampled - stuck.sealed;
+        ((status.sealed - stuck.sealed).min(goal), goal)
+    })
+    .await?;
+    screen.promise(
+        back.given_up == 0,
+        "while it hangs, readings wait in memory",
+        &format!("{} waited", stuck.sampled - stuck.sealed),
+    );
+    Ok(())
+}
+
 /// Quarantined messages by id, with their reasons.
 async fn quarantined(store: &Store) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
@@ -462,7 +548,7 @@ async fn read_back(
     })
 }
 
-fn summary(read: &ReadBack) {
+fn summary(read: &ReadBack, signer: &str) {
     println!("\nThe last readings, as their owner sees them");
     let table = Table::new(std::iter::once(&DeviceId::try_from(DEVICE).ok()).flatten());
     println!("   {}", table.heading());
@@ -485,6 +571,8 @@ fn summary(read: &ReadBack) {
         read.records.len()
     );
 
+    println!("   all signed by key {signer}");
+
     println!("\nThe quarantine, with its reasons");
     for (id, reason) in &read.quarantine {
         println!("   {}…  {reason}", &id[..id.len().min(16)]);
@@ -495,7 +583,7 @@ fn summary(read: &ReadBack) {
     }
 }
 
-fn further(dir: &Path, serve: bool) {
+fn further(dir: &Path, keys: Keys, serve: bool) {
     let reader = format!(
         "cargo run --release -p zk-reader -- --config {}/reader.toml",
         dir.display()
@@ -509,6 +597,12 @@ fn further(dir: &Path, serve: bool) {
         "   ls {}/zk          what zk-setup makes for an operator",
         dir.display()
     );
+    if keys == Keys::Sim {
+        println!(
+            "   ls {}/chips/{DEVICE}    the chip; faults.toml there makes it fail",
+            dir.display()
+        );
+    }
     println!("   rm -r {}    when you have seen enough", dir.display());
     if serve {
         println!("\nThe device samples and publishes until you press Ctrl-C.");
@@ -656,5 +750,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const GOOD: u64 = 20;
 /// Readings sealed while the link is cut.
 const OUTAGE: u64 = 60;
+/// Readings that wait for a chip that hangs.
+const WAITING: u64 = 30;
 const SHOWN: usize = 9;
 const PATIENCE: Duration = Duration::from_secs(15);

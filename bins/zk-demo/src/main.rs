@@ -4,6 +4,7 @@
 
 mod demo;
 mod forge;
+mod keys;
 mod link;
 mod screen;
 
@@ -25,6 +26,7 @@ use clap::Parser;
     after_help = "\
 Examples:
   cargo run --release -p zk-demo
+  cargo run --release -p zk-demo -- --hsm sim
   cargo run --release -p zk-demo -- --serve
   cargo run --release -p zk-demo -- --dir ./demo
 
@@ -35,13 +37,16 @@ struct Arguments {
     /// yet. Default: a new directory among the temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// What holds the keys. A simulated chip fails in mid-run, and nothing is lost.
+    #[arg(long, value_name = "KIND", default_value = "soft")]
+    hsm: keys::Keys,
     /// Goes on sampling and publishing until Ctrl-C.
     #[arg(long)]
     serve: bool,
 }
 
 fn main() -> ExitCode {
-    let Arguments { dir, serve } = Arguments::parse();
+    let Arguments { dir, hsm, serve } = Arguments::parse();
     let logs = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
     tracing_subscriber::fmt()
@@ -51,7 +56,7 @@ fn main() -> ExitCode {
         .init();
     let outcome = tokio::runtime::Runtime::new()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(demo::run(dir, serve)));
+        .and_then(|runtime| runtime.block_on(demo::run(dir, hsm, serve)));
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -1,7 +1,11 @@
+use std::ffi::OsStr;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, ArgGroup, Args, Parser, Subcommand};
 use rustls_pki_types::ServerName;
 use zk_envelope::DeviceId;
 use zk_hsm::HsmUri;
@@ -95,7 +99,7 @@ pub(crate) struct DesiredArguments {
     /// The device's key: zymkey:slot=0, pkcs11:token=T;object=O or, for
     /// development, soft:/absolute/path.pem. Without --csr the key is in this
     /// machine, and the request is made here; a missing soft key is made too
-    #[arg(long, value_name = "URI", requires = "device")]
+    #[arg(long, value_name = "URI", value_parser = KeyUri, requires = "device")]
     pub(crate) hsm: Option<HsmUri>,
 
     /// A certificate request in PEM that the device made, with CN=NAME
@@ -231,7 +235,7 @@ pub(crate) struct DeviceAdd {
     /// The device's key: zymkey:slot=0, pkcs11:token=T;object=O or, for
     /// development, soft:/absolute/path.pem. Without --csr the key is in this
     /// machine, and the request is made here; a missing soft key is made too
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", value_parser = KeyUri)]
     pub(crate) hsm: Option<HsmUri>,
 
     /// A public key in PEM that readings are encrypted to; up to 8 [at first:
@@ -247,6 +251,30 @@ pub(crate) struct DeviceAdd {
     pub(crate) passphrase: PassphraseSource,
 }
 
+/// Parses the key's URI. What is wrong with one is said without the URI: a PIN
+/// may stand in it where none belongs.
+#[derive(Clone)]
+struct KeyUri;
+
+impl TypedValueParser for KeyUri {
+    type Value = HsmUri;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<HsmUri, clap::Error> {
+        let refused = |problem: &dyn Display| {
+            let help = "For more information, try '--help'.";
+            let text = format!("invalid value for '--hsm <URI>': {problem}\n\n{help}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, text).with_cmd(command)
+        };
+        let text = value.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
+        text.parse().map_err(|error| refused(&error))
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(group = ArgGroup::new("what").args(["csr", "hsm", "finish"]).required(true).multiple(true))]
 pub(crate) struct DeviceRotate {
@@ -259,7 +287,7 @@ pub(crate) struct DeviceRotate {
 
     /// The new key. Without --csr it is in this machine, and the request is made
     /// here; a missing soft key is made too
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", value_parser = KeyUri)]
     pub(crate) hsm: Option<HsmUri>,
 
     /// Retires the old key, once something has come in under the new certificate

@@ -1,6 +1,6 @@
 //! What the command line and zk-setup.toml ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File};
 use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
@@ -18,8 +18,12 @@ use zk_store::StoreUri;
 use crate::arguments::DesiredArguments;
 use crate::file::SetupFile;
 
-/// The file, and over it what the command line says.
-pub(crate) fn desired(setup: &LocalSetup, arguments: &DesiredArguments) -> anyhow::Result<Desired> {
+/// The file, and over it what the command line says. Also the devices whose keys
+/// are in this machine.
+pub(crate) fn desired(
+    setup: &LocalSetup,
+    arguments: &DesiredArguments,
+) -> anyhow::Result<(Desired, BTreeSet<DeviceId>)> {
     let file = arguments.file.as_deref().map(SetupFile::read).transpose()?;
     let others = match file {
         Some(_) => Others::Remove,
@@ -34,7 +38,15 @@ pub(crate) fn desired(setup: &LocalSetup, arguments: &DesiredArguments) -> anyho
         [] => file,
         flag => flag.to_vec(),
     };
-    let mut devices = BTreeMap::new();
+    let (mut devices, mut here) = (BTreeMap::new(), BTreeSet::new());
+    let mut add = |name: DeviceId, device: DesiredDevice, csr: Option<&Path>| {
+        if csr.is_none() && !matches!(device.key, DesiredKey::Registered) {
+            here.insert(name.clone());
+        } else {
+            here.remove(&name);
+        }
+        devices.insert(name, device);
+    };
     for (name, table) in tables {
         let device = device(
             setup,
@@ -43,14 +55,14 @@ pub(crate) fn desired(setup: &LocalSetup, arguments: &DesiredArguments) -> anyho
             table.hsm.as_ref(),
             table.endpoint,
         )?;
-        devices.insert(name, device);
+        add(name, device, table.csr.as_deref());
     }
     if let Some(name) = &arguments.device {
         let (csr, hsm) = (arguments.csr.as_deref(), arguments.hsm.as_ref());
         let device = device(setup, name, csr, hsm, arguments.endpoint.clone())?;
-        devices.insert(name.clone(), device);
+        add(name.clone(), device, csr);
     }
-    Ok(Desired {
+    let desired = Desired {
         gateway: Gateway {
             names: match &arguments.names[..] {
                 [] => gateway.names,
@@ -63,7 +75,8 @@ pub(crate) fn desired(setup: &LocalSetup, arguments: &DesiredArguments) -> anyho
         owners: owner_keys(&given(&arguments.owners, owners))?,
         devices,
         others,
-    })
+    };
+    Ok((desired, here))
 }
 
 fn device(
@@ -166,7 +179,14 @@ fn request_in(path: &Path, name: &DeviceId) -> anyhow::Result<CertificateRequest
 }
 
 fn request_by(uri: &HsmUri, name: &DeviceId) -> anyhow::Result<CertificateRequest> {
-    let hsm = Hsm::open(uri, zk_hsm::Options::default())?;
+    let hsm = Hsm::open(uri, zk_hsm::Options::default()).map_err(|error| match error {
+        // no key is made in hardware unasked
+        zk_hsm::Error::KeyMissing { .. } => anyhow::Error::from(error).context(format!(
+            "{uri} has no key yet; make one with zk-ctl hsm keys generate --hsm '{uri}', then run \
+             this again"
+        )),
+        error => error.into(),
+    })?;
     let pem = hsm.csr(name.as_str())?;
     CertificateRequest::from_pem(pem.as_bytes(), name)
         .map_err(zk_provision::Error::from)

@@ -72,7 +72,7 @@ impl SetupFile {
         let shown = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
         let mut file: Self = toml::from_str(&text)
-            .map_err(|error| anyhow::anyhow!("{shown}: {}", error.to_string().trim_end()))?;
+            .map_err(|error| anyhow::anyhow!("{shown}: {}", explain(&error, &text)))?;
         let base = std::path::absolute(path)?;
         let base = base.parent().unwrap_or(Path::new("/"));
         for path in &mut file.owners {
@@ -93,6 +93,19 @@ impl SetupFile {
             }
         }
         Ok(file)
+    }
+}
+
+/// What is wrong, with the line; without it if that holds a key's URI, where a PIN
+/// may stand that doesn't belong there.
+fn explain(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(0, |before| before.matches('\n').count());
+    let holds_uri = |line: &str| line.contains("pkcs11:");
+    if text.lines().nth(line).is_some_and(holds_uri) {
+        format!("line {}: {}", line + 1, error.message())
+    } else {
+        error.to_string().trim_end().to_owned()
     }
 }
 

@@ -16,7 +16,7 @@ mod question;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use zk_provision::{Action, Desired, Destroy, Device, Gateway, LocalSetup, Others, Secrets, Step};
+use zk_provision::{Action, Destroy, Device, Gateway, LocalSetup, Others, Secrets, Step};
 use zk_store::{Options, Store};
 
 pub use arguments::Arguments;
@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<O
     runtime.block_on(async {
         match &arguments.command {
             Command::Plan(given) => {
-                let desired = desired::desired(&setup, given)?;
+                let (desired, _) = desired::desired(&setup, given)?;
                 Ok(outcome::plan(&setup.plan(&desired, now).await?))
             }
             Command::Apply(given) => apply(&setup, given, now, say).await,
@@ -72,7 +72,7 @@ async fn apply(
     now: SystemTime,
     say: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Outcome> {
-    let mut desired = desired::desired(setup, &given.desired)?;
+    let (mut desired, here) = desired::desired(setup, &given.desired)?;
     let plan = setup.plan(&desired, now).await?;
     let mut steps = plan.steps.clone();
     if plan.has_changes() {
@@ -103,7 +103,9 @@ async fn apply(
         steps = setup.apply(&desired, secrets, now, &mut tell).await?;
     }
     let checked = setup.check(now).await;
-    Ok(outcome::applied(setup, &plan, &desired, &steps, &checked))
+    Ok(outcome::applied(
+        setup, &plan, &desired, &here, &steps, &checked,
+    ))
 }
 
 async fn status(
@@ -111,7 +113,7 @@ async fn status(
     given: &DesiredArguments,
     now: SystemTime,
 ) -> anyhow::Result<Outcome> {
-    let desired: Desired = desired::desired(setup, given)?;
+    let (desired, _) = desired::desired(setup, given)?;
     let plan = setup.plan(&desired, now).await?;
     let mut devices = Vec::new();
     // what the plan is to make first can't be asked

@@ -1,11 +1,12 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use zk_envelope::{DeviceId, KeyState, Timestamp};
 use zk_provision::{
-    Action, AddedDevice, Checked, Desired, DesiredKey, DeviceEntry, Expiry, FinishedRotation,
-    GatewayFiles, Item, LocalSetup, Plan, RevokedDevice, Standing, Step, Verdict,
+    Action, AddedDevice, Checked, Desired, DeviceEntry, Expiry, FinishedRotation, GatewayFiles,
+    Item, LocalSetup, Plan, RevokedDevice, Standing, Step, Verdict,
 };
 
 use crate::arguments::DEFAULT_DIR;
@@ -59,6 +60,7 @@ pub(crate) fn applied(
     setup: &LocalSetup,
     plan: &Plan,
     desired: &Desired,
+    here: &BTreeSet<DeviceId>,
     steps: &[Step],
     found: &[Checked],
 ) -> Outcome {
@@ -103,22 +105,19 @@ pub(crate) fn applied(
     if plan.has_changes() {
         hints.push("Next:".to_owned());
         hints.push(format!("  zk-gateway --config {dir}/gateway/gateway.toml"));
-        for (name, device) in &desired.devices {
+        for name in desired.devices.keys() {
             let agent = setup.dir().join("devices").join(name.as_str());
-            let is_soft = device
-                .hsm
-                .as_ref()
-                .is_some_and(|hsm| hsm.starts_with("soft:"));
-            hints.push(match &device.key {
-                DesiredKey::Request(_) if is_soft => format!(
+            hints.push(if here.contains(name) {
+                format!(
                     "  zk-agent --config {}/agent.toml --spool {name}.spool    (elsewhere than on \
                      a Pi, with --sensors-root)",
                     agent.display()
-                ),
-                _ => format!(
+                )
+            } else {
+                format!(
                     "  copy {} to the device, as /etc/zk-agent, and start zk-agent there",
                     agent.display()
-                ),
+                )
             });
         }
         if owner.exists() {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use zk_envelope::{DeviceId, KeyState, OwnerKey, TrustFile};
 use zk_hsm::{Hsm, Options, create_soft_key};
+use zk_hsm_sim::{Device, Model};
 
 const PASSPHRASE: &str = "correct horse battery";
 const OWNER: &str = "the owner's words";
@@ -523,6 +524,94 @@ fn one_command_from_nothing() {
     assert_eq!(changed, ["created  zk/devices/pi-01/agent.toml"]);
 }
 
+/// The same with a key in a chip, here a simulated one: its keys are there from
+/// the beginning.
+#[test]
+fn one_command_from_nothing_with_a_chip() {
+    let place = Place::new();
+    let chip = Device::create(place.path("chip"), Model::Zymkey4i).unwrap();
+    let key = |slot: u8| {
+        let module = chip.module_path();
+        format!("zymkey:slot={slot}?module-path={}", module.display())
+    };
+    let listen = place.free_address();
+    let uri = key(0);
+    let apply = [
+        "apply", "--device", "pi-01", "--hsm", &uri, "--listen", &listen,
+    ];
+    let applied = place.ok(&apply);
+    // it is in this machine, like one in a file
+    let next = "zk-agent --config zk/devices/pi-01/agent.toml";
+    assert!(applied.err.contains(next), "{}", applied.err);
+    let agent = zk_agent::Config::read(&place.path("zk/devices/pi-01/agent.toml")).unwrap();
+    assert_eq!(agent.device.hsm, uri);
+    let hsm = Hsm::open(&uri.parse().unwrap(), Options::default()).unwrap();
+    let chain = zk_agent::certificates(&agent.device.certificate).unwrap();
+    hsm.client_config(chain, rustls::RootCertStore::empty(), &[])
+        .unwrap();
+    let again = place.without_passphrase(&apply);
+    assert_eq!(again.code, 0, "{}", again.err);
+    assert!(again.out.starts_with("nothing to do"), "{}", again.out);
+
+    // and on to another of its keys
+    place.ok(&["device", "rotate", "pi-01", "--hsm", &key(1)]);
+    let add = ["device", "add", "pi-02", "--hsm", &key(2)];
+    place.ok(&add);
+    let empty = place.fails(1, &["device", "add", "pi-03", "--hsm", &key(9)]);
+    let command = format!("zk-ctl hsm keys generate --hsm '{}'", key(9));
+    assert!(empty.err.contains(&command), "{}", empty.err);
+}
+
+/// A key on a token is made when somebody says so, and not by the way.
+#[test]
+#[ignore = "needs softhsm2"]
+fn one_command_from_nothing_with_a_token() {
+    let place = Place::new();
+    fs::create_dir(place.path("tokens")).unwrap();
+    let configuration = format!(
+        "directories.tokendir = {}\n",
+        place.path("tokens").display()
+    );
+    fs::write(place.path("softhsm2.conf"), configuration).unwrap();
+    place.secret("pin", "8317402\n", 0o600);
+    let softhsm = |arguments: &[&str]| {
+        let mut command = Command::new("softhsm2-util");
+        command
+            .args(arguments)
+            .args(["--pin", "8317402"])
+            .env("SOFTHSM2_CONF", place.path("softhsm2.conf"));
+        let output = command.output();
+        let output = output.expect("this test needs SoftHSM2: apt-get install softhsm2");
+        assert!(output.status.success(), "{output:?}");
+    };
+    let init = ["--init-token", "--free", "--label", "plant"];
+    softhsm(&[&init[..], &["--so-pin", "5550199"]].concat());
+    let key = format!(
+        "pkcs11:token=plant;object=device?pin-source=file:{}",
+        place.path("pin").display()
+    );
+    let listen = place.free_address();
+    let apply = [
+        "apply", "--device", "pi-01", "--hsm", &key, "--listen", &listen,
+    ];
+    for words in [&apply[..], &["plan", "--device", "pi-01", "--hsm", &key]] {
+        let missing = place.fails(1, words);
+        let command = format!("zk-ctl hsm keys generate --hsm '{key}'");
+        assert!(missing.err.contains(&command), "{}", missing.err);
+        assert!(!place.path("zk").exists());
+    }
+    create_soft_key(place.path("import.pem")).unwrap();
+    let import = place.path("import.pem");
+    let import = ["--import", import.to_str().unwrap(), "--token", "plant"];
+    softhsm(&[&import[..], &["--label", "device", "--id", "01"]].concat());
+    let applied = place.ok(&apply);
+    assert!(applied.err.contains("zk-agent --config"), "{}", applied.err);
+    let agent = zk_agent::Config::read(&place.path("zk/devices/pi-01/agent.toml")).unwrap();
+    assert_eq!(agent.device.hsm, key);
+    let again = place.without_passphrase(&apply);
+    assert_eq!(again.code, 0, "{}", again.err);
+}
+
 /// Killed wherever it is, the next run ends where one that was not would have.
 #[test]
 fn a_killed_apply_is_completed_by_the_next() {
@@ -873,6 +962,23 @@ fn wrong_arguments_end_with_2() {
         let refused = place.fails(2, arguments);
         assert!(refused.out.is_empty());
     }
+    // a PIN that doesn't belong there is not said
+    let uri = "pkcs11:token=t;object=o?pin-value=8317402";
+    let file = place.path("with-pin.toml");
+    fs::write(&file, format!("[devices.pi-01]\nhsm = {uri:?}\n")).unwrap();
+    let file = file.to_str().unwrap();
+    for (code, arguments) in [
+        (2, &["device", "add", "pi-01", "--hsm", uri][..]),
+        (1, &["plan", "--file", file]),
+    ] {
+        let refused = place.fails(code, arguments);
+        assert!(
+            refused.err.contains("must not stand in a URI"),
+            "{}",
+            refused.err
+        );
+        assert!(!refused.err.contains("8317402"), "{}", refused.err);
+    }
     assert!(!place.path("zk").exists());
 }
 
@@ -981,6 +1087,8 @@ impl Place {
         }
         command
             .args(arguments)
+            // where SoftHSM2 has its tokens; others don't look at it
+            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
             .current_dir(self.0.path())
             .stdin(Stdio::null());
         command

@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+mod bare;
+
+pub use bare::Bare;
+
 /// What was measured, and what it is held to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {

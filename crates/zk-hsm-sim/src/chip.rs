@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -538,6 +538,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn lock(&self, plain: &[u8], shared: bool) -> Result<Vec<u8>, Code> {
+        within_limit(plain)?;
         let header = header(shared);
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|_| Errno::IO)?;
@@ -556,6 +557,7 @@ impl Session<'_> {
         locked: &[u8],
         shared: bool,
     ) -> Result<Option<Zeroizing<Vec<u8>>>, Code> {
+        within_limit(locked)?;
         let header = header(shared);
         let parts = locked.strip_prefix(&header[..]);
         let Some((nonce, sealed)) = parts.and_then(<[u8]>::split_first_chunk::<NONCE>) else {
@@ -722,13 +724,20 @@ fn raw_key(public: &[u8]) -> Result<VerifyingKey<NistP256>, Code> {
     key.map_err(|_| Errno::INVAL.into())
 }
 
-/// A file's content, within the limit.
+/// A file's content, within the limit, whatever length the file says it has.
 pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Code> {
-    let length = fs::metadata(path)?.len();
-    if length > MAX_DATA as u64 {
+    let mut content = Zeroizing::new(Vec::new());
+    let file = File::open(path)?;
+    file.take(MAX_DATA as u64 + 1).read_to_end(&mut content)?;
+    within_limit(&content)?;
+    Ok(content)
+}
+
+fn within_limit(data: &[u8]) -> Result<(), Code> {
+    if data.len() > MAX_DATA {
         return Err(Errno::FBIG.into());
     }
-    Ok(Zeroizing::new(fs::read(path)?))
+    Ok(())
 }
 
 /// A new file of mode 0600, complete or not at all.

@@ -63,7 +63,8 @@
 //! - What is locked for the device alone is opened by it alone; what is locked with
 //!   the shared key, by every simulator with that key. Neither is opened with the
 //!   other's key, nor with any bit changed: `zkUnlockDataB2B` then returns what
-//!   [`Unlock`] says, the other three `-EBADMSG`.
+//!   [`Unlock`] says, the other three `-EBADMSG`. What is longer than 16 MiB is
+//!   `-EFBIG`.
 //! - Nothing is done for good: `zkLockBinding`, `zkDisablePubKeyExport` and the
 //!   perimeter's self-destruct flag are `-EPERM`.
 //! - The perimeter's two channels are broken by [`Device::breach`] and stay broken

@@ -1,13 +1,16 @@
+mod pkcs11;
 pub(crate) mod soft;
 mod zymkey;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::hsm::{Health, Info, KeyEntry, VerifyingKey};
+use crate::library::Chip;
 use crate::uri::{HsmUri, Target};
 
 /// One open connection to one key. It lives and dies on the worker's thread,
@@ -16,6 +19,11 @@ use crate::uri::{HsmUri, Target};
 /// Every call may be made twice in a row: after a transient failure the worker
 /// opens a new backend and repeats the call there.
 pub(crate) trait Backend {
+    /// At whose door its calls wait, if it is one of a library's.
+    fn chip(&self) -> Option<Arc<Chip>> {
+        None
+    }
+
     fn info(&mut self) -> Result<Info, Error>;
 
     /// What the HSM can't tell is `None` there; an error is a failure.
@@ -41,19 +49,20 @@ pub(crate) type Opener = Box<dyn FnMut() -> Result<Box<dyn Backend>, Error> + Se
 
 /// `deadline` is for how long it may wait for others of this process who use
 /// the same library.
-pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> {
+pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Opener {
     match uri.target() {
         Target::Soft { path } => {
             let path = PathBuf::from(path);
-            Ok(Box::new(move || Ok(Box::new(soft::Soft::open(&path)?))))
+            Box::new(move || Ok(Box::new(soft::Soft::open(&path)?)))
         }
-        Target::Zymkey { slot, module } => {
-            Ok(zymkey::opener(uri, *slot, module.as_deref(), deadline))
-        }
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
+        Target::Pkcs11(key) => pkcs11::opener(uri, key, deadline),
+        Target::Zymkey { slot, module } => zymkey::opener(uri, *slot, module.as_deref(), deadline),
     }
+}
+
+/// What a library says, without what could mislead on a terminal or in a log.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// All P-256 keys of the HSM that `uri` names; which of its keys it names
@@ -61,10 +70,8 @@ pub(crate) fn opener(uri: &HsmUri, deadline: Duration) -> Result<Opener, Error> 
 pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Error> {
     match uri.target() {
         Target::Soft { path } => soft::list(uri, path.as_ref()),
+        Target::Pkcs11(key) => pkcs11::list(uri, key, deadline),
         Target::Zymkey { module, .. } => zymkey::list(uri, module.as_deref(), deadline),
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
     }
 }
 
@@ -72,9 +79,7 @@ pub(crate) fn list(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Er
 pub(crate) fn generate(uri: &HsmUri, deadline: Duration) -> Result<HsmUri, Error> {
     match uri.target() {
         Target::Soft { path } => soft::create_soft_key(path),
+        Target::Pkcs11(key) => pkcs11::generate(uri, key, deadline),
         Target::Zymkey { module, .. } => zymkey::generate(uri, module.as_deref(), deadline),
-        Target::Pkcs11(_) => Err(Error::NoBackend {
-            backend: uri.backend(),
-        }),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::uri::{BackendKind, UriError};
+use crate::uri::UriError;
 
 /// Everything that can go wrong between a call and its answer.
 ///
@@ -14,6 +14,20 @@ use crate::uri::{BackendKind, UriError};
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// More than one token or key is as the URI says.
+    #[error(
+        "{hsm}: there are {found} such {what}, and which one is meant can't be told; name one by \
+         more of its attributes (`zk-ctl hsm keys list` shows them), or remove the others"
+    )]
+    Ambiguous {
+        /// The HSM's URI.
+        hsm: Box<str>,
+        /// What there is too much of: `tokens`, `private keys`, `public keys`.
+        what: &'static str,
+        /// How many were found.
+        found: usize,
+    },
+
     /// The HSM gave a signature that its own public key doesn't verify. It was
     /// discarded, and asking once more didn't help.
     #[error(
@@ -65,17 +79,8 @@ pub enum Error {
         source: rustls::Error,
     },
 
-    /// The common name for a certificate request can't stand in a certificate.
-    #[error(
-        "the common name {problem}; give 1 to 64 characters without control characters \
-         (RFC 5280, ub-common-name)"
-    )]
-    CommonName {
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-
-    /// A public key or a certificate request could not be written as DER.
+    /// A public key, a certificate or a request for one could not be written as
+    /// DER.
     #[error("DER encoding failed")]
     Encoding {
         /// The encoder's report.
@@ -97,6 +102,16 @@ pub enum Error {
         expected: [u8; 32],
         /// The key it has now: SHA-256 of the SubjectPublicKeyInfo DER.
         found: [u8; 32],
+    },
+
+    /// The HSM has a key of the label or the id that a new one was to get.
+    #[error(
+        "{hsm}: there is a key of this label or id already, and none is overwritten; choose \
+         others, or remove the key with the vendor's tool if it is no longer needed"
+    )]
+    KeyExists {
+        /// The new key's URI.
+        hsm: Box<str>,
     },
 
     /// There is a file at the path where a key was to be created.
@@ -209,13 +224,6 @@ pub enum Error {
         problem: &'static str,
     },
 
-    /// The URI is in order, but this build has no such backend.
-    #[error("this build has no {backend} backend; it has: zymkey, soft")]
-    NoBackend {
-        /// The backend that the URI asks for.
-        backend: BackendKind,
-    },
-
     /// The PIN couldn't be had from where the URI says.
     #[error("no PIN from {pin_source}: {problem}")]
     Pin {
@@ -253,12 +261,26 @@ pub enum Error {
 
     /// The HSM had the call but no answer came in time. Whether it did the
     /// work isn't known; a late result is discarded.
-    #[error("{operation} got no answer from the HSM within {after:?}")]
+    #[error(
+        "{operation} got no answer from the HSM within {after:.1?}; see that it is connected and \
+         that its daemon runs{}",
+        Perhaps(*.operation)
+    )]
     TimedOut {
         /// What was asked of it.
         operation: Operation,
         /// How long the caller waited.
         after: Duration,
+    },
+
+    /// Part of a [`Subject`](crate::Subject) can't stand in a certificate.
+    /// Nothing was signed.
+    #[error("the subject's {attribute} {problem}")]
+    Subject {
+        /// Which part.
+        attribute: &'static str,
+        /// What is wrong with it, or what it may be.
+        problem: Box<str>,
     },
 
     /// rustls refused the configuration.
@@ -269,9 +291,9 @@ pub enum Error {
     },
 
     /// The HSM failed and is closed; it will be opened again by itself.
-    #[error("the HSM failed and is closed; it is opened again in {retry_in:?}")]
+    #[error("the HSM failed and is closed; it is opened again {}", When(*.retry_in))]
     Unavailable {
-        /// The time until the next attempt.
+        /// The time until the next attempt; zero while it is made.
         retry_in: Duration,
         /// The failure that closed it, or the latest failure to open it.
         source: Box<Self>,
@@ -320,10 +342,17 @@ pub enum Error {
     #[error(transparent)]
     Uri(#[from] UriError),
 
+    /// A certificate can't be valid for such a time.
+    #[error("the certificate's validity {problem}")]
+    Validity {
+        /// What is wrong with it, or what it may be.
+        problem: &'static str,
+    },
+
     /// A call has been stuck inside the HSM for longer than the deadline, so
     /// no further one is made.
     #[error(
-        "the HSM is stuck: {operation} has been in it for {elapsed:?}. If it stays so, restart \
+        "the HSM is stuck: {operation} has been in it for {elapsed:.1?}. If it stays so, restart \
          this program; if that doesn't help, restart the HSM's daemon or the machine"
     )]
     Wedged {
@@ -351,7 +380,8 @@ impl Error {
             | Self::TokenMissing { .. }
             | Self::Unavailable { .. }
             | Self::Wedged { .. } => Class::Transient,
-            Self::KeyChanged { .. }
+            Self::Ambiguous { .. }
+            | Self::KeyChanged { .. }
             | Self::KeyFileFormat { .. }
             | Self::KeyFileIo { .. }
             | Self::KeyFilePermissions { .. }
@@ -364,16 +394,17 @@ impl Error {
             | Self::WorkerDied => Class::Fatal,
             Self::CertificateMismatch { .. }
             | Self::CertificateUnusable { .. }
-            | Self::CommonName { .. }
             | Self::Encoding { .. }
+            | Self::KeyExists { .. }
             | Self::KeyFileExists { .. }
             | Self::Length { .. }
-            | Self::NoBackend { .. }
+            | Self::Subject { .. }
             | Self::Tls { .. }
             | Self::UnlockRefused
             | Self::UnlockUntrusted { .. }
             | Self::Unsupported { .. }
-            | Self::Uri(_) => Class::Logic,
+            | Self::Uri(_)
+            | Self::Validity { .. } => Class::Logic,
             Self::Library { class, .. } => *class,
         }
     }
@@ -462,6 +493,32 @@ impl fmt::Display for Operation {
             Self::Sign => "sign",
             Self::Unlock => "unlock",
         })
+    }
+}
+
+/// What may have been done all the same, for messages.
+struct Perhaps(Operation);
+
+impl fmt::Display for Perhaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Operation::Generate => f.write_str(
+                ". Before another key is made: `zk-ctl hsm keys list` tells whether this one was",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// When something comes, for messages.
+struct When(Duration);
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Duration::ZERO => f.write_str("now"),
+            time => write!(f, "in {time:.1?}"),
+        }
     }
 }
 

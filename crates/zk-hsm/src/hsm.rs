@@ -11,9 +11,10 @@ use x509_cert::spki::{AlgorithmIdentifier, EncodePublicKey, SignatureAlgorithmId
 use zeroize::Zeroizing;
 
 use crate::backend::{self, Opener};
+use crate::certificate;
 use crate::counters::Counters;
-use crate::csr;
 use crate::error::{Error, Hex, Operation};
+use crate::subject::Subject;
 use crate::uri::{BackendKind, HsmUri};
 use crate::worker::{self, State, Worker};
 
@@ -21,8 +22,10 @@ use crate::worker::{self, State, Worker};
 ///
 /// Clone it freely and use it from any thread: all clones lead to the one
 /// thread that owns the HSM, and when the last one is dropped that thread
-/// closes the HSM and ends. **Calls block** until the HSM has answered, at most
-/// for [`Options::deadline`].
+/// closes the HSM and ends; the drop waits for that, at most a second.
+///
+/// **Calls block** until the HSM has answered, at most for
+/// [`Options::deadline`].
 ///
 /// Behind the handle, in the order in which a call meets it:
 ///
@@ -80,14 +83,16 @@ impl Hsm {
     ///
     /// # Errors
     ///
-    /// [`Error::NoBackend`]; [`Error::TimedOut`] if opening takes longer than
+    /// [`Error::TimedOut`] if opening takes longer than
     /// the deadline; [`Error::Wedged`] if a call of another handle is stuck in
     /// the same library; otherwise what the backend reports: for `soft:` one of
     /// the `KeyFile…` variants, for a library [`Error::LibraryUnloadable`],
     /// [`Error::LibraryUntrusted`], [`Error::KeyMissing`] or
-    /// [`Error::Library`]. Opening isn't tried twice.
+    /// [`Error::Library`]; for `pkcs11:` also [`Error::Pin`],
+    /// [`Error::PinRefused`], [`Error::TokenMissing`], [`Error::Ambiguous`],
+    /// [`Error::Unsupported`]. Opening isn't tried twice.
     pub fn open(uri: &HsmUri, options: Options) -> Result<Self, Error> {
-        Self::with_opener(uri, backend::opener(uri, options.deadline)?, options)
+        Self::with_opener(uri, backend::opener(uri, options.deadline), options)
     }
 
     pub(crate) fn with_opener(
@@ -160,9 +165,29 @@ impl Hsm {
     /// HSM can [`unlock`](Self::unlock) them. What comes out has a form of the
     /// backend's own and is somewhat longer.
     ///
-    /// A `soft:` key locks with AES-256-GCM under a key derived from the
-    /// private key: as good as the key file is kept, so for development. What a
-    /// Zymkey has locked was unlocked again once, before it is returned.
+    /// - A `soft:` key locks with AES-256-GCM under a key derived from the
+    ///   private key: as good as the key file is kept, so for development.
+    /// - A `pkcs11:` key locks with AES-256-GCM under a key on the token that
+    ///   never leaves it. It has the private key's label and ` lock`, and is made
+    ///   when the first data is locked.
+    /// - What a Zymkey has locked was unlocked again once, before it is returned.
+    ///
+    /// ```
+    /// use std::fs;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// # fs::write(dir.join("secret"), "s3cr3t")?;
+    /// # let uri = zk_hsm::create_soft_key(dir.join("key.pem"))?;
+    /// # let hsm = zk_hsm::Hsm::open(&uri, zk_hsm::Options::default())?;
+    ///
+    /// // a file that is of use on this device only
+    /// fs::write(dir.join("secret.locked"), hsm.lock(&fs::read(dir.join("secret"))?)?)?;
+    /// fs::remove_file(dir.join("secret"))?;
+    ///
+    /// let secret = hsm.unlock(&fs::read(dir.join("secret.locked"))?)?;
+    /// assert_eq!(*secret, b"s3cr3t");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -228,15 +253,66 @@ impl Hsm {
     }
 
     /// A request for a TLS client certificate for this key: PKCS#10 (RFC 2986)
-    /// in PEM, subject `CN=<common_name>`, asking for key usage
-    /// digitalSignature and extended key usage clientAuth. Costs one signature.
+    /// in PEM, asking for key usage digitalSignature and extended key usage
+    /// clientAuth. A text is the common name; [`Subject`] has more. Costs one
+    /// signature.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let uri = zk_hsm::create_soft_key(dir.path().join("key.pem"))?;
+    /// # let hsm = zk_hsm::Hsm::open(&uri, zk_hsm::Options::default())?;
+    /// let pem = hsm.csr("pi-01")?;
+    /// assert!(pem.starts_with("-----BEGIN CERTIFICATE REQUEST-----\n"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::CommonName`], [`Error::Encoding`], or as for
+    /// [`Error::Subject`], [`Error::Encoding`], or as for
     /// [`sign`](Self::sign).
-    pub fn csr(&self, common_name: &str) -> Result<String, Error> {
-        csr::request(self, common_name)
+    pub fn csr(&self, subject: impl Into<Subject>) -> Result<String, Error> {
+        certificate::request(self, &subject.into())
+    }
+
+    /// A TLS client certificate for this key that the key itself signs: X.509
+    /// version 3 in PEM. Costs one signature.
+    ///
+    /// It vouches for nothing but itself: servers accept it only where it, or
+    /// its hash, is registered, as by AWS IoT's `register-certificate-without-ca`,
+    /// or pinned as a trust anchor. It is CA:FALSE, for digitalSignature and
+    /// clientAuth, with a random serial number of 126 bits; it is valid from an
+    /// hour before now (for servers whose clock is behind) until `lifetime`
+    /// from now, a second to 100 years.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use rustls::RootCertStore;
+    /// use rustls::pki_types::CertificateDer;
+    /// use rustls::pki_types::pem::PemObject;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let uri = zk_hsm::create_soft_key(dir.path().join("key.pem"))?;
+    /// # let hsm = zk_hsm::Hsm::open(&uri, zk_hsm::Options::default())?;
+    ///
+    /// let pem = hsm.self_signed("pi-01", Duration::from_secs(365 * 24 * 60 * 60))?;
+    ///
+    /// // once it is registered, it is the whole chain
+    /// let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes())?];
+    /// let config = hsm.client_config(chain, RootCertStore::empty(), &[])?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Subject`]; [`Error::Validity`], also if the clock of this
+    /// machine isn't set; [`Error::Encoding`], [`Error::Random`], or as for
+    /// [`sign`](Self::sign).
+    pub fn self_signed(
+        &self,
+        subject: impl Into<Subject>,
+        lifetime: Duration,
+    ) -> Result<String, Error> {
+        certificate::self_signed(self, &subject.into(), lifetime, SystemTime::now())
     }
 
     /// SubjectPublicKeyInfo, DER.
@@ -384,7 +460,8 @@ pub fn list_keys(uri: &HsmUri, deadline: Duration) -> Result<Vec<KeyEntry>, Erro
 ///
 /// - `soft:`: the file is created, as by [`create_soft_key`](crate::create_soft_key);
 /// - `pkcs11:`: the key gets the label and id of the URI. It can't leave the
-///   token. If there is such a key already, that is an error;
+///   token. Without an id it gets a random one. If there is a private key of
+///   that label or that id already, that is [`Error::KeyExists`];
 /// - `zymkey:`: the HSM chooses a free slot, whatever slot `uri` has. Models
 ///   with no room for keys of the user's answer [`Error::Unsupported`].
 ///

@@ -6,7 +6,8 @@
 //!
 //! - connect with **rustls**: [`Hsm::client_config`] for the whole
 //!   configuration, [`Hsm::signing_key`] for your own;
-//! - get a **certificate**: [`Hsm::csr`], or sign `x509-cert`'s builders;
+//! - get a **certificate**: [`Hsm::csr`], [`Hsm::self_signed`], or sign
+//!   `x509-cert`'s builders;
 //! - **sign** anything: [`Hsm::sign`], or RustCrypto's [`signature::Signer`];
 //! - **lock** secrets so that only this HSM opens them, and draw its random
 //!   numbers: [`Hsm::lock`], [`Hsm::unlock`], [`Hsm::random`];
@@ -56,11 +57,11 @@
 //!
 //! # Backends
 //!
-//! | URI | where the key is | in this build |
-//! | --- | --- | --- |
-//! | `zymkey:slot=0` | Zymkey, or another Zymbit HSM, through the vendor's library | yes |
-//! | `pkcs11:token=…;object=…` | a PKCS#11 token | no: [`Error::NoBackend`] |
-//! | `soft:/path/key.pem` | a key file of mode 0600, **for development** | yes |
+//! | URI | where the key is |
+//! | --- | --- |
+//! | `zymkey:slot=0` | Zymkey, or another Zymbit HSM, through the vendor's library |
+//! | `pkcs11:token=…;object=…` | a PKCS#11 token |
+//! | `soft:/path/key.pem` | a key file of mode 0600, **for development** |
 //!
 //! # What to expect when hardware misbehaves
 //!
@@ -73,7 +74,7 @@
 //!
 //! Calls block. There is no async interface: rustls can't await a signature,
 //! so one would help only half of the users; from async code use your runtime's
-//! `spawn_blocking`. [`Hsm::client_config`] says what that means for TLS.
+//! `spawn_blocking`. What that means for TLS is told, and shown, at [`Hsm`].
 //!
 //! # What it does not do
 //!
@@ -95,12 +96,13 @@
 // module allows it for itself.
 
 mod backend;
+mod certificate;
 mod counters;
-mod csr;
 mod error;
 mod hsm;
 mod library;
 mod session;
+mod subject;
 mod tls;
 mod uri;
 mod worker;
@@ -117,5 +119,6 @@ pub use crate::hsm::{
     Binding, Health, Hsm, Info, KeyEntry, MAX_LOCK, MAX_RANDOM, Options, Signature, VerifyingKey,
     generate_key, list_keys,
 };
+pub use crate::subject::Subject;
 pub use crate::uri::{BackendKind, HsmUri, UriError};
 pub use crate::worker::State;

@@ -129,6 +129,13 @@ impl Chip {
         }
     }
 
+    /// What has been inside for longer than `patience`, and since when.
+    pub(crate) fn stuck(&self, patience: Duration) -> Option<(Operation, Instant)> {
+        self.lock()
+            .inside
+            .filter(|(_, since)| since.elapsed() >= patience)
+    }
+
     /// Nothing panics while it holds the door, so a poisoned one is in order.
     fn lock(&self) -> MutexGuard<'_, Door> {
         self.door.lock().unwrap_or_else(PoisonError::into_inner)

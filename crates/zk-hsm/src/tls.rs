@@ -19,11 +19,39 @@ use crate::hsm::{Hsm, key_id};
 ///
 /// **rustls signs on the thread that drives the handshake, and that thread
 /// waits for the HSM**: 100 ms and more for a small chip, at most
-/// [`Options::deadline`](crate::Options::deadline). Under an async runtime it
-/// stalls everything else on that thread. So give such connections a thread or
-/// a runtime of their own, or a multi-thread runtime with threads to spare, or
-/// do the handshake inside `spawn_blocking`; and share one configuration, so
-/// that most connections resume and need no signature at all.
+/// [`Options::deadline`](crate::Options::deadline). Under an async runtime that
+/// holds up a worker, and with it all other tasks once no other worker is free;
+/// on a current-thread runtime, always. So do the handshake where waiting is
+/// allowed, as here, or on a thread or a runtime of its own; and share one
+/// configuration, so that most connections resume and need no signature at all.
+///
+/// ```no_run
+/// use std::io;
+/// use std::sync::Arc;
+///
+/// use rustls::ClientConfig;
+/// use rustls::pki_types::ServerName;
+/// use tokio::net::TcpStream;
+/// use tokio::runtime::Handle;
+/// use tokio::task::spawn_blocking;
+/// use tokio_rustls::TlsConnector;
+/// use tokio_rustls::client::TlsStream;
+///
+/// /// `config` is from [`zk_hsm::Hsm::client_config`]. The stream can be used
+/// /// by any task: rustls signs in the handshake only.
+/// async fn connect(
+///     config: Arc<ClientConfig>,
+///     host: &'static str,
+/// ) -> io::Result<TlsStream<TcpStream>> {
+///     let runtime = Handle::current();
+///     let handshake = async move {
+///         let tcp = TcpStream::connect((host, 443)).await?;
+///         let name = ServerName::try_from(host).map_err(io::Error::other)?;
+///         TlsConnector::from(config).connect(name, tcp).await
+///     };
+///     spawn_blocking(move || runtime.block_on(handshake)).await?
+/// }
+/// ```
 impl Hsm {
     /// This key as rustls wants it, for your own `CertifiedKey` and resolver,
     /// on the client's or the server's side.

@@ -10,13 +10,44 @@ use std::str::FromStr;
 /// | `pkcs11:token=T;object=O` | a private key on a PKCS#11 token, as RFC 7512 writes it |
 /// | `soft:/etc/zk/key.pem` | a key file, **for development**: an absolute path, taken as it stands |
 ///
+/// Values are percent-encoded; attributes may stand once each.
+///
+/// # PKCS#11
+///
+/// A `pkcs11:` URI picks the token by `token` (its label) or `serial`, and
+/// `manufacturer` and `model`; the key by `object` (its label) or `id`.
+/// `type=private` is allowed and means nothing more. All that are there must
+/// match, blanks at the end of a token's fields aside; more than one match is
+/// an error. Only P-256 keys count. The public key is taken from a public key
+/// object of the same id and label, or of one of them, from the private key,
+/// or from a certificate of the same id.
+///
+/// `pin-source` says where the PIN is; a token that wants no login needs none.
+///
+/// | `pin-source` | where the PIN is |
+/// | --- | --- |
+/// | `file:/absolute/path` | a file of this user or root, which nobody else may read or write |
+/// | `credential:NAME` | that file in `$CREDENTIALS_DIRECTORY`, for systemd's `LoadCredential=` |
+/// | `env:NAME` | that variable; warned of, as other programs of the user can read it |
+///
+/// A line's end after the PIN doesn't count. A PIN in the URI itself
+/// (`pin-value`) is refused, so a URI can be logged. **A PIN that the token
+/// refuses is tried once in a process**: an HSM is closed for good then, and
+/// none is tried where one more would lock the token.
+///
+/// The library is `/usr/lib/libzk_pkcs11.so` if it is there, or else SoftHSM2's
+/// where Debian puts it. The former is Zymbit's: closed, and not among what this
+/// crate is tested with; it gets its keys by `zk_pkcs11-util`, and its users
+/// must be in the group `zk_pkcs11`. SoftHSM2 keeps keys in files: it is for
+/// development, and is announced so.
+///
+/// # Libraries
+///
 /// `zymkey:` and `pkcs11:` take `?module-path=/absolute/library.so` to load
-/// another library than the vendor's. A `pkcs11:` URI picks the token by
-/// `token` or `serial` (and `manufacturer`, `model`) and the key by `object` or
-/// `id`; `type=private` is allowed and means nothing more. Its PIN comes from
-/// where `pin-source` says: `file:/absolute/path`, `credential:NAME` (systemd)
-/// or `env:NAME`. A PIN in the URI itself (`pin-value`) is refused, so a URI
-/// can be logged. Values are percent-encoded; attributes may stand once each.
+/// another library than these. It must belong to root or the user of this
+/// process, as must all directories above it. Nobody else may have write access
+/// to it and its directory; further up a group may, and anybody where the sticky
+/// bit is set, as for `/tmp`.
 ///
 /// A URI decides which library is loaded into the process: take it from
 /// configuration, never from a message.
@@ -43,6 +74,11 @@ impl HsmUri {
     pub fn soft(path: impl AsRef<Path>) -> Result<Self, UriError> {
         let path = path.as_ref().to_str().ok_or(UriError::SoftPath)?;
         format!("soft:{path}").parse()
+    }
+
+    /// The URI of a key on a token, if it isn't too long.
+    pub(crate) fn pkcs11(key: &Pkcs11) -> Result<Self, UriError> {
+        format!("pkcs11:{key}").parse()
     }
 
     /// Which backend opens it.
@@ -77,13 +113,17 @@ impl FromStr for HsmUri {
             return Err(UriError::TooLong { len: text.len() });
         }
         let (scheme, rest) = text.split_once(':').ok_or(UriError::Scheme)?;
-        match scheme {
-            "pkcs11" => Pkcs11::parse(rest).map(Target::Pkcs11),
-            "soft" => parse_soft(rest),
-            "zymkey" => parse_zymkey(rest),
-            _ => Err(UriError::Scheme),
+        let uri = Self(match scheme {
+            "pkcs11" => Target::Pkcs11(Pkcs11::parse(rest)?),
+            "soft" => parse_soft(rest)?,
+            "zymkey" => parse_zymkey(rest)?,
+            _ => return Err(UriError::Scheme),
+        });
+        // the canonical form encodes more, and has to be parsed again
+        match uri.to_string().len() {
+            len if len > MAX_LEN => Err(UriError::TooLong { len }),
+            _ => Ok(uri),
         }
-        .map(Self)
     }
 }
 
@@ -183,9 +223,9 @@ pub enum UriError {
     SoftPath,
 
     /// Too long to be meant.
-    #[error("the URI has {len} bytes; 1024 are the most")]
+    #[error("the URI has {len} bytes when it is encoded; 1024 are the most")]
     TooLong {
-        /// Its length.
+        /// Its length, or that of its canonical form.
         len: usize,
     },
 
@@ -210,19 +250,19 @@ pub(crate) enum Target {
 /// RFC 7512, the attributes that pick one private key.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub(crate) struct Pkcs11 {
-    token: Option<String>,
-    manufacturer: Option<String>,
-    serial: Option<String>,
-    model: Option<String>,
-    object: Option<String>,
-    id: Option<Vec<u8>>,
-    module: Option<String>,
-    pin: Option<PinSource>,
+    pub(crate) token: Option<String>,
+    pub(crate) manufacturer: Option<String>,
+    pub(crate) serial: Option<String>,
+    pub(crate) model: Option<String>,
+    pub(crate) object: Option<String>,
+    pub(crate) id: Option<Vec<u8>>,
+    pub(crate) module: Option<String>,
+    pub(crate) pin: Option<PinSource>,
 }
 
 /// Where a PIN comes from; never the PIN itself.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-enum PinSource {
+pub(crate) enum PinSource {
     Credential(String),
     Env(String),
     File(PathBuf),

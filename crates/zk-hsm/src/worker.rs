@@ -1,12 +1,14 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::backend::Opener;
 use crate::counters::Counters;
 use crate::error::{Class, Error, Operation};
 use crate::hsm::{Info, Options, VerifyingKey};
+use crate::library::Chip;
 use crate::session::{Checker, Session};
 use crate::uri::HsmUri;
 
@@ -26,7 +28,8 @@ pub enum State {
         /// The latest failure.
         cause: Error,
     },
-    /// One call has been stuck inside it for longer than the deadline. It
+    /// One call has been stuck inside it for longer than the deadline: this
+    /// handle's, or another's of this process that uses the same library. It
     /// becomes ready by itself if that call ever returns; no second
     /// connection is opened beside the stuck one. A service that stays in this
     /// state should save its work and let itself be restarted.
@@ -44,9 +47,11 @@ pub enum State {
 }
 
 /// The callers' side of the thread that owns the backend. Dropping it closes
-/// the backend and ends the thread as soon as the call inside returns.
+/// the backend and ends the thread as soon as the call inside returns, and
+/// waits a little for that.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -64,23 +69,32 @@ impl Worker {
                 deadline,
                 next_id: 0,
                 current: Some(Current::new(Operation::Open)),
+                chip: None,
                 health: Health::Open,
                 closing: false,
+                ended: false,
                 counters: Counters::default(),
             }),
             bell: Condvar::new(),
+            end: Condvar::new(),
         });
-        let worker = Self {
+        let mut worker = Self {
             shared: Arc::clone(&shared),
+            thread: None,
         };
         let (reply, opened) = mpsc::channel();
         let name = uri.to_string().into();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(format!("zk-hsm-{}", uri.backend()))
-            .spawn(move || own(shared, opener, name, &reply))
+            .spawn(move || {
+                // dropped last, whatever happens
+                let _ended = Ended(Arc::clone(&shared));
+                own(shared, opener, name, &reply);
+            })
             .map_err(|source| Error::Thread {
                 source: Arc::new(source),
             })?;
+        worker.thread = Some(thread);
         match opened.recv_timeout(deadline) {
             Ok(Ok((public_key, info))) => Ok((worker, public_key, info)),
             Ok(Err(error)) => Err(error),
@@ -155,16 +169,15 @@ impl Worker {
 
     pub(crate) fn state(&self) -> State {
         let desk = self.shared.lock();
-        match (&desk.health, desk.stuck(Instant::now())) {
+        let own = desk.stuck(Instant::now());
+        let stuck = own
+            .map(|current| (current.operation, current.since))
+            .or_else(|| desk.chip.as_ref()?.stuck(desk.deadline));
+        match (&desk.health, stuck) {
             (Health::Failed(cause), _) => State::Failed {
                 cause: cause.clone(),
             },
-            (
-                _,
-                Some(&Current {
-                    operation, since, ..
-                }),
-            ) => State::Wedged { operation, since },
+            (_, Some((operation, since))) => State::Wedged { operation, since },
             (
                 Health::Closed {
                     failures,
@@ -196,9 +209,39 @@ impl Worker {
 }
 
 impl Drop for Worker {
+    /// Without the wait a program that ends just now would leave the thread alone
+    /// in a C library that is being torn down: SoftHSM2 crashes then.
     fn drop(&mut self) {
-        self.shared.lock().closing = true;
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let mut desk = self.shared.lock();
+        desk.closing = true;
         self.shared.bell.notify_one();
+        if desk.wedged(Instant::now()).is_some() {
+            return;
+        }
+        let (desk, _) = self
+            .shared
+            .end
+            .wait_timeout_while(desk, CLOSING, |desk| !desk.ended)
+            .unwrap_or_else(PoisonError::into_inner);
+        let ended = desk.ended;
+        drop(desk);
+        if ended {
+            // it has nothing left to do, and a panic there was answered already
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tells that the thread has let go of all it had.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.end.notify_all();
     }
 }
 
@@ -274,6 +317,8 @@ struct Shared {
     desk: Mutex<Desk>,
     /// Rung for the thread: a job has come, or the end.
     bell: Condvar,
+    /// Rung when the thread has let go of the backend.
+    end: Condvar,
 }
 
 impl Shared {
@@ -291,8 +336,11 @@ struct Desk {
     next_id: u64,
     /// What is inside the backend now.
     current: Option<Current>,
+    /// Where the backend's calls wait for those of other handles.
+    chip: Option<Arc<Chip>>,
     health: Health,
     closing: bool,
+    ended: bool,
     counters: Counters,
 }
 
@@ -459,6 +507,7 @@ fn own(
         }
     };
     let public_key = checker.public_key();
+    let chip = session.backend.chip();
     let mut owner = Owner {
         shared,
         opener,
@@ -466,7 +515,11 @@ fn own(
         session: Some(session),
         failures: 0,
     };
-    owner.shared.lock().current = None;
+    {
+        let mut desk = owner.shared.lock();
+        desk.current = None;
+        desk.chip = chip;
+    }
     // one who has given up has said so on the desk
     let _ = reply.send(Ok((public_key, info)));
     loop {
@@ -488,7 +541,7 @@ pub(crate) fn once<T: Send + 'static>(
 ) -> Result<T, Error> {
     let deadline = deadline.min(MAX_DEADLINE);
     let (reply, answer) = mpsc::channel();
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name(format!("zk-hsm-{}", uri.backend()))
         .spawn(move || {
             // a caller that has given up has no receiver
@@ -498,7 +551,11 @@ pub(crate) fn once<T: Send + 'static>(
             source: Arc::new(source),
         })?;
     match answer.recv_timeout(deadline) {
-        Ok(result) => result,
+        Ok(result) => {
+            // its work is done; it isn't left alone in a library when the program ends
+            let _ = thread.join();
+            result
+        }
         Err(RecvTimeoutError::Disconnected) => Err(Error::WorkerDied),
         Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut {
             operation,
@@ -679,6 +736,9 @@ fn pause(failures: u32) -> Duration {
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long the last handle waits for the backend to close.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// So that a deadline can always be added to a moment.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::Verifier;
@@ -14,7 +15,7 @@ use signature::Keypair;
 use tempfile::TempDir;
 use zk_hsm::{
     BackendKind, Class, Error, Hsm, HsmUri, MAX_LOCK, MAX_RANDOM, Options, State, UriError,
-    create_soft_key,
+    create_soft_key, generate_key, list_keys,
 };
 
 #[test]
@@ -46,6 +47,29 @@ fn a_new_key_is_in_a_file_of_mode_0600() {
 
     let other = create_soft_key(dir.path().join("other.pem")).unwrap();
     assert_ne!(open(&other).public_key(), hsm.public_key());
+}
+
+#[test]
+fn a_key_file_has_one_key_or_none() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("key.pem");
+    let uri = HsmUri::soft(&path).unwrap();
+    assert!(list_keys(&uri, Duration::MAX).unwrap().is_empty());
+
+    assert_eq!(generate_key(&uri, Duration::MAX).unwrap(), uri);
+    let keys = list_keys(&uri, Duration::MAX).unwrap();
+    assert_eq!(keys.len(), 1);
+    assert_eq!(keys[0].uri, uri);
+    assert_eq!(keys[0].public_key.as_ref(), Some(open(&uri).public_key()));
+
+    // what can't be looked at isn't said to be empty
+    let no_directory = HsmUri::soft(path.join("key.pem")).unwrap();
+    let itself = dir.path().join("loop.pem");
+    symlink(&itself, &itself).unwrap();
+    for uri in [no_directory, HsmUri::soft(itself).unwrap()] {
+        let error = list_keys(&uri, Duration::MAX).unwrap_err();
+        assert!(matches!(error, Error::KeyFileIo { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -219,7 +243,7 @@ fn signatures_verify_and_are_counted() {
     let counters = hsm.counters();
     assert_eq!(counters.signatures, 3);
     assert_eq!(counters.sign_latency.count(), 3);
-    assert!(counters.sign_latency.sum() > std::time::Duration::ZERO);
+    assert!(counters.sign_latency.sum() > Duration::ZERO);
     assert!(matches!(hsm.state(), State::Ready));
 }
 
@@ -338,21 +362,6 @@ proptest! {
             prop_assert!(matches!(hsm.unlock(&locked), Err(Error::UnlockRefused)));
         }
     }
-}
-
-#[test]
-fn backends_of_other_builds_are_named() {
-    let (uri, kind) = ("pkcs11:token=t;object=o", BackendKind::Pkcs11);
-    let error = Hsm::open(&uri.parse().unwrap(), Options::default()).unwrap_err();
-    assert!(
-        matches!(error, Error::NoBackend { backend } if backend == kind),
-        "{error}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("this build has no {kind} backend"))
-    );
 }
 
 #[test]

@@ -150,6 +150,19 @@ fn a_pin_in_a_wrong_place_is_in_no_message() {
 }
 
 #[test]
+fn the_longest_is_still_parsed_again() {
+    let uri = |brackets: usize| format!("zymkey:slot=0?module-path=/{}", "(".repeat(brackets));
+    // 27 bytes, and three for each bracket once it is encoded
+    let longest: HsmUri = uri(332).parse().unwrap();
+    assert_eq!(longest.to_string().len(), 1023);
+    assert_eq!(longest.to_string().parse::<HsmUri>(), Ok(longest));
+    assert_eq!(
+        uri(333).parse::<HsmUri>(),
+        Err(UriError::TooLong { len: 1026 })
+    );
+}
+
+#[test]
 fn a_path_becomes_a_uri_as_it_stands() {
     let uri = HsmUri::soft("/var/lib/zk/my key%.pem").unwrap();
     assert_eq!(uri.to_string(), "soft:/var/lib/zk/my key%.pem");

@@ -452,7 +452,12 @@ fn opening() {
 #[test]
 fn a_key_that_vanished_is_told_from_a_failure() {
     let chip = Chip::new(Model::Zymkey4i);
-    let vanished = || Rule::new(EXPORT, Fault::KeyVanished);
+    fn vanished() -> Rule {
+        Rule::new(EXPORT, Fault::KeyVanished)
+    }
+    fn unclear() -> Rule {
+        Rule::new(EXPORT, Fault::Code(-1))
+    }
     let missing = |result: Result<_, Error>| {
         let error = result.unwrap_err();
         assert!(matches!(error, Error::KeyMissing { .. }), "{error}");
@@ -460,12 +465,18 @@ fn a_key_that_vanished_is_told_from_a_failure() {
     };
 
     // this slot's, not the next one's, and this one's again
-    chip.fail([vanished().count(1), vanished().after(2).count(1)]);
-    missing(Hsm::open(&chip.uri(0), options()).map(drop));
+    let alternate = |rule: fn() -> Rule, times: u64| {
+        chip.fail((0..times).map(|n| rule().after(2 * n).count(1)));
+        Hsm::open(&chip.uri(0), options()).map(drop)
+    };
+    missing(alternate(vanished, 4));
     // by a code that says nothing
-    let unclear = || Rule::new(EXPORT, Fault::Code(-1));
-    chip.fail([unclear().count(1), unclear().after(2).count(1)]);
-    missing(Hsm::open(&chip.uri(0), options()).map(drop));
+    missing(alternate(unclear, 4));
+    // fewer times it may be the connection
+    for times in 1..4 {
+        let error = alternate(unclear, times).unwrap_err();
+        assert_library("fewer", &error, EXPORT, -1, "EPERM, or any failure");
+    }
     // all slots', but the chip answers
     chip.fail([vanished()]);
     missing(Hsm::open(&chip.uri(0), options()).map(drop));
@@ -489,6 +500,44 @@ fn a_key_that_vanished_is_told_from_a_failure() {
     ));
     assert_eq!(hsm.counters().fatal_failures, 1);
     sign(&chip.open(), b"m").unwrap();
+}
+
+/// As after its export was disabled.
+#[test]
+fn a_key_that_is_listed_is_not_missing() {
+    let chip = Chip::new(Model::Hsm6);
+    chip.fail((0..4).map(|n| Rule::new(EXPORT, Fault::Code(-1)).after(2 * n).count(1)));
+    let error = Hsm::open(&chip.uri(0), options()).unwrap_err();
+    assert_library("listed", &error, EXPORT, -1, "EPERM, or any failure");
+    // one that isn't listed is
+    chip.fail([]);
+    let error = Hsm::open(&chip.uri(20), options()).unwrap_err();
+    assert!(matches!(error, Error::KeyMissing { .. }), "{error}");
+}
+
+#[test]
+fn who_may_not_reach_the_daemon_is_told_so() {
+    let chip = Chip::new(Model::Zymkey4i);
+    chip.fail([Rule::new(OPEN, Fault::Code(-13))]);
+    let error = Hsm::open(&chip.uri(0), options()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("run this as a user who may"), "{text}");
+}
+
+/// Who locks a secret gives up the open one.
+#[test]
+fn what_does_not_unlock_to_what_was_locked_is_not_handed_out() {
+    let chip = Chip::new(Model::Zymkey4i);
+    let hsm = chip.open();
+    hsm.lock(b"a secret").unwrap();
+    let cut = Rule::new(UNLOCK, Fault::Length(7));
+    chip.fail([cut.clone()]);
+    let error = hsm.lock(b"a secret").unwrap_err();
+    let problem = "success, but what it put out can't be unlocked";
+    assert_library("cut", &error, LOCK, 0, problem);
+    chip.fail([cut.count(1)]);
+    hsm.lock(b"a secret").unwrap();
+    assert_eq!(hsm.counters().retries, 2);
 }
 
 #[test]
@@ -772,6 +821,11 @@ fn hang(function: &'static str, operation: Operation, call: Call) {
     for _ in 0..3 {
         is_wedged(hsm.sign(b"m").map(drop));
         is_wedged(other.sign(b"m").map(drop));
+        let state = other.state();
+        assert!(
+            matches!(state, State::Wedged { operation: o, .. } if o == operation),
+            "{function}: {state:?}"
+        );
         is_wedged(Hsm::open(&chip.uri(2), patient(SHORT)).map(drop));
         is_wedged(list_keys(&chip.uri(0), SHORT).map(drop));
         is_wedged(generate_key(&chip.uri(0), SHORT).map(drop));
@@ -781,6 +835,9 @@ fn hang(function: &'static str, operation: Operation, call: Call) {
 
     chip.fail([]);
     until("the hang ends", || matches!(hsm.state(), State::Ready));
+    until("for the other, too", || {
+        matches!(other.state(), State::Ready)
+    });
     call(&hsm).unwrap();
     sign(&hsm, b"m").unwrap();
     let counters = hsm.counters();

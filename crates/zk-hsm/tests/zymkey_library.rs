@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use zk_hsm::{Class, Error, Health, Hsm, Info, State, generate_key, list_keys};
-use zk_hsm_sim::Model;
+use zk_hsm_sim::{Device, Model};
 
 use crate::chip::{Chip, PATIENCE, options, until, uri};
 use crate::stub::{MESSAGE, Stub};
@@ -115,6 +115,44 @@ fn a_library_that_others_can_write_is_not_loaded() {
         fs::set_permissions(place, Permissions::from_mode(good)).unwrap();
     }
     chip.open();
+}
+
+/// Further up a group may write, and anybody where only owners may rename.
+#[test]
+fn the_directories_above_are_looked_at_too() {
+    let above = TempDir::new().unwrap();
+    let device = Device::create(above.path().join("chip"), Model::Zymkey4i).unwrap();
+    let open = || Hsm::open(&uri(&device.module_path(), 0), options());
+    let untrusted = |place: &Path| {
+        let error = open().unwrap_err();
+        let Error::LibraryUntrusted { path, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(path, fs::canonicalize(place).unwrap());
+    };
+    for (mode, is_trusted) in [
+        (0o757, false),
+        (0o777, false),
+        (0o1777, true),
+        (0o775, true),
+    ] {
+        fs::set_permissions(above.path(), Permissions::from_mode(mode)).unwrap();
+        if is_trusted {
+            open().unwrap();
+        } else {
+            untrusted(above.path());
+        }
+    }
+    // only root can give a file away
+    if rustix::process::geteuid().is_root() {
+        let file = device.module_path();
+        for place in [file.as_path(), file.parent().unwrap(), above.path()] {
+            chown(place, Some(12345), None).unwrap();
+            untrusted(place);
+            chown(place, Some(0), None).unwrap();
+        }
+        open().unwrap();
+    }
 }
 
 /// Older libraries have fewer functions, and other ones for the same.

@@ -4,15 +4,14 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::convert::Infallible;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, stdin};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use tempfile::TempDir;
-use zk_bench::{Bar, ROUNDS, Row, by_turns, directory, median, time};
+use zk_bench::{Bar, Bare, ROUNDS, Row, by_turns, directory, median, time};
 use zk_spool::{Options, Spool};
 
 fn main() {
@@ -33,20 +32,20 @@ fn main() {
 
 fn singly(dir: &TempDir) {
     let spool = Spool::open(dir.path().join("singly"), options()).unwrap();
-    let mut bare = Bare::create(dir.path().join("singly-bare"));
+    let mut bare = Bare::create(dir.path().join("singly-bare")).unwrap();
     let record = record();
     let rounds = rates(
         SINGLY,
         1,
         || assert!(spool.append_with(|_| made(&record)).is_ok()),
-        || bare.append(&[&record]),
+        || bare.append(&[&record]).unwrap(),
     );
     compare("spool: append, one at a time", 0.95, &rounds);
 }
 
 fn in_groups(dir: &TempDir) {
     let spool = Spool::open(dir.path().join("groups"), options()).unwrap();
-    let mut bare = Bare::create(dir.path().join("groups-bare"));
+    let mut bare = Bare::create(dir.path().join("groups-bare")).unwrap();
     let record = record();
     let group = vec![&record[..]; GROUP];
     let append = || {
@@ -59,7 +58,7 @@ fn in_groups(dir: &TempDir) {
         GROUPS,
         GROUP,
         || written += writing(append),
-        || bare_written += writing(|| bare.append(&group)),
+        || bare_written += writing(|| bare.append(&group).unwrap()),
     );
     compare("spool: append, groups of 64", 0.9, &rounds);
 
@@ -75,7 +74,7 @@ fn in_groups(dir: &TempDir) {
     ));
     print(&Row::compare(
         "spool: bytes written, groups of 64",
-        BARE,
+        Bare::NAME,
         "B/B",
         None,
         &[(per_byte[0], per_byte[1])],
@@ -89,7 +88,7 @@ fn in_groups(dir: &TempDir) {
             assert_eq!(records.len(), GROUP);
             spool.ack(records[GROUP - 1].position()).unwrap();
         },
-        || assert_eq!(bare.drain().len(), GROUP),
+        || assert_eq!(bare.drain(GROUP, RECORD).unwrap().len(), GROUP),
     );
     compare("spool: drain, 64 at a time", 0.9, &rounds);
 }
@@ -219,7 +218,7 @@ fn rates(
 
 fn compare(name: &str, least: f64, rounds: &[(f64, f64)]) {
     let bar = Some(Bar::AtLeast(least));
-    print(&Row::compare(name, BARE, "records/s", bar, rounds));
+    print(&Row::compare(name, Bare::NAME, "records/s", bar, rounds));
 }
 
 fn print(row: &Row) {
@@ -253,127 +252,6 @@ fn made(record: &[u8]) -> Result<Vec<u8>, Infallible> {
     Ok(record.to_vec())
 }
 
-/// What every durable log has to do: a frame with a checksum, one write and one
-/// fdatasync for a group, segments, and a cursor in two slots. It recovers
-/// nothing.
-struct Bare {
-    dir: PathBuf,
-    file: File,
-    number: u64,
-    end: u64,
-    buffer: Vec<u8>,
-    cursor: File,
-    acks: u64,
-    reading: Option<(u64, File)>,
-    offset: u64,
-}
-
-impl Bare {
-    fn create(dir: PathBuf) -> Self {
-        fs::create_dir(&dir).unwrap();
-        let cursor = File::create(dir.join("cursor")).unwrap();
-        cursor.write_all_at(&[0; 1024], 0).unwrap();
-        cursor.sync_data().unwrap();
-        let file = Self::segment(&dir, 0);
-        Self {
-            dir,
-            file,
-            number: 0,
-            end: HEADER,
-            buffer: Vec::new(),
-            cursor,
-            acks: 0,
-            reading: None,
-            offset: HEADER,
-        }
-    }
-
-    fn segment(dir: &Path, number: u64) -> File {
-        let unfinished = dir.join("unfinished");
-        let file = File::create(&unfinished).unwrap();
-        file.write_all_at(&[1; HEADER as usize], 0).unwrap();
-        file.sync_data().unwrap();
-        fs::rename(unfinished, name(dir, number)).unwrap();
-        sync_dir(dir);
-        file
-    }
-
-    fn append(&mut self, records: &[&[u8]]) {
-        let length: usize = records.iter().map(|record| 4 + record.len()).sum();
-        if self.end + 32 + length as u64 > SEGMENT {
-            // the mark of a segment that is complete
-            self.file.write_all_at(&[2; 80], self.end).unwrap();
-            self.file.sync_data().unwrap();
-            self.number += 1;
-            self.file = Self::segment(&self.dir, self.number);
-            self.end = HEADER;
-        }
-        self.buffer.clear();
-        self.buffer.resize(32, 0);
-        self.buffer[..4].copy_from_slice(&(length as u32).to_be_bytes());
-        for record in records {
-            let length = record.len() as u32;
-            self.buffer.extend_from_slice(&length.to_be_bytes());
-            self.buffer.extend_from_slice(record);
-        }
-        let crc = crc32c::crc32c(&self.buffer[8..]);
-        self.buffer[4..8].copy_from_slice(&crc.to_be_bytes());
-        self.file.write_all_at(&self.buffer, self.end).unwrap();
-        self.file.sync_data().unwrap();
-        self.end += self.buffer.len() as u64;
-    }
-
-    /// Reads the oldest group, and marks it as delivered.
-    fn drain(&mut self) -> Vec<Vec<u8>> {
-        let (number, file) = self.reading.take().unwrap_or_else(|| {
-            let file = OpenOptions::new().read(true).open(name(&self.dir, 0));
-            (0, file.unwrap())
-        });
-        self.buffer.resize(32 + GROUP * (4 + RECORD), 0);
-        file.read_exact_at(&mut self.buffer, self.offset).unwrap();
-        let crc = crc32c::crc32c(&self.buffer[8..]);
-        assert_eq!(self.buffer[4..8], crc.to_be_bytes());
-        let mut records = Vec::with_capacity(GROUP);
-        let mut rest = &self.buffer[32..];
-        while let Some((length, bytes)) = rest.split_first_chunk() {
-            let (record, next) = bytes.split_at(u32::from_be_bytes(*length) as usize);
-            records.push(record.to_vec());
-            rest = next;
-        }
-        self.offset += self.buffer.len() as u64;
-
-        let mut slot = [0; 128];
-        slot[..8].copy_from_slice(&self.offset.to_be_bytes());
-        let crc = crc32c::crc32c(&slot[..124]);
-        slot[124..].copy_from_slice(&crc.to_be_bytes());
-        self.cursor
-            .write_all_at(&slot, self.acks % 2 * 512)
-            .unwrap();
-        self.cursor.sync_data().unwrap();
-        self.acks += 1;
-
-        self.reading = Some((number, file));
-        if number < self.number && self.offset + self.buffer.len() as u64 > SEGMENT {
-            fs::remove_file(name(&self.dir, number)).unwrap();
-            sync_dir(&self.dir);
-            let next = File::open(name(&self.dir, number + 1)).unwrap();
-            self.reading = Some((number + 1, next));
-            self.offset = HEADER;
-        }
-        records
-    }
-}
-
-fn name(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:020}.seg"))
-}
-
-fn sync_dir(dir: &Path) {
-    File::open(dir).unwrap().sync_all().unwrap();
-}
-
-const BARE: &str = "a bare log with the same writes and syncs";
-
 /// Bytes of a record.
 const RECORD: usize = 600;
 /// Bytes that a log puts around each, at most.
@@ -386,7 +264,3 @@ const SINGLY: usize = 4;
 const GROUPS: usize = 2;
 /// Turns in a round.
 const TURNS: usize = 50;
-
-/// What the spool has too, with these options.
-const SEGMENT: u64 = 4 << 20;
-const HEADER: u64 = 1024;

@@ -48,6 +48,26 @@ async fn wrong_arguments_are_told_with_what_is_right() {
         ),
         (&["hsm", "random", "0"], &["1..=65536"]),
         (&["hsm", "random", "many"], &["many"]),
+        (&["hsm", "verify", "report"], &["--signature"]),
+        (
+            &["hsm", "verify", "--signature", "-"],
+            &["standard input", "give a file"],
+        ),
+        (
+            &[
+                "hsm",
+                "verify",
+                "--signature",
+                "roots.pem",
+                "--public-key",
+                "agent.toml",
+            ],
+            &["agent.toml", "no P-256 public key"],
+        ),
+        (&["hsm", "keys"], &["Usage"]),
+        (&["hsm", "watch", "--interval", "1ms"], &["at least 10ms"]),
+        (&["hsm", "watch", "--count", "0"], &["--count"]),
+        (&["hsm", "watch", "--once", "--count", "3"], &["--once"]),
         (
             &["spool", "list", "--limit", "0"],
             &["--limit", "1..=10000"],
@@ -77,6 +97,17 @@ async fn wrong_arguments_are_told_with_what_is_right() {
         }
         assert!(run.out.is_empty(), "{arguments:?}");
     }
+    // a PIN that doesn't belong there is not said
+    for wrong in [
+        "?pin-value=8317402",
+        ";pin-value=8317402",
+        "?pin-source=8317402",
+    ] {
+        let uri = format!("pkcs11:token=t;object=o{wrong}");
+        let run = world.ctl(&["hsm", "info", "--hsm", &uri]).ends(2);
+        run.says(&["--hsm", "pin-source"]);
+        assert!(!run.err.contains("8317402"), "{}", run.err);
+    }
     // what is at fault here is not what was typed
     let missing = world.ctl(&["publish", "nothing-there"]).ends(1);
     missing.says(&["cannot read nothing-there", "No such file"]);
@@ -84,10 +115,9 @@ async fn wrong_arguments_are_told_with_what_is_right() {
         .ctl(&["hsm", "csr", "--out", "no/such/dir.pem"])
         .ends(1);
     out.says(&["no/such/dir.pem"]);
-    let hardware = world
-        .ctl(&["hsm", "info", "--hsm", "zymkey:slot=0"])
-        .ends(1);
-    hardware.says(&["zymkey:slot=0", "no zymkey backend"]);
+    let nowhere = "zymkey:slot=0?module-path=/nowhere/lib.so";
+    let hardware = world.ctl(&["hsm", "info", "--hsm", nowhere]).ends(1);
+    hardware.says(&[nowhere, "/nowhere/lib.so can't be loaded", "No such file"]);
     assert!(world.stored().await.is_empty());
 }
 
@@ -153,38 +183,33 @@ fn help_and_document_agree() {
             .collect()
     };
     let mut seen = 0;
-    for command in commands(&help(&[])) {
-        let text = help(&[&command]);
+    let mut left = vec![Vec::<String>::new()];
+    while let Some(path) = left.pop() {
+        let text = help(&path.iter().map(String::as_str).collect::<Vec<_>>());
         let below = commands(&text);
-        let paths = match below.is_empty() {
-            true => vec![vec![command.clone()]],
-            false => below
-                .into_iter()
-                .map(|name| vec![command.clone(), name])
-                .collect(),
-        };
-        for path in paths {
-            let full = format!("`zk-ctl {}", path.join(" "));
-            assert!(document.contains(&full), "docs/ctl.md lacks {full}");
-            let text = help(&path.iter().map(String::as_str).collect::<Vec<_>>());
-            let flags = text
-                .lines()
-                .map(str::trim_start)
-                .filter(|line| line.starts_with('-'))
-                .flat_map(str::split_whitespace)
-                .filter(|word| word.starts_with("--"));
-            for flag in flags {
-                if !["--help", "--version"].contains(&flag) {
-                    assert!(
-                        document.contains(flag),
-                        "docs/ctl.md lacks {flag} of {full}"
-                    );
-                }
-            }
-            seen += 1;
+        if !below.is_empty() {
+            left.extend(below.into_iter().map(|name| [&path[..], &[name]].concat()));
+            continue;
         }
+        let full = format!("`zk-ctl {}", path.join(" "));
+        assert!(document.contains(&full), "docs/ctl.md lacks {full}");
+        let flags = text
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| line.starts_with('-'))
+            .flat_map(str::split_whitespace)
+            .filter(|word| word.starts_with("--"));
+        for flag in flags {
+            if !["--help", "--version"].contains(&flag) {
+                assert!(
+                    document.contains(flag),
+                    "docs/ctl.md lacks {flag} of {full}"
+                );
+            }
+        }
+        seen += 1;
     }
-    assert_eq!(seen, 12);
+    assert_eq!(seen, 15);
 
     // and the exit codes are the same ones
     let codes = help(&[]);
@@ -202,8 +227,49 @@ fn help_and_document_agree() {
         .filter_map(|line| line.split_once(" | "))
         .filter(|(code, _)| code.len() == 1 && code.as_bytes()[0].is_ascii_digit())
         .collect();
-    assert_eq!(table.len(), 6, "{table:?}");
+    assert_eq!(table.len(), 7, "{table:?}");
     for (code, _) in table {
         assert!(codes.contains(&format!(" {code} ")), "{code}: {codes}");
     }
+}
+
+/// docs/hsm.md says of each error, and of each code of Zymbit's library, what
+/// to do.
+#[test]
+fn the_document_has_every_error_of_a_key() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let document = read("docs/hsm.md");
+    let between = |text: &str, begin: &str, end: &str| {
+        let rest = text.split(begin).nth(1).unwrap();
+        rest.split(end).next().unwrap().to_owned()
+    };
+    let errors = read("crates/zk-hsm/src/error.rs");
+    let errors = between(&errors, "pub enum Error {", "\n}\n");
+    let variants = errors
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
+        .map(|line| line.split([' ', '(', ',']).next().unwrap());
+    let mut seen = 0;
+    for variant in variants {
+        let row = format!("`{variant}`");
+        assert!(document.contains(&row), "docs/hsm.md lacks {row}");
+        seen += 1;
+    }
+    assert!(seen > 25, "{seen}");
+
+    let backend = read("crates/zk-hsm/src/backend/zymkey.rs");
+    let codes = between(&backend, "const TRANSIENT", "];");
+    let table = between(&document, "### Codes of Zymbit's library", "###");
+    let codes = codes.split('"').skip(1).step_by(2);
+    let mut seen = 0;
+    for code in codes.filter(|code| code.starts_with('E')) {
+        assert!(
+            table.contains(&format!("-{code} ")),
+            "docs/hsm.md lacks {code}"
+        );
+        seen += 1;
+    }
+    assert!(seen > 15, "{seen}");
 }

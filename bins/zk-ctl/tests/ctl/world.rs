@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair,
+    KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -25,7 +25,7 @@ use zk_envelope::{
     VerifyingKey,
 };
 use zk_gateway::{Gateway, Limits, Tls, TlsFiles, run};
-use zk_hsm::{Hsm, create_soft_key};
+use zk_hsm::{Hsm, HsmUri, create_soft_key};
 use zk_store::{Options, Store, StoreUri};
 use zk_verify::{Audit, DeviceRecord, principal_of};
 
@@ -50,12 +50,24 @@ impl World {
         world
     }
 
+    /// The same with this key.
+    pub(crate) async fn with_key(uri: &HsmUri) -> Self {
+        let world = Self::build(Some(uri)).await;
+        world.register().await;
+        world
+    }
+
     pub(crate) async fn unregistered() -> Self {
+        Self::build(None).await
+    }
+
+    async fn build(uri: Option<&HsmUri>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let (server_ca, device_ca) = (authority("gateway CA"), authority("device CA"));
 
-        let server = leaf(&server_ca, &key(), "localhost", |params| {
+        let server_key = key();
+        let server = leaf(&server_ca, &server_key, "localhost", |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         });
         let files = TlsFiles {
@@ -64,7 +76,7 @@ impl World {
             device_ca: path("device-ca.crt.pem"),
         };
         fs::write(&files.certificate, &server.pem).unwrap();
-        secret(&files.key, server.key.serialize_pem().as_bytes());
+        secret(&files.key, server_key.serialize_pem().as_bytes());
         fs::write(&files.device_ca, device_ca.pem()).unwrap();
         let store = StoreUri::File(path("store.db"));
         let store = Store::create(&store, Options::default()).await.unwrap();
@@ -74,7 +86,10 @@ impl World {
         let address = listener.local_addr().unwrap();
         tokio::spawn(run(listener, gateway.clone(), std::future::pending()));
 
-        let uri = create_soft_key(path("key.pem")).unwrap();
+        let uri = match uri {
+            Some(uri) => uri.clone(),
+            None => create_soft_key(path("key.pem")).unwrap(),
+        };
         let hsm = Hsm::open(&uri, zk_hsm::Options::default()).unwrap();
         let owner = OwnerKey::generate().unwrap();
         fs::write(path("owner.pub.pem"), owner.public_key().to_pem()).unwrap();
@@ -113,8 +128,7 @@ impl World {
         name: &str,
         change: impl FnOnce(&mut CertificateParams),
     ) {
-        let pem = fs::read_to_string(self.path("key.pem")).unwrap();
-        let key = KeyPair::from_pem(&pem).unwrap();
+        let key = Point(self.key.to_sec1_point(false).as_bytes().to_vec());
         let leaf = leaf(authority, &key, name, |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             change(params);
@@ -153,10 +167,11 @@ impl World {
         name: &str,
         answer: &'static str,
     ) -> String {
-        let leaf = leaf(authority, &key(), name, |params| {
+        let key = key();
+        let leaf = leaf(authority, &key, name, |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         });
-        let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf.key.serialize_der()));
+        let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(vec![leaf.der], secret)
@@ -280,11 +295,46 @@ impl Run {
 }
 
 pub(crate) fn ctl(dir: &Path, arguments: &[&str], stdin: &[u8]) -> Run {
+    finish(program(dir).args(arguments), stdin)
+}
+
+/// `zk-ctl` in a directory.
+pub(crate) fn program(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zk-ctl"));
     for name in ["CONFIG", "HSM", "ENDPOINT", "SPOOL"] {
         command.env_remove(format!("ZK_CTL_{name}"));
     }
-    finish(command.current_dir(dir).args(arguments), stdin)
+    command.current_dir(dir);
+    command
+}
+
+/// Runs what docs/hsm.md shows and says to be run by `here`, as a person in an
+/// empty directory.
+pub(crate) fn as_documented(here: &str) -> Run {
+    let document = include_str!("../../../../docs/hsm.md");
+    let mark = format!("<!-- run by bins/zk-ctl/tests/ctl/{here} -->\n```sh\n");
+    let blocks = document.split(&mark).skip(1);
+    let script: String = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(!script.is_empty(), "{here}");
+    // what cargo builds is there already
+    let built = std::env::current_exe().unwrap();
+    let built = built.parent().unwrap().to_str().unwrap();
+    let script: String = script
+        .lines()
+        .filter(|line| !line.starts_with("cargo "))
+        .map(|line| line.replace("target/debug", built) + "\n")
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_zk-ctl")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-euxc", &script])
+        .env("PATH", format!("{}:{path}", programs.display()))
+        .current_dir(dir.path());
+    finish(&mut shell, b"")
 }
 
 /// Runs a command to its end.
@@ -354,12 +404,24 @@ async fn say(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, answer: &'st
 struct Leaf {
     der: CertificateDer<'static>,
     pem: String,
-    key: KeyPair,
+}
+
+/// A public key whose private half is elsewhere.
+struct Point(Vec<u8>);
+
+impl PublicKeyData for Point {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
 }
 
 fn leaf(
     authority: &Authority,
-    key: &KeyPair,
+    key: &impl PublicKeyData,
     name: &str,
     change: impl FnOnce(&mut CertificateParams),
 ) -> Leaf {
@@ -370,7 +432,6 @@ fn leaf(
     Leaf {
         der: certificate.der().clone(),
         pem: certificate.pem(),
-        key: KeyPair::from_pem(&key.serialize_pem()).unwrap(),
     }
 }
 

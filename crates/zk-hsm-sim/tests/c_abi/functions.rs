@@ -3,11 +3,13 @@
 use std::ffi::{c_char, c_int};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::ptr;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::{
-    Chip, Context, EBADMSG, EINVAL, ENOENT, ENOSYS, EPERM, ETIMEDOUT, room, verifying_key,
+    Chip, Context, EBADMSG, EFBIG, EINVAL, ENOENT, ENOSYS, EPERM, ETIMEDOUT, room, verifying_key,
 };
 use p256::ecdsa::{RecoveryId, Signature, VerifyingKey};
 use p256::elliptic_curve::scalar::IsHigh;
@@ -308,6 +310,26 @@ fn files_are_locked_and_unlocked_too() {
 }
 
 #[test]
+fn no_more_than_the_limit_is_taken() {
+    let room = room(Model::Zymkey4i);
+    let chip = room.chip();
+    let long = vec![7; 16 * 1024 * 1024 + 1];
+    for name in ["zkLockDataB2B", "zkUnlockDataB2B"] {
+        assert_eq!(chip.b2b(name, &long, false).map(drop), Err(EFBIG), "{name}");
+    }
+    // which says that it has no bytes, as /dev/zero does
+    let pipe = room.dir.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    thread::scope(|scope| {
+        // it is closed before all is read
+        scope.spawn(|| fs::write(&pipe, &long).unwrap_or_default());
+        let locked = chip.f2b("zkLockDataF2B", &pipe, false).map(drop);
+        assert_eq!(locked, Err(EFBIG));
+    });
+}
+
+#[test]
 fn random_bytes_are_as_many_as_were_asked_for() {
     let room = room(Model::Zymkey4i);
     let chip = room.chip();
@@ -457,7 +479,7 @@ fn a_broken_perimeter_stays_broken_until_cleared() {
     assert_eq!(chip.perimeter(), Ok(vec![0, 0]));
     assert_eq!(wait(), Err(ETIMEDOUT));
     // One that comes while somebody waits.
-    let waits = std::thread::spawn(move || chip.wait("zkWaitForPerimeterEvent", u32::MAX));
+    let waits = thread::spawn(move || chip.wait("zkWaitForPerimeterEvent", u32::MAX));
     room.device.breach(1, 7).unwrap();
     assert_eq!(waits.join().unwrap(), Ok(0));
 

@@ -20,6 +20,7 @@ pub(crate) const ENOENT: Code = -2;
 pub(crate) const EIO: Code = -5;
 pub(crate) const ENODEV: Code = -19;
 pub(crate) const EINVAL: Code = -22;
+pub(crate) const EFBIG: Code = -27;
 pub(crate) const ENOSYS: Code = -38;
 pub(crate) const EBADMSG: Code = -74;
 pub(crate) const ETIMEDOUT: Code = -110;

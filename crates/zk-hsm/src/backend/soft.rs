@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ pub fn create_soft_key(path: impl AsRef<Path>) -> Result<HsmUri, Error> {
     file.as_file().sync_all().map_err(failed("sync"))?;
     file.persist_noclobber(path)
         .map_err(|e| match e.error.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::KeyFileExists { path: path.clone() },
+            ErrorKind::AlreadyExists => Error::KeyFileExists { path: path.clone() },
             _ => failed("name")(e.error),
         })?;
     File::open(dir)
@@ -66,13 +66,16 @@ pub fn create_soft_key(path: impl AsRef<Path>) -> Result<HsmUri, Error> {
 
 /// The one key of a key file, or none.
 pub(crate) fn list(uri: &HsmUri, path: &Path) -> Result<Vec<KeyEntry>, Error> {
-    if !path.exists() {
-        return Ok(Vec::new());
+    match Soft::open(path) {
+        Ok(mut key) => Ok(vec![KeyEntry {
+            uri: uri.clone(),
+            public_key: Some(key.public_key()?),
+        }]),
+        Err(Error::KeyFileIo { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
     }
-    Ok(vec![KeyEntry {
-        uri: uri.clone(),
-        public_key: Some(Soft::open(path)?.public_key()?),
-    }])
 }
 
 /// A private key in this process: for development.

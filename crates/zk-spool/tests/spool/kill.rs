@@ -146,7 +146,7 @@ impl Worker {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // Sometimes not even until the spool is open: the harness says two.
-        let patience = if seed % 7 == 0 {
+        let patience = if seed.is_multiple_of(7) {
             2
         } else {
             20 + Random(seed).below(600)

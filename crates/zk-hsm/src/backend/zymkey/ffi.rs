@@ -11,6 +11,8 @@
 //! - What the library allocates is in a [`Block`] from the moment it returns,
 //!   with success or without. Pointers that it writes are NULL before, lengths
 //!   0; no length is believed beyond what the allocator says the block has.
+//! - A C++ exception that the library lets out passes through Rust's frames as it
+//!   may (`C-unwind`), and ends the program: nobody here could go on with it.
 //! - Loaded code stays loaded: nothing is ever given to `dlclose`.
 //!
 //! Functions that can't be taken back are not here at all: locking the binding,
@@ -41,7 +43,7 @@ macro_rules! symbols {
     ($($field:ident = $name:literal: fn($($argument:ty),*);)*) => {
         /// The library's functions. Which of them there are depends on its age.
         struct Symbols {
-            $($field: Symbol<unsafe extern "C" fn($($argument),*) -> c_int>,)*
+            $($field: Symbol<unsafe extern "C-unwind" fn($($argument),*) -> c_int>,)*
         }
 
         impl Symbols {
@@ -117,6 +119,8 @@ pub(super) enum Failure {
 
 /// A library that is loaded for as long as the process lives.
 pub(super) struct Library {
+    /// The dynamic linker's, which has one for each file, whatever its names.
+    handle: usize,
     symbols: Symbols,
     chip: Arc<Chip>,
     simulator: bool,
@@ -158,22 +162,31 @@ impl Library {
         // SAFETY: the symbol is only looked for
         let simulator = unsafe { loaded.get::<*const c_void>("zkSimulatorVersion") }.is_ok();
         // never closed: contexts and threads of the library may live on
-        let _ = loaded.into_raw();
+        let handle = loaded.into_raw().addr();
         if let Some(name) = symbols.lacking() {
             return Err(unloadable(format!(
                 "it has no function `{name}`, so it is not the vendor's"
             )));
         }
-        let library: &'static Self = Box::leak(Box::new(Self {
-            symbols,
-            chip: Arc::clone(&chip),
-            simulator,
-            unlock_trusted: AtomicBool::new(false),
-        }));
-        libraries()
-            .get_or_insert_default()
-            .insert(path.to_owned(), library);
+        let mut libraries = libraries();
+        let libraries = libraries.get_or_insert_default();
+        // by a hard link it may be here already, and has one door
+        let known = libraries.values().find(|known| known.handle == handle);
+        let library = known.copied().unwrap_or_else(|| {
+            Box::leak(Box::new(Self {
+                handle,
+                symbols,
+                chip: Arc::clone(&chip),
+                simulator,
+                unlock_trusted: AtomicBool::new(false),
+            }))
+        });
+        libraries.insert(path.to_owned(), library);
         Ok(library)
+    }
+
+    pub(super) fn chip(&self) -> Arc<Chip> {
+        Arc::clone(&self.chip)
     }
 
     /// It says of itself that it only plays the vendor's part.
@@ -253,6 +266,10 @@ impl Context {
 
     pub(super) fn library(&self) -> &'static Library {
         self.library
+    }
+
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// The chip's functions, called for the sake of `operation`.
@@ -498,7 +515,7 @@ impl Calls<'_> {
 
     fn measure(
         &self,
-        symbol: &Symbol<unsafe extern "C" fn(Ctx, *mut f32) -> c_int>,
+        symbol: &Symbol<unsafe extern "C-unwind" fn(Ctx, *mut f32) -> c_int>,
     ) -> Result<f32, Failure> {
         let measure = symbol.get()?;
         let mut value = f32::NAN;
@@ -522,7 +539,7 @@ impl Calls<'_> {
     /// A C string that the library allocates.
     fn text(
         &self,
-        symbol: &Symbol<unsafe extern "C" fn(Ctx, Bytes) -> c_int>,
+        symbol: &Symbol<unsafe extern "C-unwind" fn(Ctx, Bytes) -> c_int>,
     ) -> Result<String, Failure> {
         let text = symbol.get()?;
         let mut output = self.output(symbol.name, |ctx, out, _| {
@@ -771,10 +788,36 @@ mod tests {
     }
 
     #[test]
+    fn a_library_is_loaded_once_whatever_its_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = Device::create(directory.path(), Model::Zymkey4i).unwrap();
+        let load = |path: &Path| {
+            let path = crate::library::trusted(path, "").unwrap();
+            Library::load(&path, "", PATIENCE).unwrap()
+        };
+        let first = load(&device.module_path());
+        assert!(ptr::eq(first, load(&device.module_path())));
+
+        let [symbolic, hard] = ["symbolic.so", "hard.so"].map(|name| directory.path().join(name));
+        std::os::unix::fs::symlink(device.module_path(), &symbolic).unwrap();
+        std::fs::hard_link(device.module_path(), &hard).unwrap();
+        for name in [symbolic, hard] {
+            assert!(ptr::eq(first, load(&name)), "{}", name.display());
+        }
+
+        // a copy is another one
+        let other = tempfile::tempdir().unwrap();
+        let other = Device::create(other.path(), Model::Zymkey4i).unwrap();
+        assert!(!ptr::eq(first, load(&other.module_path())));
+    }
+
+    #[test]
     fn a_block_is_zeroed_as_far_as_it_goes() {
         for len in [1, 24, 100, 4096] {
             // SAFETY: it takes any size
             let start: *mut u8 = unsafe { libc::malloc(len) }.cast();
+            // the optimizer knows how much `malloc` was asked for, and must not here
+            let start = std::hint::black_box(start);
             assert!(!start.is_null());
             let mut block = Block(start);
             let room = block.room();
