@@ -329,6 +329,12 @@ pub(crate) struct Ledger {
     /// Whether the contents are on the medium for certain: what was read at
     /// opening may be of a write whose sync failed.
     pub(crate) settled: bool,
+    /// The newest slot as it was read, until it is written once more: after a sync
+    /// that failed it may be in memory only, and then the other one is all there is
+    /// on the medium.
+    unsure: Option<Vec<u8>>,
+    /// Whether a slot is missing or damaged, or the whole file.
+    pub(crate) to_mend: bool,
 }
 
 impl Ledger {
@@ -360,7 +366,8 @@ impl Ledger {
     }
 
     /// Opens the state file, makes it if it is missing and mends its length.
-    /// Slots that can't be read count as empty.
+    /// Slots that can't be read count as empty; they are to be [mended](Self::mend)
+    /// when it is known what should be in them.
     pub(crate) fn open(storage: &dyn Storage) -> io::Result<Self> {
         let file = match storage.open(format::STATE_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -390,6 +397,8 @@ impl Ledger {
             trusted: good == 2,
             forgotten: good == 0,
             settled: false,
+            unsure: None,
+            to_mend: false,
         };
         // With one good slot, the next damage would make losses forgotten; and
         // whoever made the file may have been killed before it was synced.
@@ -401,9 +410,10 @@ impl Ledger {
             } else {
                 ledger.file.set_len(slots.len() as u64)?;
             }
-            let contents = ledger.contents.clone();
-            ledger.commit_both(contents)?;
-            sync_dir(storage, "")?;
+            ledger.to_mend = true;
+        }
+        if good == 2 {
+            ledger.unsure = Some(ledger.contents.to_slot(generation));
         }
         Ok(ledger)
     }
@@ -412,18 +422,37 @@ impl Ledger {
         &self.contents
     }
 
+    /// Writes both slots and makes the file's name durable.
+    pub(crate) fn mend(&mut self, storage: &dyn Storage, contents: Contents) -> io::Result<()> {
+        self.commit_both(contents)?;
+        sync_dir(storage, "")?;
+        self.to_mend = false;
+        Ok(())
+    }
+
     /// Makes new contents durable; they hold only if it succeeds. Returns the
     /// bytes written.
     pub(crate) fn commit(&mut self, contents: Contents) -> io::Result<u64> {
+        let mut written = 0;
+        if let Some(slot) = &self.unsure {
+            self.write(self.generation, slot)?;
+            written += slot.len() as u64;
+            self.unsure = None;
+        }
         let generation = self.generation + 1;
         let slot = contents.to_slot(generation);
-        self.file
-            .write_at(&slot, (generation % 2) * SLOT as u64)
-            .and_then(|()| sync(&*self.file))?;
+        self.write(generation, &slot)?;
         self.generation = generation;
         self.contents = contents;
         self.settled = true;
-        Ok(slot.len() as u64)
+        Ok(written + slot.len() as u64)
+    }
+
+    /// Writes a slot into its place, durably.
+    fn write(&self, generation: u64, slot: &[u8]) -> io::Result<()> {
+        self.file
+            .write_at(slot, (generation % 2) * SLOT as u64)
+            .and_then(|()| sync(&*self.file))
     }
 
     /// Takes contents over that follow from what is on disk anyway.

@@ -10,7 +10,7 @@ use crate::{
     End, Error, Predecessor, Reason, StreamId,
     error::At,
     format::{self, Checked, FRAMES_AT, Sealed, Seed},
-    ledger::{Contents, Ledger},
+    ledger::{Contents, Cursor, Ledger},
     record::NO_STREAM,
     segment::{Ends, Segment, make_durable, scan},
     storage::{Storage, is_damage, sync, sync_dir},
@@ -435,7 +435,7 @@ impl Recovery<'_> {
     /// Writes down what was lost and settles where appending goes on.
     fn finish(self, mut ledger: Ledger, tail: Tail) -> Result<Recovered, Error> {
         let mut contents = self.contents.clone();
-        self.place_cursor(&mut contents);
+        self.place_cursor(&mut contents, ledger.trusted);
         let named = contents.clone();
         if ledger.forgotten && !self.segments.is_empty() {
             tracing::warn!(
@@ -454,7 +454,11 @@ impl Recovery<'_> {
                 contents.add(Reason::Damaged, *stream, *from, *from, 0, 0);
             }
         }
-        if contents.same_losses(&named) {
+        if ledger.to_mend {
+            ledger
+                .mend(self.storage, contents)
+                .at("write", format::STATE_FILE)?;
+        } else if contents.same_losses(&named) {
             ledger.assume(contents);
         } else {
             ledger
@@ -484,8 +488,25 @@ impl Recovery<'_> {
     }
 
     /// A cursor that points nowhere is moved to where it points next.
-    fn place_cursor(&self, contents: &mut Contents) {
+    fn place_cursor(&self, contents: &mut Contents, trusted: bool) {
         let cursor = &mut contents.cursor;
+        // An older one, where the newest can't be read: what came behind it and is not
+        // there may have been drained since.
+        let mut behind = self
+            .segments
+            .iter()
+            .skip_while(|s| s.number < cursor.segment);
+        if let Some(next) = behind.next().filter(|s| s.number > cursor.segment)
+            && !trusted
+        {
+            *cursor = Cursor {
+                segment: next.number,
+                stream: next.stream,
+                sequence: next.first - 1,
+                offset: FRAMES_AT,
+            };
+            return;
+        }
         let Some(segment) = self
             .segments
             .iter()

@@ -251,6 +251,38 @@ fn no_damaged_slot_makes_a_loss_forgotten() {
     }
 }
 
+/// With the newest slot damaged the cursor is an older one, and segments behind it
+/// were drained since. They are not named as lost, however often it is opened.
+#[test]
+fn an_older_cursor_names_nothing_as_lost() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    for _ in 0..12 {
+        append_batch(&spool, &[300; 3]).unwrap();
+    }
+    let records = peek_all(&spool).unwrap();
+    for acked in [1, 7, 13, 19] {
+        spool.ack(records[acked].position()).unwrap();
+        let files = storage.files();
+        for slot in [0, 16 << 10] {
+            let storage = FaultStorage::new();
+            for (name, bytes) in &files {
+                storage.put(name, bytes.clone());
+            }
+            let mut state = files["state"].clone();
+            state[slot + 30] ^= 1;
+            storage.put("state", state);
+            for opening in 0..3 {
+                let spool = open(&storage, &small()).unwrap();
+                assert_eq!(spool.losses().unwrap(), [], "{acked}, {slot}, {opening}");
+            }
+            let spool = open(&storage, &small()).unwrap();
+            assert!(drain(&spool).len() >= records.len() - acked - 1);
+            assert_eq!(spool.losses().unwrap(), []);
+        }
+    }
+}
+
 #[test]
 fn a_file_cut_off_at_every_byte() {
     for store in stores() {

@@ -577,6 +577,38 @@ fn any_operation_fails() {
     ));
 }
 
+/// A sync fails, so that what is read is not what is on the medium; the process goes
+/// on, and then the power goes off at each of the operations that follow.
+#[test]
+fn cut_behind_a_failure() {
+    let mut points = 0;
+    for policy in 0..4 {
+        let options = options(policy);
+        let random = Random(40 + policy);
+        let storage = FaultStorage::new();
+        let mut story = History::default();
+        work(&storage, &options, &mut story, random.clone(), 2).unwrap();
+        for operation in 1..=storage.operations() {
+            for later in 1..=8 * effort().min(4) {
+                let storage = FaultStorage::new();
+                storage.fail_with(operation, Fault::Medium(operation ^ later));
+                let mut history = History::default();
+                let failed = work(&storage, &options, &mut history, random.clone(), 2);
+                if failed.is_err() {
+                    history.windowed.clear();
+                }
+                storage.restart();
+                storage.cut_at(storage.operations() + later);
+                let _ = work(&storage, &options, &mut history, Random(later), 1);
+                let cut = cuts(later)[(operation + later) as usize % 6];
+                check(&mut history, &storage.after_cut(cut), &options);
+                points += 1;
+            }
+        }
+    }
+    tell(&format!("{points} cut points: behind a failure"));
+}
+
 /// A segment is sealed, durably, before there is a next one: also where what is
 /// behind it is damaged, its end is known.
 #[test]
