@@ -419,7 +419,8 @@ impl Recovery<'_> {
                 }
             }
             // Nothing was ever drained, and the first segments are gone.
-            if at.is_none() && trust_cursor && cursor.sequence == 0 && segment.number > 1 {
+            let untouched = trust_cursor && cursor.sequence == 0 && cursor.segment <= 1;
+            if at.is_none() && untouched && segment.number > 1 {
                 if segment.first > 1 {
                     self.lost.push((segment.stream, 1, segment.first - 1));
                 } else if let Some(before) = ends.predecessor() {
