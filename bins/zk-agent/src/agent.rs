@@ -204,7 +204,7 @@ impl Agent {
         let topic = format!("Zymkey/{}", config.device.id);
         let target = zk_publish::Target::new(&config.target.endpoint, &topic)?;
 
-        let spool = Arc::new(Spool::open(&config.spool.dir, spool_options(config))?);
+        let spool = Arc::new(Spool::open(&config.spool.dir, spool_options(config)?)?);
         check_owner_of(&spool, config)?;
         let owners = config
             .owners
@@ -557,8 +557,22 @@ fn check_owner_of(spool: &Spool, config: &Config) -> Result<(), Error> {
     })
 }
 
-fn spool_options(config: &Config) -> zk_spool::Options {
-    zk_spool::Options {
+fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
+    let engine = match config.spool.engine {
+        config::Engine::Log => zk_spool::Engine::Log,
+        #[cfg(feature = "sled")]
+        config::Engine::Sled => zk_spool::Engine::Sled,
+        #[cfg(not(feature = "sled"))]
+        config::Engine::Sled => {
+            return Err(Error::Setting(
+                "spool.engine is \"sled\", and this program was built without it: build it with \
+                 --features sled, or give \"log\" and another spool.dir"
+                    .to_owned(),
+            ));
+        }
+    };
+    Ok(zk_spool::Options {
+        engine,
         sync: match config.spool.sync {
             config::Sync::Each => SyncPolicy::Each,
             config::Sync::Every(window) => SyncPolicy::Every(unsigned(window)),
@@ -569,7 +583,7 @@ fn spool_options(config: &Config) -> zk_spool::Options {
             Full::DropOldest => zk_spool::Full::DropOldest,
         },
         ..zk_spool::Options::default()
-    }
+    })
 }
 
 /// How often the log repeats why the sensors can't be read.

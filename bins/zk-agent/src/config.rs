@@ -111,6 +111,9 @@ pub struct Sensors {
 pub struct SpoolTable {
     /// Its directory.
     pub dir: PathBuf,
+    /// How it stores segments.
+    #[serde(default)]
+    pub engine: Engine,
     /// The most that it may hold.
     #[serde(default = "default_cap")]
     pub cap: ByteSize,
@@ -120,6 +123,17 @@ pub struct SpoolTable {
     /// When a record is safe from a power cut.
     #[serde(default)]
     pub sync: Sync,
+}
+
+/// `spool.engine`
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// In a log of our own.
+    #[default]
+    Log,
+    /// In sled databases, where the program is built with the feature `sled`.
+    Sled,
 }
 
 /// `spool.full`

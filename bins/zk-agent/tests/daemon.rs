@@ -56,6 +56,36 @@ fn a_service_tells_how_it_fares_and_ends_with_everything_on_disk() {
     assert_eq!(daemon.terminate().1.code(), Some(0));
 }
 
+/// The other engine, from the configuration to the disk; and the spool keeps it.
+#[test]
+fn records_wait_in_sled_where_that_is_the_engine() {
+    let place = Place::new();
+    place.reconfigure("[spool]\n", "[spool]\nengine = \"sled\"\n");
+    let mut daemon = place.start();
+    let address = daemon.address();
+    until(address, |page| page["spool_records"] >= 5.0);
+    let (stopped, status) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    let waiting = stopped["waiting"].as_u64().unwrap();
+
+    let options = zk_spool::Options {
+        engine: zk_spool::Engine::Sled,
+        ..zk_spool::Options::default()
+    };
+    let spool = zk_spool::Spool::open(place.path("spool"), options).unwrap();
+    let records = spool.peek(usize::MAX, usize::MAX).unwrap();
+    assert_eq!(records.len() as u64, waiting);
+    drop(spool);
+
+    place.reconfigure("\"sled\"", "\"log\"");
+    let mut daemon = place.start();
+    let said = daemon.rest();
+    assert!(
+        said.contains("a spool of the engine sled, not log"),
+        "{said}"
+    );
+}
+
 #[test]
 fn health_names_what_needs_somebody() {
     let place = Place::new();

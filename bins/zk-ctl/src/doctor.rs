@@ -657,6 +657,9 @@ fn spool_is_fine(config: &Config) -> Verdict<()> {
         Ok(None) => {
             return Verdict::Ok((), format!("{dir}: not there yet; the agent makes it"));
         }
+        Err(error @ zk_spool::Error::NotInspectable { .. }) => {
+            return Verdict::NotRun(error.to_string());
+        }
         Err(error) => {
             let cure = match &error {
                 zk_spool::Error::UnsupportedFormat { .. } => {

@@ -34,6 +34,8 @@ pub enum Engine {
     Bare,
     /// zk-spool, engine `log`.
     Log,
+    /// zk-spool, engine `sled`: sled as below, made to keep what it acknowledges.
+    Guarded,
     /// redb, each commit durable.
     Redb,
     /// fjall, each batch with fdatasync.
@@ -46,9 +48,10 @@ pub enum Engine {
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Bare,
         Self::Log,
+        Self::Guarded,
         Self::Redb,
         Self::Fjall,
         Self::Sqlite,
@@ -61,6 +64,7 @@ impl Engine {
         match self {
             Self::Bare => Bare::NAME,
             Self::Log => "zk-spool log",
+            Self::Guarded => "zk-spool sled",
             Self::Redb => "redb",
             Self::Fjall => "fjall",
             Self::Sqlite => "SQLite",
@@ -73,8 +77,13 @@ impl Engine {
     pub fn open(self, dir: &Path) -> Box<dyn Queue> {
         match self {
             Self::Bare => Box::new(Bare::create(dir.to_owned()).unwrap()),
-            Self::Log => {
+            Self::Log | Self::Guarded => {
+                let engine = match self {
+                    Self::Guarded => zk_spool::Engine::Sled,
+                    _ => zk_spool::Engine::Log,
+                };
                 let options = Options {
+                    engine,
                     cap: 2 << 30,
                     ..Options::default()
                 };

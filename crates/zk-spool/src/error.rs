@@ -72,6 +72,19 @@ pub enum Error {
         file: String,
     },
 
+    /// The files of a spool with this engine can't be read beside whoever has it
+    /// open, nor without changing them.
+    #[error(
+        "{dir}: a spool of the engine {engine} can't be looked into from outside; \
+         ask its owner's metrics, or open it when it is not in use"
+    )]
+    NotInspectable {
+        /// The spool's directory.
+        dir: String,
+        /// Its engine.
+        engine: &'static str,
+    },
+
     /// Only the oldest waiting record can be rejected.
     #[error(
         "sequence {sequence} of stream {stream} is not the oldest waiting record; \
@@ -82,6 +95,20 @@ pub enum Error {
         stream: StreamId,
         /// The sequence of the record.
         sequence: u64,
+    },
+
+    /// The directory holds segments of another engine. Nothing was changed.
+    #[error(
+        "{dir}: this is a spool of the engine {found}, not {asked}; open it with {found} \
+         (a program built with that engine), or give {asked} a directory of its own"
+    )]
+    OtherEngine {
+        /// The spool's directory.
+        dir: String,
+        /// The engine that wrote what is there.
+        found: &'static str,
+        /// The engine that was asked for.
+        asked: &'static str,
     },
 
     /// An earlier call failed, so that it is not known what is on the medium.

@@ -54,7 +54,21 @@ pub(crate) fn unfinished_file(number: u64) -> String {
 }
 
 pub(crate) fn is_unfinished(file: &str) -> bool {
-    file.strip_suffix(".tmp").and_then(number_of).is_some()
+    unfinished_number(file).is_some()
+}
+
+pub(crate) fn unfinished_number(file: &str) -> Option<u64> {
+    number_of(file.strip_suffix(".tmp")?)
+}
+
+/// The directory of a segment of the engine `sled`.
+#[cfg(feature = "sled")]
+pub(crate) fn generation_dir(number: u64) -> String {
+    format!("{number:020}.sled")
+}
+
+pub(crate) fn generation_number(directory: &str) -> Option<u64> {
+    number_of(directory.strip_suffix(".sled")?)
 }
 
 fn number_of(digits: &str) -> Option<u64> {

@@ -11,13 +11,14 @@ use std::{
 use rustix::fs::OFlags;
 
 use crate::{
-    Damage, Error, Loss, Position, Record, Report, StreamId,
+    Damage, Engine, Error, Loss, Position, Record, Report, StreamId,
     drain::examine,
     error::At,
     format::{self, Checked, FRAMES_AT, MARKER_FILE, MARKER_LEN, STATE_FILE, Seed},
     ledger::{Contents, Cursor, SLOT},
     rejected,
     segment::{Segment, header_copies, read_sealed, scan},
+    spool::engine_in,
     walk::{CHUNK, Step, Walk, read_salvaging},
 };
 
@@ -71,11 +72,16 @@ pub struct Inspection {
 ///
 /// # Errors
 ///
-/// [`Error::UnsupportedFormat`]: a newer program wrote it. [`Error::Io`]: a file
-/// can't be read.
+/// [`Error::UnsupportedFormat`]: a newer program wrote it.
+/// [`Error::NotInspectable`]: its engine is `sled`. [`Error::Io`]: a file can't be
+/// read.
 pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error> {
     let directory = directory.as_ref();
     let marked = is_marked(directory)?;
+    let name = directory.display().to_string();
+    if let Some(engine) = engine_in(directory, Engine::Log).at("list", &name)? {
+        return Err(Error::NotInspectable { dir: name, engine });
+    }
     let known = state(directory)?.synced.0;
     // The segments first, the cursor last: what is acknowledged in between then
     // counts as done.

@@ -58,6 +58,9 @@
 //!
 //! # Features
 //!
+//! `sled` adds `Engine::Sled`, which stores segments in sled databases. It costs more
+//! and can do less than the log: `docs/spool-engines.md`.
+//!
 //! `fault-injection` adds the module `storage`, for tests: a file system in
 //! memory that loses what was not synced, fills up, fails, and stops at any
 //! operation; and `Spool::open_on`, to use it.
@@ -88,7 +91,7 @@ pub use error::{AppendError, Error};
 pub use format::MAX_RECORD;
 pub use inspect::{Inspection, inspect};
 pub use loss::{Loss, Reason};
-pub use options::{Full, Options, SyncPolicy};
+pub use options::{Engine, Full, Options, SyncPolicy};
 pub use record::{End, Position, Predecessor, Record, StreamId};
 pub use rejected::Rejected;
 pub use spool::Spool;

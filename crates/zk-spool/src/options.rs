@@ -6,6 +6,9 @@ use crate::{Error, format};
 /// anew.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// How segments are stored. A directory keeps the engine that it was begun
+    /// with.
+    pub engine: Engine,
     /// When appended records become durable.
     pub sync: SyncPolicy,
     /// Bytes that segments may take on disk, at least 16 KiB. Default 256 MiB.
@@ -15,8 +18,9 @@ pub struct Options {
     /// What to do at the cap.
     pub full: Full,
     /// Bytes after which a new segment file is begun: a segment is what is
-    /// unlinked at a time. From 2 KiB to a quarter of the cap. `None`: a
-    /// sixteenth of the cap, 4 KiB to 4 MiB.
+    /// unlinked at a time. From 2 KiB to a quarter of the cap, and to 32 MiB with
+    /// the engine `sled`. `None`: a sixteenth of the cap, 4 KiB to 4 MiB, or to
+    /// 8 MiB with `sled`.
     pub segment_size: Option<u64>,
     /// Bytes that may be kept in `damaged/`, and as many in `rejected/`, beyond
     /// the cap. `None`: an eighth of the cap. `Some(0)` keeps nothing.
@@ -26,6 +30,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            engine: Engine::Log,
             sync: SyncPolicy::Each,
             cap: 256 << 20,
             full: Full::Reject,
@@ -34,6 +39,37 @@ impl Default for Options {
         }
     }
 }
+
+/// How the records of a segment are stored. All else is the same: cursor, losses,
+/// recovery, and what is promised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Engine {
+    /// An append-only file.
+    #[default]
+    Log,
+    /// A [sled](https://docs.rs/sled/0.34.7) database for each segment, guarded,
+    /// because sled alone does not keep what it has acknowledged: see
+    /// `docs/spool-engines.md`. It writes about four times as much, opens slower,
+    /// takes about twice the room that the cap counts, and can't be
+    /// [inspected](crate::inspect).
+    #[cfg(feature = "sled")]
+    Sled,
+}
+
+impl Engine {
+    /// Its name, as in configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Log => LOG,
+            #[cfg(feature = "sled")]
+            Self::Sled => SLED,
+        }
+    }
+}
+
+pub(crate) const LOG: &str = "log";
+pub(crate) const SLED: &str = "sled";
 
 /// When an appended record survives a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +101,7 @@ pub(crate) struct Limits {
     pub(crate) reserve: u64,
     pub(crate) drop_oldest: bool,
     pub(crate) segment_size: u64,
+    largest_segment: u64,
     pub(crate) evidence: u64,
 }
 
@@ -76,9 +113,21 @@ impl Limits {
                 what: "`cap` must be at least 16 KiB",
             });
         }
+        let (usual, largest_segment) = match options.engine {
+            Engine::Log => (4 << 20, u64::MAX),
+            // Each is a database with files of its own, which a crash makes sled
+            // read whole.
+            #[cfg(feature = "sled")]
+            Engine::Sled => (8 << 20, MAX_GENERATION),
+        };
         let segment_size = options
             .segment_size
-            .unwrap_or_else(|| (cap / 16).clamp(4 << 10, 4 << 20));
+            .unwrap_or_else(|| (cap / 16).clamp(4 << 10, usual));
+        if segment_size > largest_segment {
+            return Err(Error::InvalidOptions {
+                what: "`segment_size` must be at most 32 MiB with the engine `sled`",
+            });
+        }
         if !(MIN_SEGMENT..=cap / 4).contains(&segment_size) {
             return Err(Error::InvalidOptions {
                 what: "`segment_size` must be from 2 KiB to a quarter of `cap`",
@@ -93,6 +142,7 @@ impl Limits {
             reserve: (cap / 16).clamp(4 << 10, 64 << 10),
             drop_oldest: options.full == Full::DropOldest,
             segment_size,
+            largest_segment,
             evidence: options.evidence.unwrap_or(cap / 8),
         })
     }
@@ -108,11 +158,14 @@ impl Limits {
     }
 
     /// The most that the frames of one append may take: what fits when all
-    /// other segments are gone.
+    /// other segments are gone, in a segment of its own.
     pub(crate) fn largest_group(&self, receipt: bool) -> u64 {
-        self.room(receipt) - 2 * format::SEGMENT_OVERHEAD
+        self.room(receipt).min(self.largest_segment) - 2 * format::SEGMENT_OVERHEAD
     }
 }
 
+/// The most that one sled database holds.
+#[cfg(feature = "sled")]
+const MAX_GENERATION: u64 = 32 << 20;
 const MIN_CAP: u64 = 16 << 10;
 const MIN_SEGMENT: u64 = 2 << 10;

@@ -13,7 +13,7 @@ use crate::{
     ledger::{Contents, Cursor, Ledger},
     record::NO_STREAM,
     segment::{Ends, Segment, make_durable, scan},
-    storage::{Storage, sync, sync_dir},
+    storage::{Storage, is_damage, sync, sync_dir},
     walk::{CHUNK, Step, Walk, read_salvaging},
 };
 
@@ -181,7 +181,10 @@ impl Recovery<'_> {
         let Ends { number, disk, .. } = self.ends[index];
         let predecessor = self.ends[index].predecessor();
         let name = format::segment_file(number);
-        let file = self.storage.open(&name).at("open", &name)?;
+        let file = match self.storage.open(&name) {
+            Err(error) if is_damage(&error) => return Ok(self.unidentified(index)),
+            opened => opened.at("open", &name)?,
+        };
         let seed = Seed::new(number, stream);
         let mut found = scan(&*file, seed, disk, first, self.synced(number, stream));
         found.damaged |= self.ends[index].header.is_none();
@@ -247,6 +250,23 @@ impl Recovery<'_> {
     fn unidentified(&mut self, index: usize) -> (Segment, Tail) {
         let Ends { number, disk, .. } = self.ends[index];
         let cursor = &self.contents.cursor;
+        self.damaged.push(number);
+        if let Some((stream, last)) = self.told_by_next(index)
+            && !self.forgotten
+        {
+            let first = match self.segments.back() {
+                Some(before) if before.stream == stream => before.last + 1,
+                _ if cursor.stream == stream && cursor.segment <= number => cursor.sequence + 1,
+                _ => 1,
+            };
+            let last = last.max(first - 1);
+            if last >= first {
+                self.lost.push((stream, first, last));
+            }
+            let end = FRAMES_AT.min(disk);
+            let segment = Segment::durable(number, stream, first, last, end, disk);
+            return (segment, Tail::empty());
+        }
         let (stream, before) = match self.segments.back() {
             Some(before) if cursor.segment != number => (before.stream, before.last),
             None if cursor.segment > number => (NO_STREAM, 0),
@@ -254,7 +274,6 @@ impl Recovery<'_> {
         };
         let first = before + 1;
         let last = self.synced(number, stream).max(first - 1);
-        self.damaged.push(number);
         if last >= first {
             self.lost.push((stream, first, last));
         }
@@ -305,6 +324,16 @@ impl Recovery<'_> {
             };
             Some((stream, first.min(found)))
         })
+    }
+
+    /// The stream that a segment ended with and its last sequence, as the one behind
+    /// it tells.
+    fn told_by_next(&self, index: usize) -> Option<(StreamId, u64)> {
+        let next = self.ends.get(index + 1)?;
+        match next.start()? {
+            (_, 1) => next.predecessor().map(|p| (p.stream, p.last_sequence)),
+            (stream, first) => Some((stream, first - 1)),
+        }
     }
 
     /// The last sequence of a segment, as the one behind it tells.
@@ -387,6 +416,15 @@ impl Recovery<'_> {
                 };
                 if until > after {
                     self.lost.push((stream, after + 1, until));
+                }
+            }
+            // Nothing was ever drained, and the first segments are gone.
+            let untouched = trust_cursor && cursor.sequence == 0 && cursor.segment <= 1;
+            if at.is_none() && untouched && segment.number > 1 {
+                if segment.first > 1 {
+                    self.lost.push((segment.stream, 1, segment.first - 1));
+                } else if let Some(before) = ends.predecessor() {
+                    self.lost.push((before.stream, 1, before.last_sequence));
                 }
             }
             if segment.last >= segment.first {

@@ -102,6 +102,8 @@ impl Ends {
             }
             opened => opened.at("open", &name)?,
         };
+        // Not every engine can tell before.
+        let disk = file.size().at("read", &name)?;
         let sealed = read_sealed(&*file, number, disk);
         let mut header = None;
         if sealed.is_none() || sealed.map(|sealed| sealed.stream) != known_stream {

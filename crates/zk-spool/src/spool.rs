@@ -1,6 +1,6 @@
 use std::{
     collections::VecDeque,
-    fmt,
+    fmt, io,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
@@ -8,17 +8,21 @@ use std::{
 };
 
 use crate::{
-    AppendError, Error, Loss, Options, Position, Predecessor, Record, Report, Stats, StreamId,
+    AppendError, Engine, Error, Loss, Options, Position, Predecessor, Record, Report, Stats,
+    StreamId,
     drain::Drain,
     error::At,
     format,
     ledger::Cursor,
-    options::Limits,
+    options::{self, Limits},
     recover::recover,
     segment::Segment,
     storage::{Directory, Lock, Storage, StorageFile, sync},
     writer::Writer,
 };
+
+#[cfg(feature = "sled")]
+use crate::storage::SledDirectory;
 
 /// An ordered queue of byte records in a directory.
 ///
@@ -40,25 +44,41 @@ impl Spool {
     ///
     /// Only the newest segment is read; damage in older ones is found when
     /// reading comes to it, or by [`verify`](Self::verify). On a full disk a
-    /// spool that exists can be opened and drained.
+    /// spool that exists can be opened and drained. (The engine `sled` reads all
+    /// segments, and needs some room to open.)
     ///
     /// # Errors
     ///
     /// - [`Error::Locked`]: somebody has it open.
     /// - [`Error::UnsupportedFormat`]: a newer program wrote it. Nothing was
     ///   changed.
+    /// - [`Error::OtherEngine`]: it is a spool of another engine. Nothing was
+    ///   changed.
     /// - [`Error::NotASpool`], [`Error::InvalidOptions`].
     /// - [`Error::Io`], [`Error::DiskFull`]: the directory can't be read, or a
     ///   new one not be made.
     pub fn open(directory: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
         let limits = Limits::new(&options)?;
-        let directory = directory.as_ref();
-        let storage =
-            Directory::new(directory).at("make the directory", &directory.display().to_string())?;
-        Self::start(Arc::new(storage), limits)
+        let path = directory.as_ref();
+        let name = path.display().to_string();
+        if let Some(found) = engine_in(path, options.engine).at("list", &name)? {
+            return Err(Error::OtherEngine {
+                dir: name,
+                found,
+                asked: options.engine.name(),
+            });
+        }
+        let directory = Directory::new(path).at("make the directory", &name)?;
+        let storage: Arc<dyn Storage> = match options.engine {
+            Engine::Log => Arc::new(directory),
+            #[cfg(feature = "sled")]
+            Engine::Sled => Arc::new(SledDirectory::new(directory, path)),
+        };
+        Self::start(storage, limits)
     }
 
-    /// Opens a spool on storage of the caller's.
+    /// Opens a spool on storage of the caller's, which takes the place of the
+    /// engine.
     ///
     /// # Errors
     ///
@@ -354,7 +374,7 @@ pub(crate) struct State {
 struct Failure {
     action: &'static str,
     file: String,
-    source: Arc<std::io::Error>,
+    source: Arc<io::Error>,
 }
 
 impl Inner {
@@ -607,6 +627,32 @@ impl State {
         }
         stats
     }
+}
+
+/// The engine of the segments in a directory, if it is another one than `asked`.
+pub(crate) fn engine_in(directory: &Path, asked: Engine) -> io::Result<Option<&'static str>> {
+    let entries = match directory.read_dir() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let (name, kind) = (entry.file_name(), entry.file_type()?);
+        let Some(name) = name.to_str() else {
+            continue;
+        };
+        let found = if kind.is_file() && format::segment_number(name).is_some() {
+            options::LOG
+        } else if kind.is_dir() && format::generation_number(name).is_some() {
+            options::SLED
+        } else {
+            continue;
+        };
+        if found != asked.name() {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// A closure of the caller's may have panicked with a lock held. Nothing of

@@ -7,11 +7,15 @@
 mod directory;
 #[cfg(feature = "fault-injection")]
 mod fault;
+#[cfg(feature = "sled")]
+mod sled;
 
 use std::{any::Any, fmt, io, sync::Arc};
 
 use rustix::io::Errno;
 
+#[cfg(feature = "sled")]
+pub use self::sled::SledDirectory;
 pub use directory::Directory;
 #[cfg(feature = "fault-injection")]
 pub use fault::{Cut, Fault, FaultStorage};
@@ -103,6 +107,7 @@ pub(crate) fn sync_dir(storage: &dyn Storage, subdirectory: &str) -> io::Result<
 pub(crate) fn is_damage(error: &io::Error) -> bool {
     let damage = [Errno::IO, Errno::UCLEAN, Errno::BADMSG];
     Errno::from_io_error(error).is_some_and(|errno| damage.contains(&errno))
+        || error.kind() == io::ErrorKind::InvalidData
 }
 
 fn never_full(error: io::Error) -> io::Error {

@@ -14,7 +14,7 @@ use crate::{
     recover::Start,
     segment::Segment,
     spool::{Inner, lock},
-    storage::{StorageFile, sync, sync_dir},
+    storage::{StorageFile, is_damage, sync, sync_dir},
 };
 
 /// The side that appends.
@@ -215,7 +215,11 @@ impl Inner {
             return Ok(());
         };
         let name = segment.file();
-        let file = self.guard(self.storage.open(&name).at("open", &name))?;
+        let file = match self.storage.open(&name) {
+            // Where it ends, the next one's header tells as well.
+            Err(error) if is_damage(&error) => return Ok(()),
+            opened => self.guard(opened.at("open", &name))?,
+        };
         let mut active = Active {
             number: segment.number,
             file,

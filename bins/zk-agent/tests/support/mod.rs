@@ -117,6 +117,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// What it says until it ends by itself, which is no success.
+    pub(crate) fn rest(&mut self) -> String {
+        let mut said = String::new();
+        self.log.read_to_string(&mut said).unwrap();
+        assert!(!self.child.wait().unwrap().success(), "{said}");
+        said
+    }
+
     /// Reads the log until a line says `message`.
     pub(crate) fn logged(&mut self, message: &str) -> serde_json::Value {
         self.log_until(message).pop().unwrap()

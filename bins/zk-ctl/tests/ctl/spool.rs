@@ -381,3 +381,15 @@ async fn what_was_refused_is_retried_as_it_is() {
     assert!(told.is_clean(), "{told:?}");
     assert_eq!((told.streams[0].again, told.streams[0].forks.len()), (1, 0));
 }
+
+/// The files of the engine `sled` are its owner's alone. That is said, not taken for
+/// an empty spool.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_of_another_engine_is_not_looked_into() {
+    let world = World::new().await;
+    fs::create_dir_all(world.path("spool/00000000000000000001.sled")).unwrap();
+    for verb in ["status", "list"] {
+        let said = world.ctl(&["spool", verb]).ends(1);
+        said.says(&["the engine sled", "its owner's metrics"]);
+    }
+}

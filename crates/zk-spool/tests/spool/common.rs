@@ -1,24 +1,94 @@
 //! What the tests share.
 
-use std::{convert::Infallible, io::Write, sync::Arc};
+use std::{convert::Infallible, io::Write, path::Path, sync::Arc};
 
+use tempfile::TempDir;
 use zk_spool::{
-    AppendError, Error, Loss, Options, Reason, Record, Spool, StreamId, storage::FaultStorage,
+    AppendError, Engine, Error, Loss, Options, Reason, Record, Spool, StreamId,
+    storage::{Cut, FaultStorage},
 };
 
 pub(crate) type Key = (StreamId, u64);
+
+/// The default options, with the engine that is tested.
+pub(crate) fn defaults() -> Options {
+    Options {
+        engine: crate::ENGINE,
+        ..Options::default()
+    }
+}
 
 /// Small segments, so that a few records make several.
 pub(crate) fn small() -> Options {
     Options {
         cap: 64 << 10,
         segment_size: Some(2 << 10),
-        ..Options::default()
+        ..defaults()
     }
 }
 
-pub(crate) fn open(storage: &FaultStorage, options: &Options) -> Result<Spool, Error> {
-    Spool::open_on(Arc::new(storage.clone()), *options)
+/// In memory where there is such a place, for tests that don't need the disk's word.
+pub(crate) fn quick_directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+/// Where a spool can be.
+pub(crate) trait Opens {
+    fn open(&self, options: &Options) -> Result<Spool, Error>;
+}
+
+impl Opens for FaultStorage {
+    fn open(&self, options: &Options) -> Result<Spool, Error> {
+        Spool::open_on(Arc::new(self.clone()), *options)
+    }
+}
+
+pub(crate) fn open(place: &impl Opens, options: &Options) -> Result<Spool, Error> {
+    place.open(options)
+}
+
+/// A place for the engine that is tested: memory, or where that needs files, a
+/// directory.
+pub(crate) enum Place {
+    Memory(FaultStorage),
+    Directory(TempDir),
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        match crate::ENGINE {
+            Engine::Log => Self::Memory(FaultStorage::new()),
+            _ => Self::Directory(quick_directory()),
+        }
+    }
+
+    /// What is left when the process is killed now.
+    pub(crate) fn killed(&self) -> Self {
+        self.cut(Cut::All)
+    }
+
+    /// What is left when the power is cut now; of a directory, when the process is
+    /// killed.
+    pub(crate) fn cut(&self, cut: Cut) -> Self {
+        match self {
+            Self::Memory(storage) => Self::Memory(storage.after_cut(cut)),
+            Self::Directory(directory) => {
+                let left = quick_directory();
+                std::fs::remove_dir(left.path()).unwrap();
+                copy(directory.path(), left.path());
+                Self::Directory(left)
+            }
+        }
+    }
+}
+
+impl Opens for Place {
+    fn open(&self, options: &Options) -> Result<Spool, Error> {
+        match self {
+            Self::Memory(storage) => storage.open(options),
+            Self::Directory(directory) => Spool::open(directory.path(), *options),
+        }
+    }
 }
 
 /// Content that tells its place, so that nothing can stand in for another.
@@ -65,6 +135,20 @@ pub(crate) fn peek_all(spool: &Spool) -> Result<Vec<Record>, Error> {
 
 pub(crate) fn key(record: &Record) -> Key {
     (record.stream(), record.sequence())
+}
+
+/// Copies a directory.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in from.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 /// Takes everything out, a few at a time.

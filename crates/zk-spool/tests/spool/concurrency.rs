@@ -13,7 +13,7 @@ use std::{
 
 use zk_spool::{Options, Spool, SyncPolicy};
 
-use crate::common::{append, append_batch, drain, peek_all, small};
+use crate::common::{append, append_batch, defaults, drain, peek_all, small};
 
 #[test]
 fn nothing_but_appends_waits_for_a_closure() {
@@ -72,7 +72,7 @@ fn appending_and_draining_at_once() {
             sync,
             cap: 1 << 20,
             segment_size: Some(4 << 10),
-            ..Options::default()
+            ..defaults()
         };
         let spool = Arc::new(Spool::open(directory.path(), options).unwrap());
         const RECORDS: u64 = 300;

@@ -3,15 +3,19 @@
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use zk_spool::{
-    AppendError, End, Error, Full, MAX_RECORD, Options, Predecessor, Reason, Spool, SyncPolicy,
+    AppendError, End, Engine, Error, Full, MAX_RECORD, Options, Predecessor, Reason, Spool,
+    SyncPolicy,
 };
 
-use crate::common::{append, append_batch, append_receipt, drain, key, peek_all, small};
+use crate::{
+    ENGINE,
+    common::{append, append_batch, append_receipt, copy, defaults, drain, key, peek_all, small},
+};
 
 #[test]
 fn records_come_out_as_they_went_in() {
     let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path(), Options::default()).unwrap();
+    let spool = Spool::open(directory.path(), defaults()).unwrap();
     assert_eq!(append(&spool, 100).unwrap(), 1);
     assert_eq!(append_batch(&spool, &[0, 1, 70_000]).unwrap(), [2, 3, 4]);
     let empty = spool
@@ -34,7 +38,7 @@ fn records_come_out_as_they_went_in() {
 #[test]
 fn a_failed_closure_uses_no_sequence() {
     let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path(), Options::default()).unwrap();
+    let spool = Spool::open(directory.path(), defaults()).unwrap();
     let failed = spool.append_with(Err::<Vec<u8>, u64>);
     assert!(matches!(failed, Err(AppendError::Seal(1))));
 
@@ -62,7 +66,7 @@ fn a_failed_closure_uses_no_sequence() {
 #[test]
 fn a_closure_that_panics_uses_no_sequence() {
     let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path(), Options::default()).unwrap();
+    let spool = Spool::open(directory.path(), defaults()).unwrap();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         spool.append_with(|_| -> Result<Vec<u8>, ()> { panic!("in the closure") })
     }));
@@ -159,7 +163,7 @@ fn drained_segments_are_unlinked_at_once() {
 #[test]
 fn stats_count() {
     let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path(), Options::default()).unwrap();
+    let spool = Spool::open(directory.path(), defaults()).unwrap();
     let fresh = spool.stats().unwrap();
     assert_eq!(
         (fresh.records, fresh.next_sequence, fresh.segments),
@@ -185,14 +189,14 @@ fn stats_count() {
 #[test]
 fn one_writer_at_a_time() {
     let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path(), Options::default()).unwrap();
+    let spool = Spool::open(directory.path(), defaults()).unwrap();
     assert!(matches!(
-        Spool::open(directory.path(), Options::default()),
+        Spool::open(directory.path(), defaults()),
         Err(Error::Locked { .. })
     ));
     drop(spool);
     // The lock is not the file's existence.
-    Spool::open(directory.path(), Options::default()).unwrap();
+    Spool::open(directory.path(), defaults()).unwrap();
 }
 
 #[test]
@@ -216,7 +220,8 @@ fn files_are_for_the_owner_only() {
             files += 1;
         }
     }
-    assert_eq!(files, 4);
+    // marker, state, a refused record, and what a segment consists of
+    assert_eq!(files, 3 + if ENGINE == Engine::Log { 1 } else { 4 });
 }
 
 #[test]
@@ -380,11 +385,7 @@ fn closing_makes_everything_durable_and_keeps_the_stream() {
 
 /// Leaves a spool behind as a killed process does.
 fn kill(spool: Spool, directory: &std::path::Path, into: &std::path::Path) {
-    std::fs::create_dir(into).unwrap();
-    for entry in directory.read_dir().unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, into.join(path.file_name().unwrap())).unwrap();
-    }
+    copy(directory, into);
     drop(spool);
 }
 
@@ -399,6 +400,10 @@ fn a_new_stream_begins_where_a_window_was_open() {
     let one = Spool::open(path("a"), options).unwrap();
     let first = one.stream();
     append_batch(&one, &[50; 30]).unwrap();
+    if ENGINE != Engine::Log {
+        // What others keep in memory until then goes with the process.
+        one.sync().unwrap();
+    }
     kill(one, &path("a"), &path("b"));
 
     // A session that ends without a record durable leaves no trace.
@@ -445,46 +450,12 @@ fn a_stream_goes_on_where_each_append_was_durable() {
     let two = Spool::open(path("b"), small()).unwrap();
     assert_eq!((two.stream(), two.predecessor()), (stream, None));
     assert_eq!(append(&two, 50).unwrap(), 31);
-    kill(two, &path("b"), &path("c"));
-    // But not behind bytes that no append has acknowledged.
-    let files = path("c").read_dir().unwrap();
-    let segments = files.map(|entry| entry.unwrap().path());
-    let newest = segments.filter(|path| path.extension().is_some_and(|e| e == "seg"));
-    let newest = newest.max().unwrap();
-    let mut bytes = std::fs::read(&newest).unwrap();
-    bytes.pop();
-    std::fs::write(&newest, bytes).unwrap();
-    let three = Spool::open(path("c"), small()).unwrap();
-    let before = Predecessor {
-        stream,
-        last_sequence: 30,
-        end: End::Cut,
-    };
-    assert_eq!(three.predecessor(), Some(before));
-    assert_ne!(three.stream(), stream);
-    assert_eq!(append(&three, 50).unwrap(), 1);
-    assert_eq!(drain(&three).len(), 31);
-    assert!(three.losses().unwrap().is_empty());
-}
-
-#[test]
-fn opening_and_draining_writes_no_segment() {
-    let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path(), small()).unwrap();
-    append_batch(&spool, &[50; 3]).unwrap();
-    drop(spool);
-    let segment = directory.path().join("00000000000000000001.seg");
-    let before = std::fs::read(&segment).unwrap();
-    let spool = Spool::open(directory.path(), small()).unwrap();
-    assert_eq!(drain(&spool).len(), 3);
-    spool.close().unwrap();
-    assert_eq!(std::fs::read(&segment).unwrap(), before);
 }
 
 #[test]
 fn sizes_have_limits() {
     let directory = tempfile::tempdir().unwrap();
-    let spool = Spool::open(directory.path().join("a"), Options::default()).unwrap();
+    let spool = Spool::open(directory.path().join("a"), defaults()).unwrap();
     let large = |len: usize| crate::common::only_spool(spool.append_with(|_| Ok(vec![7; len])));
     assert_eq!(large(MAX_RECORD).unwrap(), 1);
     match large(MAX_RECORD + 1).unwrap_err() {
@@ -529,15 +500,15 @@ fn options_must_fit() {
     for options in [
         Options {
             cap: (16 << 10) - 1,
-            ..Options::default()
+            ..defaults()
         },
         Options {
             segment_size: Some(2047),
-            ..Options::default()
+            ..defaults()
         },
         Options {
             segment_size: Some((64 << 20) + 1),
-            ..Options::default()
+            ..defaults()
         },
     ] {
         let opened = Spool::open(directory.path().join("spool"), options);
@@ -557,6 +528,7 @@ fn a_newer_format_is_refused_and_left_alone() {
             .read_dir()
             .unwrap()
             .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
             .map(|path| (path.clone(), std::fs::read(path).unwrap()))
             .collect();
         files.sort_unstable();
@@ -570,6 +542,9 @@ fn a_newer_format_is_refused_and_left_alone() {
         bytes[12..16].copy_from_slice(&crc.to_be_bytes());
     };
     for name in ["zk-spool", "00000000000000000001.seg", "state"] {
+        if ENGINE != Engine::Log && name.ends_with(".seg") {
+            continue;
+        }
         let path = directory.path().join(name);
         let mut bytes = std::fs::read(&path).unwrap();
         match name {
@@ -632,6 +607,9 @@ fn links_are_not_followed() {
     let directory = tempfile::tempdir().unwrap();
     let victim = directory.path().join("victim");
     for name in ["zk-spool", "state", "00000000000000000001.tmp"] {
+        if ENGINE != Engine::Log && name.ends_with(".tmp") {
+            continue;
+        }
         std::fs::write(&victim, "precious").unwrap();
         let spool = directory.path().join(format!("spool-{name}"));
         std::fs::create_dir(&spool).unwrap();

@@ -1,9 +1,9 @@
 //! A reader and a writer made from `docs/spool-format.md` alone, with nothing
 //! of the crate: what it writes they read, and what they write it reads.
 
-use zk_spool::{Error, Reason, Spool, StreamId, storage::FaultStorage};
+use zk_spool::{End, Error, Predecessor, Reason, Spool, StreamId, storage::FaultStorage};
 
-use crate::common::{append, append_batch, drain, open, peek_all, small};
+use crate::common::{append, append_batch, copy, drain, open, peek_all, small};
 
 /// CRC-32C, bit by bit.
 fn crc32c(parts: &[&[u8]]) -> u32 {
@@ -276,14 +276,14 @@ fn opened(records: &[(u64, &[u8])], spool: &Spool, stream: [u8; 16]) {
 #[test]
 fn what_is_documented_is_read() {
     let storage = empty();
-    let mut one = Writer::new(7, [1; 16], 5, None);
+    let mut one = Writer::new(1, [1; 16], 5, None);
     one.frame(2, 0, 5, 4, &[0; 8]);
     one.records(5, &[b"five", b"six"]);
     let end = one.file.len() as u64;
     one.file.extend(b"a torn write, cut off by a recovery");
     one.seal(5, 6, end, 1);
     one.put(&storage);
-    let mut two = Writer::new(8, [2; 16], 1, Some(([1; 16], 6, 1)));
+    let mut two = Writer::new(2, [2; 16], 1, Some(([1; 16], 6, 1)));
     two.frame(2, 0, 1, 0, &[0; 8]);
     two.records(1, &[b"one", b"", b"three"]);
     two.frame(3, 0, 4, 3, &[]);
@@ -296,7 +296,7 @@ fn what_is_documented_is_read() {
         (before.stream, before.last_sequence),
         (StreamId([1; 16]), 6)
     );
-    assert_eq!(before.end, zk_spool::End::Cut);
+    assert_eq!(before.end, End::Cut);
     assert_eq!(spool.verify().unwrap().damage, []);
     let five = spool.peek(2, 100).unwrap();
     spool.ack(five[1].position()).unwrap();
@@ -567,4 +567,49 @@ fn a_file_full_of_marks_is_read_a_few_times_only() {
     assert!(read < 100 * LEN, "{read} bytes");
     let losses = spool.losses().unwrap();
     assert_eq!((losses[0].first, losses[0].last), (3, 3));
+}
+
+/// A stream does not go on behind bytes that no append has acknowledged.
+#[test]
+fn a_torn_end_ends_the_stream() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let two = Spool::open(path("b"), small()).unwrap();
+    let stream = two.stream();
+    append_batch(&two, &[50; 30]).unwrap();
+    assert_eq!(append(&two, 50).unwrap(), 31);
+    copy(&path("b"), &path("c"));
+    drop(two);
+    let files = path("c").read_dir().unwrap();
+    let segments = files.map(|entry| entry.unwrap().path());
+    let newest = segments.filter(|path| path.extension().is_some_and(|e| e == "seg"));
+    let newest = newest.max().unwrap();
+    let mut bytes = std::fs::read(&newest).unwrap();
+    bytes.pop();
+    std::fs::write(&newest, bytes).unwrap();
+    let three = Spool::open(path("c"), small()).unwrap();
+    let before = Predecessor {
+        stream,
+        last_sequence: 30,
+        end: End::Cut,
+    };
+    assert_eq!(three.predecessor(), Some(before));
+    assert_ne!(three.stream(), stream);
+    assert_eq!(append(&three, 50).unwrap(), 1);
+    assert_eq!(drain(&three).len(), 31);
+    assert!(three.losses().unwrap().is_empty());
+}
+
+#[test]
+fn opening_and_draining_writes_no_segment() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = Spool::open(directory.path(), small()).unwrap();
+    append_batch(&spool, &[50; 3]).unwrap();
+    drop(spool);
+    let segment = directory.path().join("00000000000000000001.seg");
+    let before = std::fs::read(&segment).unwrap();
+    let spool = Spool::open(directory.path(), small()).unwrap();
+    assert_eq!(drain(&spool).len(), 3);
+    spool.close().unwrap();
+    assert_eq!(std::fs::read(&segment).unwrap(), before);
 }

@@ -15,7 +15,7 @@ use zk_spool::{
 };
 
 use crate::common::{
-    append, append_batch, append_receipt, drain, key, names, open, peek_all, small,
+    Place, append, append_batch, append_receipt, drain, key, names, open, peek_all, small,
 };
 
 fn fill(spool: &Spool) -> u64 {
@@ -30,8 +30,8 @@ fn fill(spool: &Spool) -> u64 {
 
 #[test]
 fn a_full_spool_refuses_and_counts() {
-    let storage = FaultStorage::new();
-    let spool = open(&storage, &small()).unwrap();
+    let place = Place::new();
+    let spool = open(&place, &small()).unwrap();
     let last = fill(&spool);
     assert!(last > 30);
     assert!(spool.stats().unwrap().disk_bytes <= 64 << 10);
@@ -65,8 +65,8 @@ fn a_full_spool_refuses_and_counts() {
 
 #[test]
 fn a_full_spool_does_not_call_the_closure() {
-    let storage = FaultStorage::new();
-    let spool = open(&storage, &small()).unwrap();
+    let place = Place::new();
+    let spool = open(&place, &small()).unwrap();
     fill(&spool);
     while append(&spool, 1).is_ok() {}
     let refused = spool.append_with(|_| -> Result<Vec<u8>, ()> { panic!("called") });
@@ -143,8 +143,8 @@ fn refusals_within_a_window_are_written_down_as_they_double() {
 
 #[test]
 fn a_receipt_fits_into_a_full_spool() {
-    let storage = FaultStorage::new();
-    let spool = open(&storage, &small()).unwrap();
+    let place = Place::new();
+    let spool = open(&place, &small()).unwrap();
     fill(&spool);
     while append(&spool, 1).is_ok() {}
     let losses = spool.losses().unwrap();
@@ -160,12 +160,12 @@ fn a_receipt_fits_into_a_full_spool() {
 
 #[test]
 fn the_oldest_segments_go_and_are_named() {
-    let storage = FaultStorage::new();
+    let place = Place::new();
     let options = Options {
         full: Full::DropOldest,
         ..small()
     };
-    let spool = open(&storage, &options).unwrap();
+    let spool = open(&place, &options).unwrap();
     let mut named = Vec::new();
     for sequence in 1..=1000 {
         assert_eq!(append(&spool, 500).unwrap(), sequence);
@@ -194,12 +194,12 @@ fn the_oldest_segments_go_and_are_named() {
 
 #[test]
 fn dropping_leaves_out_what_was_acknowledged() {
-    let storage = FaultStorage::new();
+    let place = Place::new();
     let options = Options {
         full: Full::DropOldest,
         ..small()
     };
-    let spool = open(&storage, &options).unwrap();
+    let spool = open(&place, &options).unwrap();
     append_batch(&spool, &[100; 8]).unwrap();
     let fifth = peek_all(&spool).unwrap().remove(4);
     spool.ack(fifth.position()).unwrap();
@@ -216,12 +216,12 @@ fn dropping_leaves_out_what_was_acknowledged() {
 /// More losses than the table holds, none of them confirmed.
 #[test]
 fn a_long_outage_is_named_exactly() {
-    let storage = FaultStorage::new();
+    let place = Place::new();
     let options = Options {
         full: Full::DropOldest,
         ..small()
     };
-    let spool = open(&storage, &options).unwrap();
+    let spool = open(&place, &options).unwrap();
     let mut offered = 0;
     while offered < 500 {
         append(&spool, 2000).unwrap();
@@ -242,13 +242,13 @@ fn a_long_outage_is_named_exactly() {
 
 #[test]
 fn what_the_caller_gives_up_is_counted_and_survives() {
-    let storage = FaultStorage::new();
-    let spool = open(&storage, &small()).unwrap();
+    let place = Place::new();
+    let spool = open(&place, &small()).unwrap();
     append(&spool, 100).unwrap();
     spool.refuse(7).unwrap();
     spool.refuse(3).unwrap();
     drop(spool);
-    let spool = open(&storage, &small()).unwrap();
+    let spool = open(&place, &small()).unwrap();
     let losses = spool.losses().unwrap();
     let counted: Vec<_> = losses.iter().map(|l| (l.reason, l.records)).collect();
     assert_eq!(counted, [(Reason::Full, 10)]);
@@ -257,13 +257,13 @@ fn what_the_caller_gives_up_is_counted_and_survives() {
 #[test]
 fn a_drained_segment_does_not_keep_a_spool_full() {
     for full in [Full::Reject, Full::DropOldest] {
-        let storage = FaultStorage::new();
+        let place = Place::new();
         let options = Options {
             full,
             segment_size: Some(16 << 10),
             ..small()
         };
-        let spool = open(&storage, &options).unwrap();
+        let spool = open(&place, &options).unwrap();
         for _ in 0..20 {
             append(&spool, 50_000).unwrap();
             assert_eq!(drain(&spool).len(), 1);

@@ -8,9 +8,9 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use zk_spool::{Full, Options, Spool, StreamId, SyncPolicy};
+use zk_spool::{Engine, Full, Options, Spool, StreamId, SyncPolicy};
 
-use crate::common::{Random, append, append_batch, content, effort, key, peek_all, tell};
+use crate::common::{Random, append, append_batch, content, defaults, effort, key, peek_all, tell};
 
 const DIRECTORY: &str = "ZK_SPOOL_TEST_DIRECTORY";
 const SEED: &str = "ZK_SPOOL_TEST_SEED";
@@ -18,14 +18,14 @@ const SEED: &str = "ZK_SPOOL_TEST_SEED";
 pub(crate) fn options(seed: u64) -> Options {
     Options {
         cap: 1 << 20,
-        segment_size: Some(4 << 10),
+        segment_size: Some(if crate::ENGINE == Engine::Log { 4 } else { 64 } << 10),
         full: Full::DropOldest,
         sync: if seed.is_multiple_of(2) {
             SyncPolicy::Each
         } else {
             SyncPolicy::Every(Duration::from_millis(1))
         },
-        ..Options::default()
+        ..defaults()
     }
 }
 
@@ -41,6 +41,12 @@ fn child() {
     let spool = Spool::open(directory, options(seed)).unwrap();
     let stream = spool.stream();
     let mut out = std::io::stdout();
+    // Where a segment is not a file, a window may be in memory.
+    let durable = || {
+        if crate::ENGINE != Engine::Log {
+            spool.sync().unwrap();
+        }
+    };
     let mut say = |line: String| {
         writeln!(out, "\n{line}")
             .and_then(|()| out.flush())
@@ -51,11 +57,14 @@ fn child() {
             0 => {
                 let len = random.below(900) as usize;
                 let sequence = append(&spool, len).unwrap();
+                durable();
                 say(format!("appended {stream} {sequence} {len}"));
             }
             1 => {
                 let len = random.below(300) as usize;
-                for sequence in append_batch(&spool, &vec![len; 1 + len % 20]).unwrap() {
+                let appended = append_batch(&spool, &vec![len; 1 + len % 20]).unwrap();
+                durable();
+                for sequence in appended {
                     say(format!("appended {stream} {sequence} {len}"));
                 }
             }

@@ -7,6 +7,9 @@
     missing_docs
 )]
 
+/// The engine that is tested; `tests/sled` does the same with another.
+const ENGINE: zk_spool::Engine = zk_spool::Engine::Log;
+
 mod aside;
 mod bad_input;
 mod common;

@@ -3,12 +3,9 @@
 use std::{collections::VecDeque, time::Duration};
 
 use proptest::prelude::*;
-use zk_spool::{
-    Error, Full, Options, Reason, Record, Spool, SyncPolicy,
-    storage::{Cut, FaultStorage},
-};
+use zk_spool::{Engine, Error, Full, Options, Reason, Record, Spool, SyncPolicy, storage::Cut};
 
-use crate::common::{Key, append, append_batch, content, key, names, open, small};
+use crate::common::{Key, Place, append, append_batch, content, key, names, open, small};
 
 #[derive(Clone, Debug)]
 enum Call {
@@ -66,7 +63,7 @@ fn options() -> impl Strategy<Value = Options> {
 
 /// The queue as it should be.
 struct Model {
-    storage: FaultStorage,
+    place: Place,
     options: Options,
     spool: Option<Spool>,
     queue: VecDeque<(Key, Vec<u8>)>,
@@ -85,7 +82,7 @@ struct Model {
 impl Model {
     fn new(options: Options) -> Self {
         let mut model = Self {
-            storage: FaultStorage::new(),
+            place: Place::new(),
             options,
             spool: None,
             queue: VecDeque::new(),
@@ -102,7 +99,7 @@ impl Model {
     }
 
     fn open(&mut self) {
-        self.spool = Some(open(&self.storage, &self.options).unwrap());
+        self.spool = Some(open(&self.place, &self.options).unwrap());
     }
 
     fn spool(&self) -> &Spool {
@@ -244,8 +241,14 @@ impl Model {
                 // counted in memory only are lost with it.
                 let losses = self.spool().losses().unwrap();
                 let stream = self.spool().stream();
-                self.storage = self.storage.after_cut(Cut::All);
-                self.open();
+                let left = self.place.killed();
+                if let Place::Directory(_) = left {
+                    // Where it wrote to memory only, that is gone too.
+                    let durable = self.queue.len() - self.unsynced;
+                    self.queue.truncate(durable);
+                }
+                self.spool = Some(open(&left, &self.options).unwrap());
+                self.place = left;
                 assert_eq!(self.spool().losses().unwrap(), losses);
                 if self.begun && self.windowed() {
                     assert_ne!(self.spool().stream(), stream);
@@ -259,8 +262,9 @@ impl Model {
             Call::Cut(cut) => {
                 let losses = self.spool().losses().unwrap();
                 let stream = self.spool().stream();
-                self.storage = self.storage.after_cut(cut);
-                self.open();
+                let left = self.place.cut(cut);
+                self.spool = Some(open(&left, &self.options).unwrap());
+                self.place = left;
                 assert_eq!(self.spool().losses().unwrap(), losses);
                 if self.begun && self.windowed() {
                     assert_ne!(self.spool().stream(), stream);
@@ -288,10 +292,19 @@ impl Model {
         assert_eq!(stats.oldest, self.queue.front().map(|(key, _)| *key));
         assert_eq!(stats.newest, self.queue.back().map(|(key, _)| *key));
         assert!(stats.disk_bytes <= self.options.cap, "{stats:?}");
-        let files = self.storage.files();
-        let segments = files.iter().filter(|(name, _)| name.ends_with(".seg"));
-        let on_disk: usize = segments.map(|(_, bytes)| bytes.len()).sum();
-        assert_eq!(stats.disk_bytes, on_disk as u64);
+        match &self.place {
+            Place::Memory(storage) => {
+                let files = storage.files();
+                let segments = files.iter().filter(|(name, _)| name.ends_with(".seg"));
+                let on_disk: usize = segments.map(|(_, bytes)| bytes.len()).sum();
+                assert_eq!(stats.disk_bytes, on_disk as u64);
+            }
+            Place::Directory(directory) => {
+                let entries = directory.path().read_dir().unwrap().map(Result::unwrap);
+                let segments = entries.filter(|entry| entry.file_name().len() > 20);
+                assert_eq!(stats.segments, segments.count());
+            }
+        }
 
         let losses = self.spool().losses().unwrap();
         let count = |reason| -> u64 {
@@ -310,7 +323,7 @@ impl Model {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 150 * crate::common::effort() as u32,
+        cases: crate::common::effort() as u32 * if crate::ENGINE == Engine::Log { 150 } else { 15 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
