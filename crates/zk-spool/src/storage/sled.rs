@@ -123,6 +123,10 @@ impl Storage for SledDirectory {
         self.directory.lock(file)
     }
 
+    fn lock_holder(&self, file: &str) -> Option<u32> {
+        self.directory.lock_holder(file)
+    }
+
     /// Generations under the names of segments. Their lengths are those of the
     /// databases; what is in them only they know.
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
