@@ -172,8 +172,9 @@ pub enum Error {
 
     /// The HSM was opened, but has no key where the URI says.
     #[error(
-        "{hsm} has no key there; list what it has with `zk-ctl hsm keys list`, and correct the \
-         URI. If the key was there before, it is gone: make a new one, and a certificate for it"
+        "{hsm} has no key there; `zk-ctl hsm keys list` tells what it has, and `zk-ctl hsm keys \
+         generate` makes one. If the key was there before, it is gone, and a new one needs a new \
+         certificate"
     )]
     KeyMissing {
         /// The HSM's URI.
