@@ -256,6 +256,9 @@ fn stage(
 fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     let needs = |one| area.is_none_or(|area| area == one);
     let mut programs = vec![("openssl version", "openssl")];
+    if needs(Area::Workspace) || area == Some(Area::Long) {
+        programs.push(("mkfs.ext4 -V", "e2fsprogs"));
+    }
     if area.is_none() {
         // zk-hsm's tests make C libraries, and look for leaks
         programs.extend([("cc --version", "gcc"), ("valgrind --version", "valgrind")]);

@@ -86,7 +86,9 @@ impl Drop for Image {
 }
 
 fn run(command: &mut Command) {
-    let output = command.output().unwrap();
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{command:?}: {error}; run: sudo apt-get install e2fsprogs mount")
+    });
     assert!(
         output.status.success(),
         "{command:?}: {}",
@@ -98,6 +100,15 @@ fn run(command: &mut Command) {
 fn can_mount(what: &str) -> bool {
     if !geteuid().is_root() {
         tell(&format!("NOT RUN: {what}: needs root, to mount a disk"));
+        return false;
+    }
+    // root in a container is not always allowed to
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = u64::from_str_radix(capabilities.unwrap().trim(), 16).unwrap();
+    if capabilities >> CAP_SYS_ADMIN & 1 == 0 {
+        tell(&format!("NOT RUN: {what}: this root may not mount a disk"));
         return false;
     }
     let mut free = Command::new("losetup");
