@@ -16,8 +16,10 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 mod bare;
+mod role;
 
 pub use bare::Bare;
+pub use role::Role;
 
 /// What was measured, and what it is held to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

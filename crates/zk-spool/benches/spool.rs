@@ -5,13 +5,11 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, stdin};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use tempfile::TempDir;
-use zk_bench::{Bar, Bare, ROUNDS, Row, by_turns, directory, median, time};
+use zk_bench::{Bar, Bare, ROUNDS, Role, Row, by_turns, directory, median, time};
 use zk_spool::{Options, Spool};
 
 fn main() {
@@ -98,10 +96,10 @@ fn in_groups(dir: &TempDir) {
 fn a_million(dir: &TempDir) {
     let dir = dir.path().join("million");
     eprintln!("writing a million records");
-    start("fill", &dir).say("filled");
+    start("fill", &dir, "filled");
     let mut figures = Vec::new();
     for _ in 0..ROUNDS {
-        let said = start("open", &dir).say("opened");
+        let said = start("open", &dir, "opened");
         let numbers = said.split(' ').map(|number| number.parse().unwrap());
         figures.push(numbers.collect::<Vec<f64>>());
     }
@@ -134,7 +132,7 @@ fn fill(dir: &Path) {
         spool.append_batch_with(records).unwrap();
     }
     println!("filled");
-    wait_for_the_end();
+    Role::wait_for_the_end();
 }
 
 fn open(dir: &Path) {
@@ -150,45 +148,18 @@ fn open(dir: &Path) {
         mib(&rollup, "Pss:"),
         mib(&rollup, "Rss:")
     );
-    wait_for_the_end();
+    Role::wait_for_the_end();
 }
 
-/// Keeps what the process has open until it is killed.
-fn wait_for_the_end() {
-    let _ = stdin().read(&mut [0]);
-    panic!("killed, not told to end");
+fn start(role: &str, dir: &Path, word: &str) -> String {
+    let arguments = [role.as_ref(), dir.as_os_str()];
+    Role::start(arguments).unwrap().say(word).unwrap()
 }
 
 fn mib(rollup: &str, key: &str) -> f64 {
     let line = rollup.lines().find_map(|line| line.strip_prefix(key));
     let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
     kib.parse::<f64>().unwrap() / 1024.0
-}
-
-/// This program in another role, killed when it has said its word.
-struct Role(Child, BufReader<ChildStdout>);
-
-fn start(role: &str, dir: &Path) -> Role {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg(role).arg(dir);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stdout = BufReader::new(child.stdout.take().unwrap());
-    Role(child, stdout)
-}
-
-impl Role {
-    /// What follows `word`; then kill -9.
-    fn say(mut self, word: &str) -> String {
-        let mut line = String::new();
-        self.1.read_line(&mut line).unwrap();
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-        line.trim().strip_prefix(word).unwrap().trim().to_owned()
-    }
 }
 
 /// Records a second of both sides. Within a round they take many short turns,

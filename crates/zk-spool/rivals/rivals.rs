@@ -4,13 +4,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, stdin};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise};
-use zk_bench::{Row, directory, median, time};
+use zk_bench::{Role, Row, directory, median, time};
 use zk_spool_rivals::{Engine, Queue, disk, files};
 
 fn main() {
@@ -97,7 +96,12 @@ type Call<'a> = dyn FnMut(&mut dyn Queue) + 'a;
 /// What one engine writes, syncs and leaves, in a process of its own.
 fn accounts(dir: &Path, which: usize) {
     let name = Engine::ALL[which].name();
-    let said = start("account", which, &dir.join(format!("account-{which}"))).say("accounted");
+    let said = start(
+        "account",
+        which,
+        &dir.join(format!("account-{which}")),
+        "accounted",
+    );
     let figures: Vec<f64> = said.split(' ').map(|n| n.parse().unwrap()).collect();
     let rows = [
         ("written per byte, groups of 64", "B/B"),
@@ -151,7 +155,7 @@ fn account(engine: Engine, dir: &Path) {
         mib(left),
         mib(maintained)
     );
-    wait_for_the_end();
+    Role::wait_for_the_end();
 }
 
 /// Calls of fsync and fdatasync, as strace counts them, of one append.
@@ -195,7 +199,7 @@ fn a_million(dir: &Path, which: usize) {
     let engine = Engine::ALL[which];
     let dir = dir.join(format!("million-{which}"));
     eprintln!("  a million records: {}", engine.name());
-    start("fill", which, &dir).say("filled");
+    start("fill", which, &dir, "filled");
     let mut figures = Vec::new();
     for _ in 0..3 {
         for file in files(&dir) {
@@ -203,7 +207,7 @@ fn a_million(dir: &Path, which: usize) {
             file.sync_all().unwrap();
             fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         }
-        let said = start("open", which, &dir).say("opened");
+        let said = start("open", which, &dir, "opened");
         figures.push(
             said.split(' ')
                 .map(|number| number.parse().unwrap())
@@ -233,7 +237,7 @@ fn fill(engine: Engine, dir: &Path) {
         queue.append(&slices(&group));
     }
     println!("filled");
-    wait_for_the_end();
+    Role::wait_for_the_end();
 }
 
 fn open(engine: Engine, dir: &Path) {
@@ -252,39 +256,13 @@ fn open(engine: Engine, dir: &Path) {
         "opened {took} {read} {}",
         kib.parse::<f64>().unwrap() / 1024.0
     );
-    wait_for_the_end();
+    Role::wait_for_the_end();
 }
 
-/// Keeps what the process has open until it is killed.
-fn wait_for_the_end() {
-    let _ = stdin().read(&mut [0]);
-    panic!("killed, not told to end");
-}
-
-/// This program in another role, killed when it has said its word.
-struct Role(Child, BufReader<ChildStdout>);
-
-fn start(role: &str, which: usize, dir: &Path) -> Role {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([role, &which.to_string()]).arg(dir);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stdout = BufReader::new(child.stdout.take().unwrap());
-    Role(child, stdout)
-}
-
-impl Role {
-    /// What follows `word`; then kill -9.
-    fn say(mut self, word: &str) -> String {
-        let mut line = String::new();
-        self.1.read_line(&mut line).unwrap();
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-        line.trim().strip_prefix(word).unwrap().trim().to_owned()
-    }
+fn start(role: &str, which: usize, dir: &Path, word: &str) -> String {
+    let which = which.to_string();
+    let arguments = [role.as_ref(), which.as_ref(), dir.as_os_str()];
+    Role::start(arguments).unwrap().say(word).unwrap()
 }
 
 fn print(row: &Row) {
