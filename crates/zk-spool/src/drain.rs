@@ -406,7 +406,9 @@ impl Inner {
         {
             let state = self.state();
             if let Some(newest) = state.segments.back() {
-                contents.synced = (newest.number, newest.durable_last);
+                // The newest may be gone. Until there is a newer one, nothing else tells
+                // that its numbers were given out.
+                contents.synced = contents.synced.max((newest.number, newest.durable_last));
             }
             let cursor = contents.cursor;
             contents.forget(|loss| {

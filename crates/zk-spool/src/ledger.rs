@@ -24,6 +24,14 @@ pub(crate) struct Cursor {
     pub(crate) offset: u64,
 }
 
+impl Cursor {
+    /// Whether it was set where the state file could not be read, and nor could the
+    /// segment: how far the spool was drained is not known.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.segment > 0 && self.stream == NO_STREAM
+    }
+}
+
 /// The content of one slot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Contents {
@@ -104,6 +112,17 @@ impl Contents {
         }
         parts.retain(|(from, to)| from <= to);
         parts
+    }
+
+    /// Whether losses say that what was stored from here on can't be known. Those that
+    /// name numbers do not say so of what is behind them.
+    pub(crate) fn doubts(&self, stream: StreamId, from: u64) -> bool {
+        let mut losses = self.entries.iter().map(|entry| &entry.loss);
+        losses.any(|loss| {
+            (loss.reason, loss.stream, loss.records) == (Reason::Damaged, stream, 0)
+                && loss.last >= from
+                && self.unnamed(stream, from, loss.first).is_empty()
+        })
     }
 
     /// Names the part of a range that is not named yet.
