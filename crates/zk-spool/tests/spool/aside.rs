@@ -160,6 +160,35 @@ fn a_segment_that_was_removed_by_hand_is_missed() {
     assert_eq!(verify(dir.path()).damage.len(), 1);
 }
 
+/// Where one stream ends and the next begins, the sequences don't tell.
+#[test]
+fn the_last_segment_of_a_stream_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |number: usize| dir.path().join(format!("{number:020}.seg"));
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    for _ in 0..40 {
+        append(&spool, 100).unwrap();
+    }
+    let (stream, last) = (spool.stream(), spool.stats().unwrap().segments);
+    spool.close().unwrap();
+    let torn = [fs::read(file(last)).unwrap(), b"torn".to_vec()].concat();
+    fs::write(file(last), torn).unwrap();
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    append(&spool, 100).unwrap();
+    assert_eq!(spool.predecessor().unwrap().stream, stream);
+    assert_eq!(verify(dir.path()).damage, []);
+    fs::remove_file(file(last)).unwrap();
+    let damage = verify(dir.path()).damage;
+    let (of, first, until) = damage[0].lost.unwrap();
+    assert_eq!((damage.len(), of, until), (1, stream, 40));
+    assert!(1 < first && first < 40, "{first}");
+    // What is done is not missed.
+    while let Some(record) = spool.peek(1, 0).unwrap().pop() {
+        spool.ack(record.position()).unwrap();
+    }
+    assert_eq!(verify(dir.path()).damage, []);
+}
+
 #[test]
 fn refused_records_are_seen_beside_the_owner_and_taken_away_without_one() {
     let dir = tempfile::tempdir().unwrap();
