@@ -290,7 +290,7 @@ impl Inspection {
             let Some(again) = again else {
                 report.segments += seen.segments;
                 report.records += seen.records;
-                report.bytes += seen.bytes;
+                report.bytes = report.bytes.saturating_add(seen.bytes);
                 report.damage.append(&mut seen.damage);
                 break;
             };

@@ -147,8 +147,8 @@ pub(crate) fn files(directory: &Path) -> Result<Vec<(Position, u64)>, Error> {
     list().at("list", REJECTED_DIR)
 }
 
-/// What the name of a file in `rejected/` says.
-fn position(name: &str) -> Option<Position> {
+/// What the name of a file in `rejected/` says; `None`: it is none of the spool's.
+pub(crate) fn position(name: &str) -> Option<Position> {
     let (segment, rest) = name.strip_suffix(".rec")?.split_once('-')?;
     let (sequence, stream) = rest.split_once('-')?;
     let mut id = StreamId([0; 16]);

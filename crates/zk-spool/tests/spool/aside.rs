@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use zk_spool::{Damage, Error, Inspection, Record, Rejected, Report, Spool, inspect};
+use zk_spool::{Damage, Error, Inspection, Options, Record, Rejected, Report, Spool, inspect};
 
 use crate::common::{append, append_batch, peek_all, small};
 
@@ -187,6 +187,28 @@ fn the_last_segment_of_a_stream_is_missed() {
         spool.ack(record.position()).unwrap();
     }
     assert_eq!(verify(dir.path()).damage, []);
+}
+
+/// What the spool did not put there is not its to remove.
+#[test]
+fn other_files_beside_refused_records_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        evidence: Some(250),
+        ..small()
+    };
+    let spool = Spool::open(dir.path(), options).unwrap();
+    let notes = dir.path().join("rejected/0-notes.txt");
+    fs::create_dir(notes.parent().unwrap()).unwrap();
+    fs::write(&notes, [b'x'; 300]).unwrap();
+    for _ in 0..4 {
+        append(&spool, 100).unwrap();
+        let oldest = spool.peek(1, 0).unwrap().pop().unwrap();
+        spool.reject(oldest.position()).unwrap();
+    }
+    let kept: Vec<_> = rejected(dir.path()).iter().map(Record::sequence).collect();
+    assert_eq!(kept, [3, 4]);
+    assert!(notes.exists());
 }
 
 #[test]

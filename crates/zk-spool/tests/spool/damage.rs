@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use zk_spool::{
-    End, Error, Full, Loss, Options, Reason, Spool,
+    End, Error, Full, Loss, Options, Reason, Spool, inspect,
     storage::{Cut, FaultStorage},
 };
 
@@ -851,6 +851,47 @@ fn a_hole_of_terabytes() {
         assert_eq!(drain(&spool).len(), 3);
         assert_eq!(append(&spool, 100).unwrap(), 1);
         assert_eq!(spool.stats().unwrap().segments, 1);
+        assert!(spool.stats().unwrap().disk_bytes < 64 << 10);
+    }
+}
+
+/// As long as a file can be, each of them: together they are longer than can be
+/// counted, and nothing can be written behind their ends.
+#[test]
+fn lengths_that_no_file_has() {
+    for full in [Full::Reject, Full::DropOldest] {
+        // On a tmpfs, a file may be.
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = Options { full, ..small() };
+        let spool = Spool::open(directory.path(), options).unwrap();
+        for _ in 0..30 {
+            append(&spool, 100).unwrap();
+        }
+        let segments = spool.stats().unwrap().segments as u64;
+        assert!(segments > 3);
+        spool.close().unwrap();
+        for number in 1..=segments {
+            let segment = directory.path().join(format!("{number:020}.seg"));
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(segment)
+                .unwrap();
+            file.set_len(i64::MAX as u64).unwrap();
+            let kept = directory.path().join(format!("damaged/{number:020}.seg"));
+            std::fs::create_dir_all(kept.parent().unwrap()).unwrap();
+            let kept = std::fs::File::create(kept).unwrap();
+            kept.set_len(i64::MAX as u64).unwrap();
+        }
+        let seen = inspect(directory.path()).unwrap().unwrap();
+        assert_ne!(seen.verify(|_| {}).unwrap().damage, []);
+        let spool = Spool::open(directory.path(), options).unwrap();
+        assert_eq!(spool.stats().unwrap().disk_bytes, u64::MAX);
+        spool.verify().unwrap();
+        if full == Full::Reject {
+            assert!(matches!(append(&spool, 100), Err(Error::Full { .. })));
+        }
+        assert_eq!(drain(&spool).len(), 30);
+        assert_eq!(append(&spool, 100).unwrap(), 1);
         assert!(spool.stats().unwrap().disk_bytes < 64 << 10);
     }
 }
