@@ -435,36 +435,49 @@ impl StorageFile for Generation {
 
     fn read_at(&self, buffer: &mut [u8], start: u64) -> io::Result<()> {
         let db = self.db()?;
-        let first = caught(|| db.range(..=key(start)).next_back().transpose())?;
-        let mut rest = buffer;
+        let end = start.saturating_add(buffer.len() as u64);
+        let before = caught(|| db.range(..key(start)).next_back().transpose())?;
+        let mut pieces = caught(|| Ok(db.range(key(start)..key(end))))?;
+        let mut next = before;
         let mut at = start;
-        let mut copy = |from: u64, piece: &[u8]| {
-            let behind =
-                piece.get(usize::try_from(at.saturating_sub(from)).unwrap_or(usize::MAX)..);
-            let Some(behind) = behind.filter(|behind| !behind.is_empty() && from <= at) else {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            };
-            let len = behind.len().min(rest.len());
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
-            now.copy_from_slice(&behind[..len]);
-            rest = later;
-            at += len as u64;
-            Ok(rest.is_empty())
-        };
-        let Some((from, piece)) = first else {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        };
-        let from = offset(&from)?;
-        if copy(from, &piece)? {
-            return Ok(());
-        }
-        let mut pieces = caught(|| Ok(db.range(key(from + 1)..)))?;
-        while let Some((from, piece)) = caught(|| pieces.next().transpose())? {
-            if copy(offset(&from)?, &piece)? {
-                return Ok(());
+        let mut missing = false;
+        loop {
+            if let Some((from, piece)) = next {
+                let from = offset(&from)?;
+                let until = from.saturating_add(piece.len() as u64).min(end);
+                missing |= from > at;
+                // They don't overlap.
+                let from_here = from.max(at);
+                if from_here < until {
+                    let place = (from_here - start) as usize..(until - start) as usize;
+                    let piece = &piece[(from_here - from) as usize..(until - from) as usize];
+                    buffer[place].copy_from_slice(piece);
+                    at = until;
+                }
+            }
+            match caught(|| pieces.next().transpose())? {
+                Some(piece) => next = Some(piece),
+                None => break,
             }
         }
-        Err(io::ErrorKind::UnexpectedEof.into())
+        if missing || at < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    /// What no piece holds is a hole.
+    fn next_data(&self, start: u64) -> io::Result<Option<u64>> {
+        let db = self.db()?;
+        if let Some((from, piece)) = caught(|| db.range(..=key(start)).next_back().transpose())?
+            && offset(&from)?.saturating_add(piece.len() as u64) > start
+        {
+            return Ok(Some(start));
+        }
+        match caught(|| db.range(key(start)..).next().transpose())? {
+            Some((from, _)) => offset(&from).map(Some),
+            None => Ok(None),
+        }
     }
 
     fn write_at(&self, bytes: &[u8], start: u64) -> io::Result<()> {

@@ -494,6 +494,28 @@ fn a_database_that_is_cut_off_or_gone() {
     }
 }
 
+/// A length that was made up is not read byte by byte: this would take for ever.
+#[test]
+fn a_length_beyond_all_pieces() {
+    for full in [Full::Reject, Full::DropOldest] {
+        let place = quick_directory();
+        let options = Options { full, ..small() };
+        let spool = Spool::open(place.path(), options).unwrap();
+        append_batch(&spool, &[100; 3]).unwrap();
+        let stream = spool.stream();
+        spool.close().unwrap();
+        let end = 1_u64 << 62;
+        let crc = crc32c::crc32c(&end.to_be_bytes());
+        let bytes = [&end.to_be_bytes()[..], &crc.to_be_bytes()].concat();
+        fs::write(database(place.path(), 1).with_file_name("end"), bytes).unwrap();
+        let spool = Spool::open(place.path(), options).unwrap();
+        assert_ne!(spool.stream(), stream);
+        assert_eq!(drain(&spool).len(), 3);
+        assert_eq!(append(&spool, 100).unwrap(), 1);
+        assert_eq!(spool.stats().unwrap().segments, 1);
+    }
+}
+
 /// Its copy is what somebody may want to look at.
 #[test]
 fn a_damaged_database_is_set_aside() {
