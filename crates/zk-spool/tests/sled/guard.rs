@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     ffi::c_int,
     fs,
+    io::Write as _,
     os::{fd::BorrowedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     process::Command,
@@ -747,6 +748,14 @@ fn a_full_disk_refuses_and_drains() {
     let losses = spool.losses().unwrap();
     let said: Vec<_> = losses.iter().map(|l| (l.reason, l.records)).collect();
     assert_eq!(said, [(Reason::Full, refused)]);
+    // To the last byte: what has to be opened for it waits until there is some room.
+    let filler = place.path().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    let waits = spool.peek(64, usize::MAX);
+    assert!(matches!(waits, Err(Error::DiskFull { .. })), "{waits:?}");
+    drop(file);
+    fs::remove_file(filler).unwrap();
     let mut next = 1;
     while next < appended / 2 {
         let records = spool.peek(64, usize::MAX).unwrap();
