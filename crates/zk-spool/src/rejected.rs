@@ -18,7 +18,7 @@ use crate::{
     error::At,
     format::{MARKER_FILE, REJECTED_DIR},
     inspect::is_marked,
-    storage::{Directory, Lock, Storage, sync_dir},
+    storage::{Directory, Lock, Storage, is_damage, sync_dir},
 };
 
 /// The right to take refused records away: while it lives, nobody else has the
@@ -86,7 +86,9 @@ impl Rejected {
 impl Inspection {
     /// Shows the records that the receiver refused and that are kept, oldest
     /// first, until told to stop. What the spool has removed since to make room
-    /// is left out, as is what is larger than a record can be.
+    /// is left out. What the medium doesn't give any more, and what is larger than
+    /// a record can be, is shown without its bytes, so that it can be
+    /// [removed](Rejected::remove), too.
     ///
     /// # Errors
     ///
@@ -99,11 +101,10 @@ impl Inspection {
             let name = file_name(position);
             let bytes = match read(&self.directory.join(&name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if is_damage(&error) => Vec::new(),
                 bytes => bytes.at("read", &name)?,
             };
-            if let Some(bytes) = bytes
-                && see(Record { position, bytes }).is_break()
-            {
+            if see(Record { position, bytes }).is_break() {
                 break;
             }
         }
@@ -169,18 +170,18 @@ pub(crate) fn position(name: &str) -> Option<Position> {
         .then_some(position)
 }
 
-/// `None`: it is no file, or no record's.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// Nothing, if it is larger than a record can be.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
     // A link leads to what is not the spool's, and a pipe may never end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits() as i32)
         .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Ok(None);
-    }
     let mut bytes = Vec::new();
     file.take(MAX_RECORD as u64 + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() <= MAX_RECORD).then_some(bytes))
+    if bytes.len() > MAX_RECORD {
+        bytes.clear();
+    }
+    Ok(bytes)
 }

@@ -211,6 +211,29 @@ fn other_files_beside_refused_records_stay() {
     assert!(notes.exists());
 }
 
+/// It counts, so it is shown, and can be removed.
+#[test]
+fn a_refused_record_that_is_none_any_more_can_be_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), small()).unwrap();
+    append(&spool, 100).unwrap();
+    let oldest = spool.peek(1, 0).unwrap().pop().unwrap();
+    spool.reject(oldest.position()).unwrap();
+    spool.close().unwrap();
+    let name = fs::read_dir(dir.path().join("rejected"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .next()
+        .unwrap();
+    fs::write(&name, vec![0; (1 << 20) + 1]).unwrap();
+    assert_eq!(look(dir.path()).rejected, 1);
+    let seen = rejected(dir.path());
+    assert_eq!((seen.len(), seen[0].bytes()), (1, &[][..]));
+    let lock = Rejected::lock(dir.path()).unwrap().unwrap();
+    lock.remove(seen[0].position()).unwrap();
+    assert!(!name.exists());
+}
+
 #[test]
 fn refused_records_are_seen_beside_the_owner_and_taken_away_without_one() {
     let dir = tempfile::tempdir().unwrap();
