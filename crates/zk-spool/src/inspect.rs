@@ -309,9 +309,19 @@ impl Inspection {
                 bad = [!self.log.is_empty(); 2];
                 break;
             };
-            for (slot, bad) in slots.chunks(SLOT).zip(&mut bad) {
-                *bad &= !matches!(Contents::from_slot(slot), Checked::Good(_));
+            let mut newest = 0;
+            let mut unwritten = [false; 2];
+            for (at, slot) in slots.chunks(SLOT).enumerate() {
+                unwritten[at] = slot.iter().all(|byte| *byte == 0);
+                if let Checked::Good((generation, _)) = Contents::from_slot(slot) {
+                    newest = newest.max(generation);
+                    bad[at] = false;
+                }
             }
+            // It may be made at this moment: first the one of the odd generation.
+            let is_made = self.log.is_empty() && self.opaque.is_empty();
+            bad[0] &= !(unwritten[0] && (newest == 1 || newest == 0 && is_made));
+            bad[1] &= !(unwritten[1] && newest == 0 && is_made);
             if bad == [false; 2] {
                 break;
             }

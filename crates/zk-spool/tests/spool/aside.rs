@@ -2,16 +2,23 @@
 //! looking after the records that were refused.
 
 use std::{
-    fs,
+    fs, io,
     ops::ControlFlow,
     os::unix::fs::symlink,
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use zk_spool::{Damage, Error, Inspection, Options, Record, Rejected, Report, Spool, inspect};
+use zk_spool::{
+    Damage, Error, Full, Inspection, Options, Record, Rejected, Report, Spool, SyncPolicy, inspect,
+    storage::{Directory, Lock, Storage, StorageFile},
+};
 
-use crate::common::{append, append_batch, peek_all, small};
+use crate::common::{append, append_batch, peek_all, quick_directory, small};
 
 fn look(dir: &Path) -> Inspection {
     inspect(dir).unwrap().expect("there is a spool")
@@ -59,6 +66,151 @@ fn beside_its_owner_it_finds_no_damage_where_there_is_none() {
             looks += 1;
         }
     });
+}
+
+/// A directory that is looked into from outside before each change of a file.
+#[derive(Debug)]
+struct Watched {
+    storage: Directory,
+    path: PathBuf,
+    looks: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct WatchedFile(Arc<dyn StorageFile>, PathBuf, Arc<AtomicU64>);
+
+fn look_on(path: &Path, looks: &AtomicU64, what: &str) {
+    if let Some(seen) = inspect(path).unwrap() {
+        assert_eq!(seen.verify(|_| {}).unwrap().damage, [], "before {what}");
+        assert_eq!(seen.unreadable, 0, "before {what}");
+        looks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Watched {
+    fn look(&self, what: &str) {
+        look_on(&self.path, &self.looks, what);
+    }
+
+    fn watch(&self, file: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
+        let looks = Arc::clone(&self.looks);
+        Arc::new(WatchedFile(file, self.path.clone(), looks))
+    }
+}
+
+impl Storage for Watched {
+    fn name(&self) -> String {
+        self.storage.name()
+    }
+    fn lock(&self, file: &str) -> io::Result<Option<Lock>> {
+        self.storage.lock(file)
+    }
+    fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
+        self.storage.list(subdirectory)
+    }
+    fn open(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(self.watch(self.storage.open(file)?))
+    }
+    fn create(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.look(&format!("making {file}"));
+        Ok(self.watch(self.storage.create(file)?))
+    }
+    fn create_dir(&self, subdirectory: &str) -> io::Result<()> {
+        self.storage.create_dir(subdirectory)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.look(&format!("renaming {from}"));
+        self.storage.rename(from, to)
+    }
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.storage.link(from, to)
+    }
+    fn remove(&self, file: &str) -> io::Result<()> {
+        self.look(&format!("removing {file}"));
+        self.storage.remove(file)
+    }
+    fn sync_dir(&self, subdirectory: &str) -> io::Result<()> {
+        self.look("syncing a directory");
+        self.storage.sync_dir(subdirectory)
+    }
+}
+
+impl WatchedFile {
+    fn look(&self, what: &str) {
+        look_on(&self.1, &self.2, what);
+    }
+}
+
+impl StorageFile for WatchedFile {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.look("writing");
+        self.0.write_at(bytes, offset)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.look("changing a length");
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.look("syncing");
+        self.0.sync_data()
+    }
+}
+
+/// Whatever its owner is doing: the first opening, a new segment, a new stream.
+#[test]
+fn at_no_moment_is_there_damage_where_nothing_was_damaged() {
+    let dir = quick_directory();
+    let path = dir.path().join("spool");
+    let looks = Arc::<AtomicU64>::default();
+    for sync in [SyncPolicy::Each, SyncPolicy::Every(Duration::from_secs(1))] {
+        for full in [Full::Reject, Full::DropOldest] {
+            let storage = Watched {
+                storage: Directory::new(&path).unwrap(),
+                path: path.clone(),
+                looks: Arc::clone(&looks),
+            };
+            let options = Options {
+                sync,
+                full,
+                ..small()
+            };
+            let spool = Spool::open_on(Arc::new(storage), options).unwrap();
+            for round in 0..60 {
+                match append(&spool, 300) {
+                    Ok(_) | Err(Error::Full { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                let oldest = spool.peek(1, 0).unwrap().pop();
+                match (round % 8, oldest) {
+                    (0, Some(record)) => spool.reject(record.position()).unwrap(),
+                    (1..4, Some(record)) => spool.ack(record.position()).unwrap(),
+                    _ => {}
+                }
+                if round % 20 == 0
+                    && let Some(loss) = spool.losses().unwrap().last()
+                {
+                    spool.confirm(loss.id).unwrap();
+                }
+            }
+            spool.close().unwrap();
+            // The next one finds an end that is torn.
+            let newest = fs::read_dir(&path)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .filter(|path| path.extension().is_some_and(|end| end == "seg"))
+                .max()
+                .unwrap();
+            let torn = [fs::read(&newest).unwrap(), b"torn".to_vec()].concat();
+            fs::write(&newest, torn).unwrap();
+        }
+    }
+    assert!(looks.load(Ordering::Relaxed) > 1000);
 }
 
 /// Each byte of each file in turn: whatever the owner's own look finds, the one
