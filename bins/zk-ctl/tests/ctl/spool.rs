@@ -270,6 +270,12 @@ async fn damage_is_said_with_what_it_costs() {
     };
     assert_eq!(lost(0), (&2.into(), &true.into()));
     assert_eq!(lost(1), (&4.into(), &false.into()));
+    // what can't be read is not left out in silence
+    let missing = ["1 of 3 are missing", "zk-ctl spool verify"];
+    world.ctl(&["spool", "list"]).ends(0).says(&missing);
+    world.ctl(&["spool", "export"]).ends(0).says(&missing);
+    let copy = ["spool", "export", "--out", "copy"];
+    world.ctl(&copy).ends(0).says(&missing);
     assert_eq!(fs::read(&segment).unwrap(), bytes);
 }
 
