@@ -68,7 +68,8 @@ fn beside_its_owner_it_finds_no_damage_where_there_is_none() {
     });
 }
 
-/// A directory that is looked into from outside before each change of a file.
+/// A directory that is looked into from outside before each change of a file, and in
+/// the middle of what is appended.
 #[derive(Debug)]
 struct Watched {
     storage: Directory,
@@ -77,7 +78,11 @@ struct Watched {
 }
 
 #[derive(Debug)]
-struct WatchedFile(Arc<dyn StorageFile>, PathBuf, Arc<AtomicU64>);
+struct WatchedFile {
+    file: Arc<dyn StorageFile>,
+    path: PathBuf,
+    looks: Arc<AtomicU64>,
+}
 
 fn look_on(path: &Path, looks: &AtomicU64, what: &str) {
     if let Some(seen) = inspect(path).unwrap() {
@@ -93,8 +98,8 @@ impl Watched {
     }
 
     fn watch(&self, file: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
-        let looks = Arc::clone(&self.looks);
-        Arc::new(WatchedFile(file, self.path.clone(), looks))
+        let (path, looks) = (self.path.clone(), Arc::clone(&self.looks));
+        Arc::new(WatchedFile { file, path, looks })
     }
 }
 
@@ -137,28 +142,34 @@ impl Storage for Watched {
 
 impl WatchedFile {
     fn look(&self, what: &str) {
-        look_on(&self.1, &self.2, what);
+        look_on(&self.path, &self.looks, what);
     }
 }
 
 impl StorageFile for WatchedFile {
     fn size(&self) -> io::Result<u64> {
-        self.0.size()
+        self.file.size()
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buffer, offset)
+        self.file.read_at(buffer, offset)
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.look("writing");
-        self.0.write_at(bytes, offset)
+        if offset >= self.file.size()? {
+            for part in [bytes.len() / 2, bytes.len() - 1] {
+                self.file.write_at(&bytes[..part], offset)?;
+                self.look("the rest");
+            }
+        }
+        self.file.write_at(bytes, offset)
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.look("changing a length");
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
         self.look("syncing");
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
 
