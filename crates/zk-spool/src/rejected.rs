@@ -126,7 +126,12 @@ pub(crate) fn file_name(position: Position) -> String {
 /// Where the refused records stood that are kept, oldest first, and their sizes.
 pub(crate) fn files(directory: &Path) -> Result<Vec<(Position, u64)>, Error> {
     let list = || -> io::Result<Vec<(Position, u64)>> {
-        let entries = match fs::read_dir(directory.join(REJECTED_DIR)) {
+        let path = directory.join(REJECTED_DIR);
+        // Where a link leads to, the spool has put nothing.
+        if path.is_symlink() {
+            return Ok(Vec::new());
+        }
+        let entries = match fs::read_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };

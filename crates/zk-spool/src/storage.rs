@@ -37,7 +37,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     }
 
     /// The plain files in a subdirectory (`""`: the directory itself), with
-    /// their lengths. A subdirectory that is missing is empty.
+    /// their lengths. A subdirectory that is missing is empty, and one that is a link
+    /// is none.
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>>;
 
     /// Opens a file for reading and writing.

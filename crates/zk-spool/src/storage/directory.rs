@@ -101,7 +101,11 @@ impl Storage for Directory {
     }
 
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
-        let entries = match self.path.join(subdirectory).read_dir() {
+        let path = self.path.join(subdirectory);
+        if !subdirectory.is_empty() && path.is_symlink() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        let entries = match path.read_dir() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };

@@ -116,6 +116,37 @@ fn other_files_are_left_alone() {
     assert!(path.join("00000000000000000900.seg").is_dir());
 }
 
+/// Neither is what refused records and damaged segments are put into.
+#[test]
+fn links_to_directories_are_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let spool = Spool::open(directory.path(), small()).unwrap();
+    for _ in 0..8 {
+        append_batch(&spool, &[300; 3]).unwrap();
+    }
+    for name in ["rejected", "damaged"] {
+        symlink(elsewhere.path(), directory.path().join(name)).unwrap();
+    }
+    let first = spool.peek(1, 0).unwrap().pop().unwrap();
+    let name = format!("{:020}-{:020}-{}.rec", 1, 1, first.stream());
+    let precious = elsewhere.path().join(name);
+    fs::write(&precious, "precious").unwrap();
+    spool.reject(first.position()).unwrap();
+    let segment = directory.path().join("00000000000000000001.seg");
+    let mut bytes = fs::read(&segment).unwrap();
+    let len = bytes.len();
+    bytes[len - 200] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    drain(&spool);
+    let reasons: Vec<_> = spool.losses().unwrap().iter().map(|l| l.reason).collect();
+    assert_eq!(reasons, [Reason::Refused, Reason::Damaged]);
+    let seen = inspect(directory.path()).unwrap().unwrap();
+    assert_eq!(seen.rejected, 0);
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert_eq!(files(elsewhere.path()).len(), 1);
+}
+
 /// Pipes by the names of the spool's own files neither block nor pass.
 #[test]
 fn pipes_are_no_files() {
