@@ -112,8 +112,13 @@ impl Storage for Directory {
         let mut files = Vec::new();
         for entry in entries {
             let entry = entry?;
+            let metadata = match entry.metadata() {
+                // Others may take away what is theirs.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
             // A name that is not UTF-8 is none of ours.
-            if let (Ok(name), metadata) = (entry.file_name().into_string(), entry.metadata()?)
+            if let Ok(name) = entry.file_name().into_string()
                 && metadata.is_file()
             {
                 files.push((name, metadata.len()));

@@ -1,7 +1,13 @@
 //! Directories that are not what they should be: a typed error or a report, and
 //! never a good record lost.
 
-use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use zk_spool::{
     Error, Options, Reason, Spool, inspect,
@@ -114,6 +120,34 @@ fn other_files_are_left_alone() {
     assert!(foreign.iter().all(|file| now.contains(file)));
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     assert!(path.join("00000000000000000900.seg").is_dir());
+}
+
+/// Those of others may come and go meanwhile.
+#[test]
+fn other_files_may_vanish() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    drop(Spool::open(path, small()).unwrap());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for number in 0..500 {
+                    fs::write(path.join(format!("{number}")), "").unwrap();
+                }
+                for number in 0..500 {
+                    fs::remove_file(path.join(format!("{number}"))).unwrap();
+                }
+            }
+        });
+        let opened: Vec<_> = (0..150)
+            .map(|_| Spool::open(path, small()).and_then(|spool| spool.close()))
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        for opened in opened {
+            opened.unwrap();
+        }
+    });
 }
 
 /// Neither is what refused records and damaged segments are put into.
