@@ -300,7 +300,10 @@ impl Inner {
         let name = rejected::file_name(record.position);
         let file = self.storage.create(&name)?;
         match file.write_at(bytes, 0).and_then(|()| file.sync_data()) {
-            Ok(()) => self.storage.sync_dir(REJECTED_DIR),
+            Ok(()) => {
+                self.state().written += own;
+                self.storage.sync_dir(REJECTED_DIR)
+            }
             // Half a record is no evidence.
             Err(error) => self.storage.remove(&name).and(Err(error)),
         }
@@ -420,6 +423,7 @@ impl Inner {
                 }
             });
         }
+        let syncs = drain.ledger.syncs;
         let written = if both {
             drain.ledger.commit_both(contents)
         } else {
@@ -432,7 +436,7 @@ impl Inner {
         state.cursor = contents.cursor;
         state.losses = contents.open_losses().count();
         state.written += written.as_ref().unwrap_or(&0);
-        state.state_syncs += if both { 2 } else { 1 };
+        state.state_syncs += drain.ledger.syncs - syncs;
         drop(state);
         self.guard(written.at("write", format::STATE_FILE))?;
         Ok(())

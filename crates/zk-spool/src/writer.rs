@@ -194,6 +194,7 @@ impl Inner {
                 &[],
             );
             self.guard(active.file.write_at(&mark, at).at("append to", &name))?;
+            self.state().written += mark.len() as u64;
         }
         let body = opened_body(self.limits.window.is_some());
         self.push_mark(&mut active, Kind::Opened, next, next - 1, &body)?;
@@ -248,7 +249,10 @@ impl Inner {
             // It is longer than a file can be, or damaged so that it can't be written
             // to. It would be so at the next opening, too.
             Err(Error::Io { source, .. }) if is_never_written(&source) => Ok(()),
-            done => self.guard(done),
+            done => {
+                self.state().syncs += 1;
+                self.guard(done)
+            }
         }
     }
 

@@ -75,13 +75,31 @@ struct Watched {
     storage: Directory,
     path: PathBuf,
     looks: Arc<AtomicU64>,
+    costs: Arc<Costs>,
 }
 
 #[derive(Debug)]
 struct WatchedFile {
     file: Arc<dyn StorageFile>,
+    name: String,
     path: PathBuf,
     looks: Arc<AtomicU64>,
+    costs: Arc<Costs>,
+}
+
+/// What was asked of the files.
+#[derive(Debug, Default)]
+struct Costs {
+    written: AtomicU64,
+    state_syncs: AtomicU64,
+    segment_syncs: AtomicU64,
+}
+
+impl Costs {
+    fn take(&self) -> [u64; 3] {
+        [&self.written, &self.state_syncs, &self.segment_syncs]
+            .map(|count| count.swap(0, Ordering::Relaxed))
+    }
 }
 
 fn look_on(path: &Path, looks: &AtomicU64, what: &str) {
@@ -97,9 +115,14 @@ impl Watched {
         look_on(&self.path, &self.looks, what);
     }
 
-    fn watch(&self, file: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
-        let (path, looks) = (self.path.clone(), Arc::clone(&self.looks));
-        Arc::new(WatchedFile { file, path, looks })
+    fn watch(&self, name: &str, file: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
+        Arc::new(WatchedFile {
+            file,
+            name: name.to_owned(),
+            path: self.path.clone(),
+            looks: Arc::clone(&self.looks),
+            costs: Arc::clone(&self.costs),
+        })
     }
 }
 
@@ -114,11 +137,11 @@ impl Storage for Watched {
         self.storage.list(subdirectory)
     }
     fn open(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(self.watch(self.storage.open(file)?))
+        Ok(self.watch(file, self.storage.open(file)?))
     }
     fn create(&self, file: &str) -> io::Result<Arc<dyn StorageFile>> {
         self.look(&format!("making {file}"));
-        Ok(self.watch(self.storage.create(file)?))
+        Ok(self.watch(file, self.storage.create(file)?))
     }
     fn create_dir(&self, subdirectory: &str) -> io::Result<()> {
         self.storage.create_dir(subdirectory)
@@ -155,6 +178,9 @@ impl StorageFile for WatchedFile {
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.look("writing");
+        self.costs
+            .written
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if offset >= self.file.size()? {
             for part in [bytes.len() / 2, bytes.len() - 1] {
                 self.file.write_at(&bytes[..part], offset)?;
@@ -169,6 +195,11 @@ impl StorageFile for WatchedFile {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.look("syncing");
+        match &*self.name {
+            "state" => self.costs.state_syncs.fetch_add(1, Ordering::Relaxed),
+            name if name.starts_with("rejected/") => 0,
+            _ => self.costs.segment_syncs.fetch_add(1, Ordering::Relaxed),
+        };
         self.file.sync_data()
     }
 }
@@ -179,12 +210,14 @@ fn at_no_moment_is_there_damage_where_nothing_was_damaged() {
     let dir = quick_directory();
     let path = dir.path().join("spool");
     let looks = Arc::<AtomicU64>::default();
+    let costs = Arc::<Costs>::default();
     for sync in [SyncPolicy::Each, SyncPolicy::Every(Duration::from_secs(1))] {
         for full in [Full::Reject, Full::DropOldest] {
             let storage = Watched {
                 storage: Directory::new(&path).unwrap(),
                 path: path.clone(),
                 looks: Arc::clone(&looks),
+                costs: Arc::clone(&costs),
             };
             let options = Options {
                 sync,
@@ -192,6 +225,7 @@ fn at_no_moment_is_there_damage_where_nothing_was_damaged() {
                 ..small()
             };
             let spool = Spool::open_on(Arc::new(storage), options).unwrap();
+            costs.take();
             for round in 0..60 {
                 match append(&spool, 300) {
                     Ok(_) | Err(Error::Full { .. }) => {}
@@ -209,7 +243,13 @@ fn at_no_moment_is_there_damage_where_nothing_was_damaged() {
                     spool.confirm(loss.id).unwrap();
                 }
             }
+            let stats = spool.stats().unwrap();
+            let told = [stats.written, stats.state_syncs, stats.syncs];
+            assert_eq!(told, costs.take(), "what it costs the medium");
             spool.close().unwrap();
+            if full == Full::DropOldest {
+                continue;
+            }
             // The next one finds an end that is torn.
             let newest = fs::read_dir(&path)
                 .unwrap()

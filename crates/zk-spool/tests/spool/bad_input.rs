@@ -141,7 +141,7 @@ fn other_files_may_vanish() {
             }
         });
         let opened: Vec<_> = (0..150)
-            .map(|_| Spool::open(path, small()).and_then(|spool| spool.close()))
+            .map(|_| Spool::open(path, small()).and_then(Spool::close))
             .collect();
         done.store(true, Ordering::Relaxed);
         for opened in opened {
