@@ -269,8 +269,16 @@ impl Generation {
                 return Err(damaged(format!("{name:?} is a symbolic link")));
             }
             // Half a snapshot, which sled takes for one. Without it, sled reads
-            // the whole database.
-            if name.to_string_lossy().ends_with(".generating") {
+            // the whole database. What is longer than such a file can be, sled would
+            // read as a whole; it makes both kinds anew.
+            let name = name.to_string_lossy();
+            let made_anew = name == CONF || name.starts_with(SNAPSHOT);
+            let too_long = || {
+                entry
+                    .metadata()
+                    .is_ok_and(|file| file.len() > LONGEST_OTHER)
+            };
+            if name.ends_with(".generating") || made_anew && kind.is_file() && too_long() {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -280,6 +288,10 @@ impl Generation {
             }
             file => file?,
         };
+        let len = file.metadata()?.len();
+        if len > LONGEST {
+            return Err(damaged(format!("{len} bytes are more than it can have")));
+        }
         let known = options()
             .create(true)
             .truncate(false)
@@ -304,20 +316,12 @@ impl Generation {
         };
         // To sled a full disk is an error for good.
         generation.reserve(&mut lock(&generation.writing), 0)?;
-        let deadline = Instant::now() + PATIENCE;
-        let db = loop {
-            let config = ::sled::Config::new()
-                .path(&generation.path)
-                .mode(Mode::LowSpace)
-                .cache_capacity(CACHE)
-                .flush_every_ms(None);
-            match caught(|| config.open()) {
-                // Threads of sled's may hold it for a moment after it was closed.
-                Err(error) if is_held(&error) && Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                opened => break opened?,
+        let db = match generation.open_database() {
+            // It may be that not the database is damaged.
+            Err(error) if super::is_damage(&error) && generation.forget_made_anew()? => {
+                generation.open_database()?
             }
+            opened => opened?,
         };
         let db = generation.db.insert(db);
         let last = caught(|| db.last())?;
@@ -340,6 +344,37 @@ impl Generation {
             }
         }
         Ok(generation)
+    }
+
+    fn open_database(&self) -> io::Result<Db> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let config = ::sled::Config::new()
+                .path(&self.path)
+                .mode(Mode::LowSpace)
+                .cache_capacity(CACHE)
+                .flush_every_ms(None);
+            match caught(|| config.open()) {
+                // Threads of sled's may hold it for a moment after it was closed.
+                Err(error) if is_held(&error) && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                opened => break opened,
+            }
+        }
+    }
+
+    /// Removes what sled makes anew, and tells whether there was any.
+    fn forget_made_anew(&self) -> io::Result<bool> {
+        let mut found = false;
+        for entry in self.path.read_dir()? {
+            let entry = entry?;
+            if is_made_anew(&entry.file_name().to_string_lossy()) {
+                fs::remove_file(entry.path())?;
+                found = true;
+            }
+        }
+        Ok(found)
     }
 
     fn db(&self) -> io::Result<&Db> {
@@ -591,6 +626,12 @@ fn is_of_the_system(error: &io::Error) -> bool {
     }
 }
 
+/// What sled makes anew if it is missing: its configuration, which is ours; and
+/// snapshots, without which it reads the whole database.
+fn is_made_anew(name: &str) -> bool {
+    name == CONF || name.starts_with(SNAPSHOT)
+}
+
 /// Whether sled found its file locked.
 fn is_held(error: &io::Error) -> bool {
     error.to_string().starts_with("could not acquire lock")
@@ -654,6 +695,8 @@ const CACHE: u64 = 8 << 20;
 const BLOBS: &str = "blobs";
 const CONF: &str = "conf";
 const DB: &str = "db";
+/// How the name of a snapshot begins.
+const SNAPSHOT: &str = "snap.";
 /// Where the durable pieces end.
 const KNOWN: &str = "end";
 /// Tells that a generation is complete; without it, it is being made or removed.
@@ -667,6 +710,11 @@ const PIECE: usize = 4 << 10;
 const UNSYNCED: usize = 64 << 10;
 /// Of sled's log.
 const SLED_SEGMENT: u64 = 512 << 10;
+/// Of a database: many times what the largest takes. Room would be reserved for all of
+/// it, and sled would read all of it.
+const LONGEST: u64 = 1 << 30;
+/// Of the other files that sled reads.
+const LONGEST_OTHER: u64 = 16 << 20;
 /// How many bytes sled writes for one, at most.
 const AMPLIFIED: u64 = 8;
 /// How long sled may hold a database that is closed.

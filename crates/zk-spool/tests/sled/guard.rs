@@ -517,6 +517,89 @@ fn a_length_beyond_all_pieces() {
     }
 }
 
+/// A database as long as a damaged file system says, and as none is: there is no room
+/// for it, and to read it would take for ever.
+#[test]
+fn a_database_of_terabytes() {
+    count_panics();
+    let store = store(true);
+    for number in 1..=3 {
+        let damaged = quick_directory();
+        let damaged = damaged.path().join("spool");
+        copy(&store.place.path().join("spool"), &damaged);
+        let file = fs::File::options()
+            .write(true)
+            .open(database(&damaged, number));
+        file.unwrap().set_len(8 << 40).unwrap();
+        assert!(check(&store, &damaged, number, &format!("{number} is long")) > 0);
+    }
+}
+
+/// A snapshot says nothing that the database does not, and the configuration nothing
+/// that is not known.
+#[test]
+fn a_damaged_snapshot_or_configuration_costs_nothing() {
+    count_panics();
+    let store = store(true);
+    let mut random = Random(8);
+    for round in 0..24 * effort() {
+        let number = 1 + round % 3;
+        let name = ["/snap.", "/conf"][round as usize / 12 % 2];
+        let damaged = quick_directory();
+        let damaged = damaged.path().join("spool");
+        copy(&store.place.path().join("spool"), &damaged);
+        drop(Spool::open(&damaged, damage_options()).unwrap());
+        let files = database(&damaged, number);
+        let files = files.parent().unwrap().read_dir().unwrap();
+        let mut files = files.map(|entry| entry.unwrap().path());
+        let file = files.find(|path| path.to_str().unwrap().contains(name));
+        let file = file.unwrap();
+        let mut bytes = fs::read(&file).unwrap();
+        match round % 4 {
+            0 => bytes.clear(),
+            1 => bytes.truncate(bytes.len() / 2),
+            2 => bytes.fill(0),
+            _ => {
+                let at = random.below(bytes.len() as u64) as usize;
+                bytes[at] ^= 1 << random.below(8);
+            }
+        }
+        fs::write(file, bytes).unwrap();
+        assert_eq!(
+            check(&store, &damaged, number, &format!("round {round}")),
+            0
+        );
+    }
+}
+
+/// What sled reads as a whole, it would read until the memory ends. It makes them anew.
+#[test]
+fn files_of_sled_that_are_too_long() {
+    let store = store(true);
+    for number in 1..=3 {
+        let damaged = quick_directory();
+        let damaged = damaged.path().join("spool");
+        copy(&store.place.path().join("spool"), &damaged);
+        drop(Spool::open(&damaged, damage_options()).unwrap());
+        let database = database(&damaged, number);
+        let files = database.parent().unwrap().read_dir().unwrap();
+        let files = files.map(|entry| entry.unwrap().path()).filter(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name == "conf" || name.starts_with("snap.")
+        });
+        let files: Vec<_> = files.collect();
+        assert_eq!(files.len(), 2, "{files:?}");
+        for path in files {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(8 << 40).unwrap();
+        }
+        assert_eq!(
+            check(&store, &damaged, number, &format!("{number} is long")),
+            0
+        );
+    }
+}
+
 /// Its copy is what somebody may want to look at.
 #[test]
 fn a_damaged_database_is_set_aside() {
