@@ -190,13 +190,19 @@ impl Storage for SledDirectory {
             self.path.join(to).with_file_name(name),
         );
         DirBuilder::new().mode(0o700).create(&to)?;
-        for entry in from.read_dir()? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::hard_link(entry.path(), to.join(entry.file_name()))?;
+        let link = || {
+            for entry in from.read_dir()? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    fs::hard_link(entry.path(), to.join(entry.file_name()))?;
+                }
             }
-        }
-        sync_directory(&to)
+            sync_directory(&to)
+        };
+        link().inspect_err(|_| {
+            // Half of it is nothing to look at, and would pass for all of it.
+            let _ = fs::remove_dir_all(&to);
+        })
     }
 
     /// A generation that is complete is none any more, durably, before anything of

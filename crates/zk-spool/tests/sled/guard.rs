@@ -614,6 +614,22 @@ fn a_damaged_database_is_set_aside() {
     assert_eq!(kept.metadata().unwrap().nlink(), 1);
 }
 
+/// Where there can be no second name, there is nothing that looks like a copy.
+#[test]
+fn a_damaged_database_that_can_not_be_set_aside() {
+    count_panics();
+    let store = store(true);
+    let spool = store.place.path().join("spool");
+    let kept = spool.join("damaged");
+    fs::create_dir(&kept).unwrap();
+    let Some(_mounted) = mount(&kept, "1m", "setting aside") else {
+        return;
+    };
+    fs::write(database(&spool, 1), vec![0xA5; 100_000]).unwrap();
+    check(&store, &spool, 1, "overwritten");
+    assert_eq!(kept.read_dir().unwrap().count(), 0);
+}
+
 #[test]
 fn what_a_kill_left_unfinished_is_cleared_away() {
     let store = store(true);
@@ -795,22 +811,10 @@ fn no_profile_aborts_on_panic() {
 /// a segment is drained.
 #[test]
 fn a_full_disk_refuses_and_drains() {
-    if !rustix::process::geteuid().is_root() {
-        tell("NOT RUN: sled on a full disk: needs root, to mount one");
-        return;
-    }
     let place = quick_directory();
-    let mount = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
-        .arg(place.path())
-        .output()
-        .unwrap();
-    if !mount.status.success() {
-        let why = String::from_utf8_lossy(&mount.stderr);
-        tell(&format!("NOT RUN: sled on a full disk: {why}"));
+    let Some(_mounted) = mount(place.path(), "24m", "a full disk") else {
         return;
-    }
-    let _mounted = Mounted(place.path());
+    };
     let options = Options {
         cap: 256 << 20,
         segment_size: Some(1 << 20),
@@ -851,6 +855,27 @@ fn a_full_disk_refuses_and_drains() {
     appended += group().unwrap();
     assert_eq!(drain(&spool).len() as u64, appended + 1 - next);
     spool.close().unwrap();
+}
+
+/// A file system of its own.
+fn mount<'a>(place: &'a Path, size: &str, what: &str) -> Option<Mounted<'a>> {
+    if !rustix::process::geteuid().is_root() {
+        tell(&format!(
+            "NOT RUN: sled, {what}: needs root, to mount a file system"
+        ));
+        return None;
+    }
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+        .arg(place)
+        .output()
+        .unwrap();
+    if !mount.status.success() {
+        let why = String::from_utf8_lossy(&mount.stderr);
+        tell(&format!("NOT RUN: sled, {what}: {why}"));
+        return None;
+    }
+    Some(Mounted(place))
 }
 
 struct Mounted<'a>(&'a Path);
