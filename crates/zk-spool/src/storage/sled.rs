@@ -11,7 +11,7 @@ use std::{
     fmt,
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -252,8 +252,6 @@ struct Generation {
 struct Writing {
     /// Bytes of pieces written since it was opened.
     written: u64,
-    /// The file's length up to which it has room on the disk.
-    room: u64,
     /// Whether the names of the files, and those beside the database, are durable.
     settled: bool,
 }
@@ -264,7 +262,7 @@ impl Generation {
         DirBuilder::new().mode(0o700).create(path.join(BLOBS))?;
         let file = options().create_new(true).open(path.join(DB))?;
         let known = options().create_new(true).open(path.join(KNOWN))?;
-        Self::start(path, file, known)
+        Self::start(path, file, known, SPARE)
     }
 
     fn open(path: PathBuf) -> io::Result<Self> {
@@ -302,10 +300,10 @@ impl Generation {
             .create(true)
             .truncate(false)
             .open(path.join(KNOWN))?;
-        Self::start(path, file, known)
+        Self::start(path, file, known, 0)
     }
 
-    fn start(path: PathBuf, file: File, known: File) -> io::Result<Self> {
+    fn start(path: PathBuf, file: File, known: File, spare: u64) -> io::Result<Self> {
         let mut generation = Self {
             path,
             db: None,
@@ -313,7 +311,6 @@ impl Generation {
             known,
             writing: Mutex::new(Writing {
                 written: 0,
-                room: 0,
                 settled: false,
             }),
             end: AtomicU64::new(0),
@@ -321,7 +318,7 @@ impl Generation {
             failed: AtomicBool::new(false),
         };
         // To sled a full disk is an error for good.
-        generation.reserve(&mut lock(&generation.writing), 0)?;
+        generation.reserve(0, spare)?;
         let db = match generation.open_database() {
             // It may be that not the database is damaged.
             Err(error) if super::is_damage(&error) && generation.forget_made_anew()? => {
@@ -403,26 +400,33 @@ impl Generation {
         caught(|| change(db)).inspect_err(|_| self.failed.store(true, Ordering::Release))
     }
 
-    /// Sees to it that sled will not find the disk full while it writes so much.
-    fn reserve(&self, writing: &mut Writing, bytes: usize) -> io::Result<()> {
-        let len = self.file.metadata()?.len();
-        let more = SLED_SEGMENT + bytes as u64 * AMPLIFIED;
-        if len + more <= writing.room {
+    /// Sees to it that sled will not find the disk full while it writes so much, and that
+    /// as much as `spare` is left.
+    fn reserve(&self, bytes: usize, spare: u64) -> io::Result<()> {
+        let metadata = self.file.metadata()?;
+        let room = metadata.len() + SLED_SEGMENT + bytes as u64 * AMPLIFIED;
+        let missing = room.saturating_sub(metadata.blocks() * 512);
+        if missing == 0 {
             return Ok(());
         }
-        let room = len + more + 2 * SLED_SEGMENT;
-        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, room) {
-            // Then the disk is asked, and others may be quicker.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                let disk = fstatvfs(&self.file)?;
-                if disk.f_bavail.saturating_mul(disk.f_frsize) < more {
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-            }
-            reserved => reserved?,
+        let disk = fstatvfs(&self.file)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if spare > 0 && free < missing + spare {
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        writing.room = room;
-        Ok(())
+        // More, where there is, so that it is not to be had each time.
+        let more = 2 * SLED_SEGMENT;
+        let more = if free < missing + more + spare {
+            0
+        } else {
+            more
+        };
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, room + more) {
+            // Then others may be quicker.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if free >= missing => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::StorageFull.into()),
+            reserved => Ok(reserved?),
+        }
     }
 
     /// Makes durable what was written so far: sled's flush hands it to the system,
@@ -524,7 +528,8 @@ impl StorageFile for Generation {
     fn write_at(&self, bytes: &[u8], start: u64) -> io::Result<()> {
         let mut writing = lock(&self.writing);
         self.check()?;
-        self.reserve(&mut writing, bytes.len())?;
+        let appends = start >= self.end.load(Ordering::Acquire);
+        self.reserve(bytes.len(), if appends { SPARE } else { 0 })?;
         let mut at = start;
         for part in bytes.chunks(UNSYNCED) {
             let unsynced = writing.written - self.durable.load(Ordering::Acquire);
@@ -723,5 +728,8 @@ const LONGEST: u64 = 1 << 30;
 const LONGEST_OTHER: u64 = 16 << 20;
 /// How many bytes sled writes for one, at most.
 const AMPLIFIED: u64 = 8;
+/// What appending leaves free on the disk: a database that is opened to be drained takes
+/// some room.
+const SPARE: u64 = 2 << 20;
 /// How long sled may hold a database that is closed.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -857,6 +857,35 @@ fn a_full_disk_refuses_and_drains() {
     spool.close().unwrap();
 }
 
+/// Whatever is left when the spool refuses more, is enough to drain it.
+#[test]
+fn a_disk_that_it_filled_itself_is_drained() {
+    for kibibytes in (8 << 10..14 << 10).step_by(421) {
+        let place = quick_directory();
+        let Some(_mounted) = mount(place.path(), &format!("{kibibytes}k"), "a full disk") else {
+            return;
+        };
+        let options = Options {
+            cap: 256 << 20,
+            segment_size: Some(1 << 20),
+            ..defaults()
+        };
+        let spool = Spool::open(place.path().join("spool"), options).unwrap();
+        let mut appended = 0;
+        let refused = loop {
+            match append_batch(&spool, &[600; 16]) {
+                Ok(numbers) => appended += numbers.len(),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, Error::DiskFull { .. }), "{refused}");
+        assert!(appended > 2000, "{appended}");
+        assert_eq!(drain(&spool).len(), appended, "{kibibytes} KiB");
+        append_batch(&spool, &[600; 16]).unwrap();
+        spool.close().unwrap();
+    }
+}
+
 /// A file system of its own.
 fn mount<'a>(place: &'a Path, size: &str, what: &str) -> Option<Mounted<'a>> {
     if !rustix::process::geteuid().is_root() {
