@@ -359,6 +359,8 @@ pub(crate) struct Ledger {
     unsure: Option<Vec<u8>>,
     /// Whether a slot is missing or damaged, or the whole file.
     pub(crate) to_mend: bool,
+    /// How often the file was synced.
+    pub(crate) syncs: u64,
 }
 
 impl Ledger {
@@ -423,6 +425,7 @@ impl Ledger {
             settled: false,
             unsure: None,
             to_mend: false,
+            syncs: 0,
         };
         // With one good slot, the next damage would make losses forgotten; and
         // whoever made the file may have been killed before it was synced.
@@ -458,10 +461,11 @@ impl Ledger {
     /// bytes written.
     pub(crate) fn commit(&mut self, contents: Contents) -> io::Result<u64> {
         let mut written = 0;
-        if let Some(slot) = &self.unsure {
-            self.write(self.generation, slot)?;
+        if let Some(slot) = self.unsure.take() {
+            let again = self.write(self.generation, &slot);
             written += slot.len() as u64;
-            self.unsure = None;
+            self.unsure = again.is_err().then_some(slot);
+            again?;
         }
         let generation = self.generation + 1;
         let slot = contents.to_slot(generation);
@@ -473,10 +477,10 @@ impl Ledger {
     }
 
     /// Writes a slot into its place, durably.
-    fn write(&self, generation: u64, slot: &[u8]) -> io::Result<()> {
-        self.file
-            .write_at(slot, (generation % 2) * SLOT as u64)
-            .and_then(|()| sync(&*self.file))
+    fn write(&mut self, generation: u64, slot: &[u8]) -> io::Result<()> {
+        self.file.write_at(slot, (generation % 2) * SLOT as u64)?;
+        self.syncs += 1;
+        sync(&*self.file)
     }
 
     /// Takes contents over that follow from what is on disk anyway.

@@ -89,8 +89,15 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
     };
     let mut tail = Tail::empty();
     for index in 0..recovery.ends.len() {
+        let (lost, doubt) = (recovery.lost.len(), recovery.doubt.len());
         let segment;
         (segment, tail) = recovery.resolve(index)?;
+        // All that was in it is done, and a name that a power cut brought back may
+        // lead to anything.
+        if segment.number < recovery.contents.cursor.segment {
+            recovery.lost.truncate(lost);
+            recovery.doubt.truncate(doubt);
+        }
         recovery.segments.push_back(segment);
     }
     recovery.expect_newest(&mut tail);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use zk_spool::{
-    End, Error, Full, Loss, Options, Reason, Spool,
+    End, Error, Full, Loss, Options, Reason, Spool, inspect,
     storage::{Cut, FaultStorage},
 };
 
@@ -945,5 +945,82 @@ fn what_one_opening_could_not_tell_the_next_one_does_not_make_up() {
         let counted: u64 = first.0.iter().map(|loss| loss.records).sum();
         assert_eq!(counted > 0, exact, "{first:?}");
         assert_eq!(look(), first);
+    }
+}
+
+/// As long as a file can be, each of them: together they are longer than can be
+/// counted, and nothing can be written behind their ends.
+#[test]
+fn lengths_that_no_file_has() {
+    for full in [Full::Reject, Full::DropOldest] {
+        // On a tmpfs, a file may be.
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = Options { full, ..small() };
+        let spool = Spool::open(directory.path(), options).unwrap();
+        for _ in 0..30 {
+            append(&spool, 100).unwrap();
+        }
+        let segments = spool.stats().unwrap().segments as u64;
+        assert!(segments > 3);
+        spool.close().unwrap();
+        for number in 1..=segments {
+            let segment = directory.path().join(format!("{number:020}.seg"));
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(segment)
+                .unwrap();
+            file.set_len(i64::MAX as u64).unwrap();
+            let kept = directory.path().join(format!("damaged/{number:020}.seg"));
+            std::fs::create_dir_all(kept.parent().unwrap()).unwrap();
+            let kept = std::fs::File::create(kept).unwrap();
+            kept.set_len(i64::MAX as u64).unwrap();
+        }
+        let seen = inspect(directory.path()).unwrap().unwrap();
+        assert_ne!(seen.verify(|_| {}).unwrap().damage, []);
+        let spool = Spool::open(directory.path(), options).unwrap();
+        assert_eq!(spool.stats().unwrap().disk_bytes, u64::MAX);
+        spool.verify().unwrap();
+        if full == Full::Reject {
+            assert!(matches!(append(&spool, 100), Err(Error::Full { .. })));
+        }
+        assert_eq!(drain(&spool).len(), 30);
+        assert_eq!(append(&spool, 100).unwrap(), 1);
+        assert!(spool.stats().unwrap().disk_bytes < 64 << 10);
+    }
+}
+
+/// A segment that was drained and unlinked, and whose name a power cut brings back, with
+/// whatever in it: what was delivered is not lost.
+#[test]
+fn what_comes_back_ruined_was_done() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    for _ in 0..40 {
+        append(&spool, 100).unwrap();
+    }
+    let before = storage.files();
+    let segments = spool.stats().unwrap().segments;
+    // Into the second but one, so that the cursor is behind the first.
+    while spool.stats().unwrap().segments > segments - 2 {
+        let oldest = spool.peek(1, 0).unwrap().pop().unwrap();
+        spool.ack(oldest.position()).unwrap();
+    }
+    let waiting: Vec<_> = peek_all(&spool).unwrap().iter().map(key).collect();
+    drop(spool);
+    let after = storage.files();
+    let first = before.keys().find(|name| name.ends_with(".seg")).unwrap();
+    assert!(!after.contains_key(first));
+    let len = before[first].len();
+    for ruined in [vec![], vec![0; 700], vec![0; len], vec![0xA5; len]] {
+        let storage = FaultStorage::new();
+        for (name, bytes) in &after {
+            storage.put(name, bytes.clone());
+        }
+        storage.put(first, ruined);
+        let spool = open(&storage, &small()).unwrap();
+        assert_eq!(spool.losses().unwrap(), []);
+        let there: Vec<_> = drain(&spool).iter().map(key).collect();
+        assert_eq!(there, waiting);
+        assert!(!storage.files().contains_key(first));
     }
 }
