@@ -23,6 +23,20 @@ pub enum Error {
         subject: String,
     },
 
+    /// AWS didn't do what it was asked.
+    #[cfg(feature = "aws")]
+    #[error("{operation} of {resource} failed")]
+    Aws {
+        /// What it was asked, as its permission is called: `service:Action`.
+        operation: &'static str,
+        /// The resource.
+        resource: String,
+        /// AWS's own word for what happened, if it came that far.
+        code: Option<String>,
+        /// What the SDK said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// Another process is changing the same directory.
     #[error("{} is being changed by another process: try again when it has ended", dir.display())]
     Busy {
@@ -169,6 +183,33 @@ pub enum Error {
     /// A gateway that can't be reached.
     #[error("a gateway needs at least one name or address that devices reach it at")]
     NoNames,
+
+    /// Neither option, environment nor profile names a region.
+    #[cfg(feature = "aws")]
+    #[error("no region: give --region, set AWS_REGION, or name one in the profile")]
+    NoRegion,
+
+    /// Something that isn't ours has a name that we need.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{resource} exists, and was not made by this set-up: choose another --prefix, or remove \
+         it if nobody needs it"
+    )]
+    NotOurs {
+        /// The resource.
+        resource: String,
+    },
+
+    /// A prefix that doesn't go into every name.
+    #[cfg(feature = "aws")]
+    #[error(
+        "prefix {prefix:?} can't be used in AWS's names: take a letter, and up to 31 of A-Z a-z \
+         0-9 _ - after it"
+    )]
+    Prefix {
+        /// The prefix.
+        prefix: String,
+    },
 
     /// No key of the device is on its way.
     #[error(

@@ -68,6 +68,8 @@
 
 mod apply;
 mod authority;
+#[cfg(feature = "aws")]
+mod aws;
 mod certificate;
 mod check;
 mod config;
@@ -87,6 +89,8 @@ mod rotate;
 mod signed;
 
 pub use authority::Authority;
+#[cfg(feature = "aws")]
+pub use aws::AwsOptions;
 pub use certificate::Certificate;
 pub use desired::{Desired, DesiredDevice, DesiredKey, Others};
 pub use destroy::Destroy;

@@ -97,6 +97,13 @@ pub enum Item {
     NewRecord(DeviceId),
     /// The tables of a store that is no file.
     Tables(StoreUri),
+    /// Something in an AWS account, `kind` as AWS calls it.
+    Resource {
+        /// Such as `IAM role`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// One thing that was looked at, and what was found.
@@ -257,6 +264,7 @@ impl fmt::Display for Item {
             Self::Record(principal) => write!(f, "store record {}", principal.escape_debug()),
             Self::NewRecord(device) => write!(f, "store record of {device}'s new certificate"),
             Self::Tables(store) => write!(f, "tables in {store}"),
+            Self::Resource { kind, name } => write!(f, "{kind} {}", name.escape_debug()),
         }
     }
 }

@@ -1,0 +1,6 @@
+//! The target AWS.
+
+mod account;
+mod failure;
+
+pub use account::AwsOptions;
