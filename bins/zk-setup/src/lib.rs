@@ -12,11 +12,14 @@ mod file;
 mod outcome;
 mod passphrase;
 mod question;
+mod self_test;
 
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use zk_provision::{Action, Destroy, Device, Gateway, LocalSetup, Others, Secrets, Step};
+use zk_provision::{
+    Action, Checked, Destroy, Device, Gateway, LocalSetup, Others, Secrets, Step, Verdict,
+};
 use zk_store::{Options, Store};
 
 pub use arguments::Arguments;
@@ -26,6 +29,7 @@ use arguments::{
 };
 pub use file::{DeviceTable, GatewayTable, SetupFile};
 pub use outcome::Outcome;
+use self_test::SelfTest;
 
 /// Does what the command line says. `say` hears, line by line, of each step of a
 /// long command when it is done.
@@ -46,7 +50,7 @@ pub fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<O
             }
             Command::Apply(given) => apply(&setup, given, now, say).await,
             Command::Status(given) => status(&setup, given, now).await,
-            Command::Check => Ok(outcome::checked(&setup.check(now).await)),
+            Command::Check => check(&setup, now).await,
             Command::Destroy(given) => destroy(&setup, given, say).await,
             Command::Template => Ok(Outcome::template(file::TEMPLATE)),
             Command::Ca(CaCommand::Init(source)) => {
@@ -131,6 +135,26 @@ async fn status(
     }
     let expiries = setup.expiries(now)?;
     Ok(outcome::status(&plan, &devices, &expiries))
+}
+
+/// Looks at everything; and where the gateway answers and a device's key is in
+/// this machine, sees whether what the device publishes gets where it belongs.
+async fn check(setup: &LocalSetup, now: SystemTime) -> anyhow::Result<Outcome> {
+    let mut found = setup.check(now).await;
+    let is_up = |one: &Checked| one.what.starts_with("gateway at") && one.verdict == Verdict::Good;
+    if found.iter().any(is_up) {
+        let store = store(setup).await?;
+        for dir in setup.device_dirs()? {
+            let test = SelfTest {
+                dir: &dir,
+                store: &store,
+                clue: "look at the gateway's log; does it write to this store?",
+            };
+            found.extend(test.run().await);
+        }
+        store.close().await;
+    }
+    Ok(outcome::checked(&found))
 }
 
 fn is_store(setup: &LocalSetup, step: &Step) -> bool {

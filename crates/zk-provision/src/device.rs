@@ -411,6 +411,21 @@ impl LocalSetup {
         Ok(())
     }
 
+    /// The directories of the devices that something was made for, in the order of
+    /// their names.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn device_dirs(&self) -> Result<Vec<PathBuf>, Error> {
+        let devices = self.devices_dir();
+        if !is_dir(&devices) {
+            return Ok(Vec::new());
+        }
+        let mut dirs = files::list(&devices)?;
+        dirs.retain(|dir| is_dir(dir) && dir.join(AGENT).is_file());
+        Ok(dirs)
+    }
+
     pub(crate) fn device_dir(&self, device: &DeviceId) -> PathBuf {
         self.devices_dir().join(device.as_str())
     }

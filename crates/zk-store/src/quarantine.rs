@@ -45,6 +45,25 @@ pub struct Quarantined {
     pub message: Vec<u8>,
 }
 
+impl Quarantined {
+    /// The [id](Self::id) under which a message is held that came in like this.
+    /// Of an envelope out of a batch it is that of the message of its own that
+    /// [`Evidence`] has.
+    #[must_use]
+    pub fn id_of(context: &Context, message: &[u8]) -> String {
+        let mut hash = Sha256::new();
+        for part in [
+            context.principal.as_bytes(),
+            context.topic.as_bytes(),
+            message,
+        ] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        base16ct::lower::encode_string(&hash.finalize())
+    }
+}
+
 /// Leaves the message out.
 impl fmt::Debug for Quarantined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -283,7 +302,7 @@ impl Store {
                 Err(evidence) => evidence,
             };
             ingested.quarantined.push(Held {
-                id: id_of(context, &evidence.message),
+                id: Quarantined::id_of(context, &evidence.message),
                 reason: evidence.reason,
                 kept: true,
             });
@@ -360,7 +379,7 @@ impl Store {
         context: &Context,
     ) -> Result<Held, StoreError> {
         let (reason, message) = (evidence.reason, &evidence.message);
-        let id = id_of(context, message);
+        let id = Quarantined::id_of(context, message);
         let place = Place::of(&context.principal, evidence.authentic, &id, message.len());
         let held = |kept| Held {
             id: id.clone(),
@@ -638,20 +657,6 @@ impl<'a> Place<'a> {
             bytes: bytes as u64,
         }
     }
-}
-
-/// SHA-256 over principal, topic and message, each after its length.
-fn id_of(context: &Context, message: &[u8]) -> String {
-    let mut hash = Sha256::new();
-    for part in [
-        context.principal.as_bytes(),
-        context.topic.as_bytes(),
-        message,
-    ] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    base16ct::lower::encode_string(&hash.finalize())
 }
 
 /// Whether the condition of a write held.
