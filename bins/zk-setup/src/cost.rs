@@ -15,6 +15,7 @@ use zk_sensors::{MilliCelsius, Quality, Reading, Readings};
 use crate::Outcome;
 
 #[derive(Clone, Debug, Args)]
+#[command(after_help = HELP)]
 pub(crate) struct Cost {
     /// How often each sensor is read in an hour; all of them go into one record
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=360_000))]
@@ -32,6 +33,12 @@ pub(crate) struct Cost {
     #[arg(long, value_name = "N", default_value_t = HEARTBEATS, value_parser = clap::value_parser!(u32).range(0..=360_000))]
     heartbeats_per_hour: u32,
 }
+
+const HELP: &str = "\
+Examples:
+  zk-setup cost --readings-per-hour 360 --sensors 4      every 10 s, as by default
+  zk-setup cost --readings-per-hour 12 --sensors 1 --json |
+    jq .alone.dollarsPerMonth.withResponse";
 
 /// The agent's default is one in five minutes.
 const HEARTBEATS: u32 = 12;
@@ -406,7 +413,14 @@ impl Sample {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use std::slice;
+
+    use dynoxide::AttributeValue;
+    use zk_envelope::{KeyState, TrustedKey};
+    use zk_store::{Options, Store, StoreUri};
+    use zk_verify::{Context, DeviceRecord};
 
     use super::*;
 
@@ -440,11 +454,65 @@ mod tests {
         }
     }
 
+    /// The store's own item, counted by DynamoDB's rules, is as long as is said.
+    #[tokio::test]
+    async fn an_item_is_as_long_as_the_store_makes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let uri = StoreUri::File(path.clone());
+        let store = Store::create(&uri, Options::default()).await.unwrap();
+        let sample = Sample::new(1).unwrap();
+        let record = sample.readings(3).unwrap();
+        let header = record.unverified_header();
+        let context = Context {
+            principal: "ab".repeat(32),
+            topic: format!("Zymkey/{}", header.device),
+            received_at: header.time,
+        };
+        let registered = DeviceRecord {
+            device: header.device.clone(),
+            certificate: KeyState::Active,
+            keys: vec![TrustedKey {
+                key: *sample.key.verifying_key(),
+                state: KeyState::Active,
+            }],
+            registered_at: header.time,
+        };
+        let principal = &context.principal;
+        store.register(principal, &registered).await.unwrap();
+        let (bytes, _) = zk_envelope::pack(&[record.to_bytes()], METERED).unwrap();
+        store.ingest(&bytes, &context).await.unwrap();
+        let stored = store.latest(&header.device).await.unwrap().unwrap();
+        store.close().await;
+
+        let text = |text: &str| AttributeValue::S(text.to_owned());
+        let device = ("deviceId".to_owned(), text(header.device.as_str()));
+        let key = ("timestamp".to_owned(), text(&stored.key));
+        let engine = dynoxide::Database::new(path.to_str().unwrap()).unwrap();
+        let request = dynoxide::actions::get_item::GetItemRequest {
+            table_name: "zk-readings".to_owned(),
+            key: [device, key].into(),
+            ..Default::default()
+        };
+        let item = engine.get_item(request).unwrap().item.unwrap();
+        let len = |value: &AttributeValue| match value {
+            AttributeValue::S(text) => text.len(),
+            AttributeValue::B(bytes) => bytes.len(),
+            AttributeValue::N(digits) => digits.len().div_ceil(2) + 1,
+            other => panic!("{other:?}"),
+        };
+        let found: usize = item
+            .iter()
+            .map(|(name, value)| name.len() + len(value))
+            .sum();
+        assert_eq!(item_len(&record), found);
+    }
+
     #[test]
     fn records_are_measured() {
         let sample = Sample::new(1).unwrap();
         let one = sample.readings(1).unwrap();
-        let (alone, taken) = message(&[one.clone()]).unwrap();
+        let (alone, taken) = message(slice::from_ref(&one)).unwrap();
         assert_eq!((taken, alone.write_units), (1, 1));
         let (packed, taken) = message(&vec![one; PACKED]).unwrap();
         assert!(taken > 1 && taken < PACKED, "{taken}");

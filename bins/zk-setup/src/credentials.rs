@@ -25,6 +25,7 @@ use zk_hsm::{BackendKind, HsmUri};
 
 use crate::Outcome;
 use crate::arguments::KeyUri;
+use crate::outcome::printable;
 use keys::Keys;
 use plain::Held;
 use sealed::Sealed;
@@ -163,7 +164,13 @@ fn seal(dir: &Path, given: &Seal) -> anyhow::Result<Outcome> {
         offer_to_remove(&mut held, &keys)?;
     }
     let replaced = before.filter(|before| *before != keys.access_key_id);
-    Ok(told_of_seal(dir, &name, &sealed, &held, replaced))
+    Ok(told_of_seal(
+        dir,
+        &name,
+        &sealed,
+        &held,
+        replaced.as_deref(),
+    ))
 }
 
 /// Asks about each file; those that were cleaned go from the list.
@@ -234,6 +241,7 @@ fn become_command(
         .env(ACCESS_KEY_ID, &keys.access_key_id)
         .env(SECRET_ACCESS_KEY, keys.secret_access_key.reveal());
     // those of other keys would be taken for these keys' own
+    command.env_remove(OLD_SESSION_TOKEN);
     match &keys.session_token {
         Some(token) => command.env(SESSION_TOKEN, token.reveal()),
         None => command.env_remove(SESSION_TOKEN),
@@ -262,6 +270,8 @@ fn become_command(
 const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
 const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
 const SESSION_TOKEN: &str = "AWS_SESSION_TOKEN";
+/// botocore looks here first.
+const OLD_SESSION_TOKEN: &str = "AWS_SECURITY_TOKEN";
 const EXPIRATION: &str = "AWS_CREDENTIAL_EXPIRATION";
 const ACCOUNT_ID: &str = "AWS_ACCOUNT_ID";
 const PROFILES: [&str; 2] = ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"];
@@ -279,8 +289,9 @@ fn forget(dir: &Path, name: &Name) -> anyhow::Result<Outcome> {
         Ok(sealed) => Some(sealed.access_key_id.as_str()),
         Err(problem) => {
             hints.push(format!(
-                "Which access key it was can't be told ({problem:#}). These there are in AWS: aws \
-                 iam list-access-keys --user-name USER"
+                "Which access key it was can't be told ({}). These there are in AWS: aws iam \
+                 list-access-keys --user-name USER",
+                printable(&format!("{problem:#}"))
             ));
             None
         }
@@ -330,7 +341,7 @@ fn told_of_seal(
     name: &Name,
     sealed: &Sealed,
     held: &[Held],
-    replaced: Option<String>,
+    replaced: Option<&str>,
 ) -> Outcome {
     let path = file(dir, name);
     let id = &sealed.access_key_id;
@@ -376,7 +387,7 @@ fn told_of_seal(
          these."
             .to_owned(),
     );
-    if let Some(id) = &replaced {
+    if let Some(id) = replaced {
         hints.push(format!("{id} is no longer sealed here."));
         hints.push(deactivation(id));
     }

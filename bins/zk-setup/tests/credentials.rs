@@ -39,10 +39,11 @@ fn a_command_gets_the_keys_in_its_environment_and_is_all_that_is_left() {
     assert!(!fs::read_to_string(&file).unwrap().contains(SECRET));
 
     // what it has, in its environment alone; and those of others are gone
-    let script = "test -z \"$AWS_SESSION_TOKEN$AWS_PROFILE\" || exit 1; tr '\\0' ' ' \
+    let script = "test -z \"$AWS_SESSION_TOKEN$AWS_SECURITY_TOKEN$AWS_PROFILE\" || exit 1; tr '\\0' ' ' \
                   </proc/$$/cmdline; echo \"$AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY\"";
     let mut command = place.command(&["credentials", "run", "--", "sh", "-c", script, "a b"]);
     command.env("AWS_SESSION_TOKEN", "another's");
+    command.env("AWS_SECURITY_TOKEN", "another's");
     command.env("AWS_PROFILE", "another");
     let ran = Ended::of(&mut command, "");
     assert_eq!(ran.code(), 0, "{}", ran.err);

@@ -99,13 +99,19 @@ impl Sealed {
             self.hsm_key,
             self.access_key_id
         );
-        let plain = hsm.unlock(&self.locked).with_context(|| {
-            format!(
-                "{uri} does not unlock key {}; if the HSM was erased or the file is damaged, make \
-                 a new access key in AWS, deactivate this one, and seal the new one",
-                self.access_key_id
-            )
-        })?;
+        let plain = match hsm.unlock(&self.locked) {
+            Err(error @ zk_hsm::Error::UnlockRefused) => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "{uri} does not unlock key {}; if the HSM was erased or the file is \
+                         damaged, make a new access key in AWS, deactivate this one, and seal the \
+                         new one",
+                        self.access_key_id
+                    )
+                });
+            }
+            unlocked => unlocked?,
+        };
         let keys = Keys::from_json(&plain).context("what the HSM unlocked are no AWS keys")?;
         ensure!(
             keys.access_key_id == self.access_key_id,
