@@ -204,7 +204,7 @@ fn use_them(dir: &Path, given: &Run) -> anyhow::Result<Outcome> {
     );
     let path = file(dir, &given.credentials);
     let keys = Sealed::read(&path)
-        .with_context(|| format!("no keys {}", given.credentials))?
+        .with_context(|| format!("cannot use the keys {}", given.credentials))?
         .unlock()?;
     keys.in_force(Timestamp::now())?;
     let Some((program, arguments)) = given.command.split_first() else {

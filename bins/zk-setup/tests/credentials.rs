@@ -111,7 +111,7 @@ fn the_sdk_gets_the_keys_by_credential_process() {
     fs::remove_file(place.path("some where/zk/credentials/ops.sealed")).unwrap();
     let error = of_sdk(&place.path("config"), "ops").unwrap_err();
     let said = format!("{error:?}");
-    assert!(said.contains("no keys ops"), "{said}");
+    assert!(said.contains("cannot use the keys ops"), "{said}");
 }
 
 #[test]
