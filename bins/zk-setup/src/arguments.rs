@@ -12,6 +12,9 @@ use zk_hsm::HsmUri;
 use zk_publish::{Target, TargetError};
 use zk_store::StoreUri;
 
+use crate::cost::Cost;
+use crate::credentials::CredentialsCommand;
+
 /// Sets up certificate authorities, a gateway of your own, and devices.
 ///
 /// Everything lies in one directory on the operator's machine. `apply` makes it
@@ -85,6 +88,13 @@ pub(crate) enum Command {
     /// The devices
     #[command(subcommand)]
     Device(DeviceCommand),
+
+    /// AWS keys that only an HSM of this machine unlocks
+    #[command(subcommand)]
+    Credentials(CredentialsCommand),
+
+    /// Shows what a device's readings cost in AWS, by its price list
+    Cost(Cost),
 }
 
 /// What the set-up is to be. Without any of it: what is there, made whole.
@@ -257,7 +267,7 @@ pub(crate) struct DeviceAdd {
 /// Parses the key's URI. What is wrong with one is said without the URI: a PIN
 /// may stand in it where none belongs.
 #[derive(Clone)]
-struct KeyUri;
+pub(crate) struct KeyUri;
 
 impl TypedValueParser for KeyUri {
     type Value = HsmUri;
@@ -347,6 +357,8 @@ One thing at a time:
   zk-setup device list --json
   zk-setup device rotate pi-01 --csr new.csr.pem
   zk-setup device revoke pi-01
+  zk-setup credentials seal ops --hsm zymkey:slot=0      AWS keys for this machine
+  zk-setup cost --readings-per-hour 360 --sensors 4      in AWS
 
 In the directory:
   ca/              the authorities; their keys are encrypted with a passphrase
@@ -354,6 +366,7 @@ In the directory:
   devices/NAME/    what zk-agent needs on the device: agent.toml, certificates
   trust.toml       what owners need: which keys speak for which device
   owner.pem        the owner's key, if apply has made it, and reader.toml with it
+  credentials/     AWS keys that an HSM has locked
 
 Exit codes: 0 done, or nothing to do; 1 failed (run it again once the cause is
 mended); 2 wrong arguments; 3 plan, status: something is to do; check, apply:

@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod cost;
+mod credentials;
 mod desired;
 mod file;
 mod outcome;
@@ -59,6 +61,8 @@ pub fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<O
                 let steps = setup.init_authorities(&passphrase, now)?;
                 Ok(outcome::authorities(&setup, &steps))
             }
+            Command::Credentials(command) => credentials::run(&arguments.dir, command),
+            Command::Cost(given) => cost::run(given),
             Command::Gateway(GatewayCommand::Init(init)) => init_gateway(&setup, init, now).await,
             Command::Device(command) => {
                 let store = store(&setup).await?;

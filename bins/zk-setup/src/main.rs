@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     };
     match zk_setup::run(&arguments, &mut say) {
         Ok(outcome) => {
-            let text = if arguments.json {
+            let text = if arguments.json && !outcome.json.is_null() {
                 outcome.json.to_string()
             } else {
                 outcome.text

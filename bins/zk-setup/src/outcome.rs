@@ -383,7 +383,7 @@ fn changes(plan: &Plan, wanted: impl Fn(&Step) -> bool) -> Vec<Value> {
 }
 
 /// Text that may hold what a store or a file says, made fit for a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let shown = |c: char| match c {
         '"' | '\'' | '\\' => c.to_string(),
         _ => c.escape_debug().to_string(),
