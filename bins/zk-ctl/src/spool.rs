@@ -160,8 +160,21 @@ fn list(dir: &Path, seen: &Inspection, limit: u64) -> Result<Outcome, zk_spool::
         let waiting = seen.records;
         outcome.hint(format!("{shown} of {waiting} are shown; see --limit"))
     } else {
-        outcome
+        hint_of_missing(outcome, seen, shown)
     })
+}
+
+/// What was left out is not passed over in silence.
+fn hint_of_missing(outcome: Outcome, seen: &Inspection, shown: u64) -> Outcome {
+    if shown >= seen.records {
+        return outcome;
+    }
+    outcome.hint(format!(
+        "{} of {} are missing: they were delivered meanwhile, or can't be read, which zk-ctl \
+         spool verify tells",
+        seen.records - shown,
+        seen.records
+    ))
 }
 
 fn verify(dir: &Path, seen: &Inspection) -> Result<Outcome, zk_spool::Error> {
@@ -283,6 +296,7 @@ fn export(dir: &Path, seen: &Inspection, out: Option<&Path>) -> Result<Outcome, 
         dir: dir.to_owned(),
         source,
     })?;
+    let all = failure.is_none();
     match failure {
         // Whoever read it has seen enough.
         Some(Error::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -295,8 +309,13 @@ fn export(dir: &Path, seen: &Inspection, out: Option<&Path>) -> Result<Outcome, 
         let outcome = Outcome {
             output: Output::Said,
             ..outcome
-        };
-        return Ok(outcome.hint(format!("{records} records, {}", ByteSize(bytes))));
+        }
+        .hint(format!("{records} records, {}", ByteSize(bytes)));
+        return Ok(if all {
+            hint_of_missing(outcome, seen, records)
+        } else {
+            outcome
+        });
     };
     let synced = File::open(out).and_then(|out| out.sync_all());
     synced.map_err(|source| output_error(out, source))?;
@@ -306,7 +325,7 @@ fn export(dir: &Path, seen: &Inspection, out: Option<&Path>) -> Result<Outcome, 
         out.display()
     );
     let json = json!({ "dir": dir, "out": out, "records": records, "bytes": bytes });
-    Ok(Outcome::done(text, json))
+    Ok(hint_of_missing(Outcome::done(text, json), seen, records))
 }
 
 /// A file of mode 0600, durable but for its name.

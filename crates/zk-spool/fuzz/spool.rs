@@ -1,36 +1,38 @@
-//! A directory of any content, opened and used: whole files of the format with
-//! a field that is not what it should be under a checksum that is right, bytes
-//! that are none of it, and a power cut now and then.
+//! A spool that is used, and whose files are something else now and then: a power
+//! cut, an operation that fails, damage of one kind or another, or numbers that
+//! nobody wrote under a checksum that is right. It may also begin in a directory
+//! of any content.
 //!
 //! Whatever is in the files, the spool opens or refuses them, is drained in an end,
-//! gives no sequence out twice, and names or delivers what it took itself.
+//! gives no sequence out twice, and names or delivers what it took itself. What may
+//! be asked beyond that depends on what was done to them: [`Level`].
 #![no_main]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod changes;
+mod made;
+
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::fs;
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use crc32c::{crc32c, crc32c_append};
 use libfuzzer_sys::fuzz_target;
 use zk_spool::storage::{Cut, FaultStorage};
-use zk_spool::{AppendError, Error, Full, Loss, Options, Reason, Record, Spool, StreamId};
+use zk_spool::{
+    AppendError, Error, Full, Loss, Options, Reason, Record, Spool, StreamId, SyncPolicy, inspect,
+};
+
+use crate::changes::{Change, Files, Left, Level, Scene, segments};
+use crate::made::Made;
 
 fuzz_target!(|input: Input| {
     let storage = FaultStorage::new();
-    if input.marker {
-        storage.put("zk-spool", checked(*b"zk-spool\0\0\0\x01\0\0\0\0", 12, 16));
-    }
-    for (number, segment) in (1..).zip(input.segments.iter().take(4)) {
-        segment.put(number, &storage);
-    }
-    if let Some(state) = &input.state {
-        storage.put("state", state.to_bytes());
-    }
-    for edit in input.edits.iter().take(8) {
-        edit.apply(&storage);
-    }
+    input.made.put(&storage);
     let options = Options {
         cap: 16 << 10,
         segment_size: Some(2 << 10),
@@ -39,12 +41,23 @@ fuzz_target!(|input: Input| {
         } else {
             Full::Reject
         },
+        sync: if input.windowed {
+            SyncPolicy::Every(Duration::from_secs(1 << 20))
+        } else {
+            SyncPolicy::Each
+        },
         evidence: Some(4 << 10),
         ..Options::default()
+    };
+    let level = if input.made.is_something() {
+        Level::Forged
+    } else {
+        Level::Whole
     };
     let mut run = Run {
         storage,
         options,
+        level,
         ..Run::default()
     };
     let mut spool = run.open();
@@ -55,312 +68,17 @@ fuzz_target!(|input: Input| {
         };
     }
     if let Some(spool) = spool {
-        run.drain(&spool);
+        run.finish(spool);
     }
 });
 
-// ---- what is in the directory ----
-
 #[derive(Arbitrary, Debug)]
 struct Input {
-    marker: bool,
+    made: Made,
     drop_oldest: bool,
-    segments: Vec<Segment>,
-    state: Option<State>,
-    edits: Vec<Edit>,
+    windowed: bool,
     ops: Vec<Op>,
 }
-
-/// The right value, or another one.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Field {
-    Right,
-    Plus(i8),
-    Other(u64),
-}
-
-impl Field {
-    fn of(self, right: u64) -> u64 {
-        match self {
-            Self::Right => right,
-            Self::Plus(by) => right.wrapping_add_signed(by.into()),
-            Self::Other(value) => value,
-        }
-    }
-}
-
-#[derive(Arbitrary, Debug)]
-struct Segment {
-    /// The number in the header; the name has the right one.
-    number: Field,
-    stream: u8,
-    first: Field,
-    predecessor: (u8, u64, u8),
-    bad_copies: [bool; 2],
-    frames: Vec<Frame>,
-    cut: u8,
-}
-
-#[derive(Arbitrary, Debug)]
-struct Frame {
-    kind: Kind,
-    kind_field: Field,
-    count: Field,
-    first: Field,
-    synced: Field,
-    len: Field,
-    bad_checksum: bool,
-    /// Other bytes between this frame and the one before.
-    gap: u8,
-}
-
-#[derive(Arbitrary, Debug)]
-enum Kind {
-    Records(Vec<(u8, Field)>),
-    Opened(u8),
-    Closed,
-    Sealed {
-        first: Field,
-        last: Field,
-        end: Field,
-        reason: u8,
-    },
-    Other(Vec<u8>),
-}
-
-impl Segment {
-    fn put(&self, number: u64, storage: &FaultStorage) {
-        let stream = [self.stream % 3 + 1; 16];
-        let first = self.first.of(1);
-        let mut copy = vec![0; 512];
-        copy[..8].copy_from_slice(b"zk-spseg");
-        copy[11] = 1;
-        let number_field = self.number.of(number);
-        copy[16..24].copy_from_slice(&number_field.to_be_bytes());
-        copy[24..40].copy_from_slice(&stream);
-        copy[40..48].copy_from_slice(&first.to_be_bytes());
-        let (before, last, end) = self.predecessor;
-        if end != 0 {
-            copy[48..64].copy_from_slice(&[before % 3 + 1; 16]);
-            copy[64..72].copy_from_slice(&last.to_be_bytes());
-            copy[72] = end;
-        }
-        let crc = crc32c_append(crc32c(&copy[..12]), &copy[16..]);
-        copy[12..16].copy_from_slice(&crc.to_be_bytes());
-        let mut file = copy.repeat(2);
-        for (copy, bad) in self.bad_copies.iter().enumerate() {
-            file[512 * copy] ^= u8::from(*bad);
-        }
-        let seed = crc32c_append(crc32c(&number.to_be_bytes()), &stream);
-        let mut next = first;
-        for frame in self.frames.iter().take(12) {
-            frame.push(&mut file, seed, stream, first, &mut next);
-        }
-        file.truncate(file.len().saturating_sub(self.cut.into()));
-        storage.put(&format!("{number:020}.seg"), file);
-    }
-}
-
-impl Frame {
-    fn push(&self, file: &mut Vec<u8>, seed: u32, stream: [u8; 16], segment: u64, next: &mut u64) {
-        file.extend(vec![0xA5; self.gap.into()]);
-        let at = file.len() as u64;
-        let first = self.first.of(*next);
-        let mut body = Vec::new();
-        let (kind, count) = match &self.kind {
-            Kind::Records(records) => {
-                let records = &records[..records.len().min(8)];
-                for (index, (len, field)) in records.iter().enumerate() {
-                    body.extend((field.of((*len).into()) as u32).to_be_bytes());
-                    body.extend(vec![index as u8; (*len).into()]);
-                }
-                (1, records.len() as u64)
-            }
-            Kind::Opened(windowed) => {
-                body.extend([*windowed, 0, 0, 0, 0, 0, 0, 0]);
-                (2, 0)
-            }
-            Kind::Closed => (3, 0),
-            Kind::Sealed {
-                first,
-                last,
-                end,
-                reason,
-            } => {
-                body.extend(stream);
-                body.extend(first.of(segment).to_be_bytes());
-                body.extend(last.of(next.wrapping_sub(1)).to_be_bytes());
-                body.extend(end.of(at).to_be_bytes());
-                body.extend([*reason, 0, 0, 0, 0, 0, 0, 0]);
-                (4, 0)
-            }
-            Kind::Other(bytes) => {
-                body.extend(bytes.iter().take(512));
-                (0, 0)
-            }
-        };
-        let mut frame = vec![0xF5, 0x5A, 0x4B, 0x1E, 0, 0, 0, 0];
-        frame.extend((self.len.of(body.len() as u64) as u32).to_be_bytes());
-        frame.extend((self.kind_field.of(kind) as u16).to_be_bytes());
-        frame.extend((self.count.of(count) as u16).to_be_bytes());
-        frame.extend(first.to_be_bytes());
-        frame.extend(self.synced.of(first.wrapping_sub(1)).to_be_bytes());
-        frame.extend(body);
-        let crc = crc32c_append(crc32c_append(seed, &at.to_be_bytes()), &frame[8..]);
-        let crc = crc ^ u32::from(self.bad_checksum);
-        frame[4..8].copy_from_slice(&crc.to_be_bytes());
-        file.extend(frame);
-        *next = first.wrapping_add(count);
-    }
-}
-
-#[derive(Arbitrary, Debug)]
-struct State {
-    slots: [Option<Slot>; 2],
-    cut: u8,
-}
-
-#[derive(Arbitrary, Debug)]
-struct Slot {
-    generation: Field,
-    segment: Field,
-    stream: u8,
-    sequence: Field,
-    offset: Field,
-    durable: (Field, Field),
-    last_id: Field,
-    count: Field,
-    losses: Vec<LossEntry>,
-    bad_checksum: bool,
-}
-
-#[derive(Arbitrary, Debug)]
-struct LossEntry {
-    id: Field,
-    reason: u8,
-    confirmed: u8,
-    stream: u8,
-    first: u64,
-    last: Field,
-    records: Field,
-    since: u64,
-}
-
-impl State {
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 32 << 10];
-        for (place, slot) in self.slots.iter().enumerate() {
-            if let Some(slot) = slot {
-                slot.write(place as u64, &mut bytes[place << 14..(place + 1) << 14]);
-            }
-        }
-        bytes.truncate(bytes.len() - usize::from(self.cut));
-        bytes
-    }
-}
-
-impl Slot {
-    fn write(&self, generation: u64, bytes: &mut [u8]) {
-        let losses = &self.losses[..self.losses.len().min(8)];
-        let stream = [self.stream % 3 + 1; 16];
-        bytes[..8].copy_from_slice(b"zk-spsta");
-        bytes[11] = 1;
-        let mut at = 16;
-        let mut put = |field: &[u8]| {
-            bytes[at..at + field.len()].copy_from_slice(field);
-            at += field.len();
-        };
-        put(&self.generation.of(generation).to_be_bytes());
-        put(&self.segment.of(1).to_be_bytes());
-        put(&stream);
-        put(&self.sequence.of(0).to_be_bytes());
-        put(&self.offset.of(1024).to_be_bytes());
-        put(&self.durable.0.of(1).to_be_bytes());
-        put(&self.durable.1.of(0).to_be_bytes());
-        put(&self.last_id.of(losses.len() as u64).to_be_bytes());
-        let count = self.count.of(losses.len() as u64) as u32;
-        put(&count.to_be_bytes());
-        put(&[0; 4]);
-        for (id, loss) in (1..).zip(losses) {
-            put(&loss.id.of(id).to_be_bytes());
-            put(&[loss.reason, loss.confirmed, 0, 0, 0, 0, 0, 0]);
-            put(&[loss.stream % 4; 16]);
-            put(&loss.first.to_be_bytes());
-            let last = loss.last.of(loss.first);
-            put(&last.to_be_bytes());
-            let records = loss
-                .records
-                .of(last.wrapping_sub(loss.first).wrapping_add(1));
-            put(&records.to_be_bytes());
-            put(&loss.since.to_be_bytes());
-            put(&loss.since.to_be_bytes());
-        }
-        // What is counted is what the checksum covers.
-        let end = 96 + 72 * count.min(226) as usize;
-        let crc = crc32c_append(crc32c(&bytes[..12]), &bytes[16..end]);
-        let crc = crc ^ u32::from(self.bad_checksum);
-        bytes[12..16].copy_from_slice(&crc.to_be_bytes());
-    }
-}
-
-fn checked<const N: usize>(mut bytes: [u8; N], at: usize, len: usize) -> Vec<u8> {
-    let crc = crc32c(&bytes[..at]);
-    bytes[at..at + 4].copy_from_slice(&crc.to_be_bytes());
-    bytes[..len].to_vec()
-}
-
-/// Something done to a file, without regard for what is in it.
-#[derive(Arbitrary, Debug)]
-enum Edit {
-    Write(u8, u16, Vec<u8>),
-    Cut(u8, u16),
-    Copy(u8, u8),
-    Whole(u8, Vec<u8>),
-    Unreadable(u8, u16, u16),
-}
-
-impl Edit {
-    fn apply(&self, storage: &FaultStorage) {
-        let content = |file: u8| storage.files().remove(&name(file)).unwrap_or_default();
-        match self {
-            Self::Write(file, at, bytes) => {
-                let mut content = content(*file);
-                let at = usize::from(*at).min(content.len());
-                let end = content.len().min(at + bytes.len());
-                content.splice(at..end, bytes.iter().copied());
-                storage.put(&name(*file), content);
-            }
-            Self::Cut(file, len) => {
-                let mut content = content(*file);
-                content.truncate((*len).into());
-                storage.put(&name(*file), content);
-            }
-            Self::Copy(from, to) => storage.put(&name(*to), content(*from)),
-            Self::Whole(file, bytes) => storage.put(&name(*file), bytes.clone()),
-            Self::Unreadable(file, from, len) => {
-                let from = u64::from(*from);
-                storage.set_unreadable(&name(*file), from..from + u64::from(*len));
-            }
-        }
-    }
-}
-
-fn name(file: u8) -> String {
-    match file % 16 {
-        0 => "zk-spool".into(),
-        1 => "state".into(),
-        number @ 2..=8 => format!("{:020}.seg", number - 1),
-        9 => format!("{:020}.tmp", 2),
-        10 => format!("{:020}.seg", (1_u64 << 61) - 1),
-        11 => format!("{:020}.seg", (1_u64 << 61) - 3),
-        12 => format!("{:020}.seg", u64::MAX),
-        13 => format!("damaged/{:020}.seg", 1),
-        14 => format!("rejected/{:020}-{:020}-{}.rec", 1, 1, "01".repeat(16)),
-        _ => "another".into(),
-    }
-}
-
-// ---- what is done with it ----
 
 #[derive(Arbitrary, Debug)]
 enum Op {
@@ -371,6 +89,7 @@ enum Op {
     Peek(u8, u16),
     Ack(u8),
     Reject,
+    Sync,
     Losses,
     Confirm(u8),
     Verify,
@@ -378,18 +97,41 @@ enum Op {
     Kill,
     Cut(u64),
     Fail(u8),
+    /// Something is done to the files, after it was closed or killed.
+    Change(bool, Vec<Change>),
 }
 
 type Key = (StreamId, u64);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Run {
     storage: FaultStorage,
     options: Options,
-    /// All that was ever given out or seen, with its content.
-    seen: BTreeMap<Key, Vec<u8>>,
-    /// What was appended, is durable, and is neither acknowledged nor lost.
+    /// The worst that was done to the files so far.
+    level: Level,
+    /// How often something was done to them.
+    changes: usize,
+    /// The highest number of a segment, when something was done to the files.
+    highest: u64,
+    /// The files as they were at times, to be put back.
+    versions: Vec<Files>,
+    /// What can't be read of them, from some change on.
+    unreadable: Vec<(String, Range<u64>)>,
+    /// What was left of them that told how far all was durable.
+    durable: BTreeMap<StreamId, u64>,
+    /// The streams, oldest first.
+    streams: Vec<StreamId>,
+    /// All contents that there can be of a number.
+    contents: BTreeMap<Key, Vec<Vec<u8>>>,
+    /// Numbers that an append returned, or that were in files of somebody else.
+    taken: BTreeSet<Key>,
+    /// What was appended, and is neither acknowledged nor lost.
     waiting: BTreeSet<Key>,
+    /// What was acknowledged, and of that what was since something was done to the
+    /// files, and the newest since the spool was opened.
+    done: BTreeSet<Key>,
+    delivered: BTreeSet<Key>,
+    newest: Option<Key>,
     peeked: Vec<Record>,
     losses: Vec<Loss>,
     appended: u64,
@@ -400,17 +142,55 @@ struct Run {
 impl Run {
     fn open(&mut self) -> Option<Spool> {
         self.peeked.clear();
-        let (before, files) = (self.storage.bytes_read(), self.storage.used());
+        self.newest = None;
+        let empty = segments(&self.storage.files()).next().is_none();
+        let before = self.storage.bytes_read();
         let opened = Spool::open_on(Arc::new(self.storage.clone()), self.options);
-        // Nothing in the files makes it read them over and over.
-        let read = self.storage.bytes_read() - before;
-        assert!(read <= 64 * (files + (1 << 16)), "{read} of {files}");
+        self.check_read(before);
         match opened {
-            Ok(spool) => Some(spool),
-            Err(Error::NotASpool { .. } | Error::UnsupportedFormat { .. }) => None,
-            Err(error @ Error::Io { .. }) if self.failing => drop_error(&error),
+            Ok(spool) => {
+                if !self.streams.contains(&spool.stream()) {
+                    self.streams.push(spool.stream());
+                }
+                self.told(&spool);
+                Some(spool)
+            }
+            Err(Error::NotASpool { .. } | Error::UnsupportedFormat { .. })
+                if empty || self.level > Level::Damaged =>
+            {
+                None
+            }
+            Err(Error::Io { .. }) if self.failing => None,
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// Nothing in the files makes it read them over and over.
+    fn check_read(&self, before: u64) {
+        let read = self.storage.bytes_read() - before;
+        let files = self.storage.used();
+        assert!(read <= 64 * (files + (1 << 16)), "{read} of {files}");
+    }
+
+    /// A new stream says where the one before it ended, or that there is none: what an
+    /// append was given behind that is gone, unless something is left that knew it to
+    /// be durable.
+    fn told(&mut self, spool: &Spool) {
+        let before = spool.predecessor();
+        let end = before.map(|before| self.place((before.stream, before.last_sequence)));
+        let end = end.unwrap_or_default();
+        let gone = |key: &Key| {
+            let known = self.durable.get(&key.0).copied().unwrap_or(0);
+            key.0 != spool.stream() && self.place(*key) > end && key.1 > known
+        };
+        let gone: BTreeSet<Key> = self.waiting.iter().copied().filter(gone).collect();
+        self.waiting.retain(|key| !gone.contains(key));
+    }
+
+    /// Where it comes in the order of all records.
+    fn place(&self, (stream, sequence): Key) -> (Option<usize>, u64) {
+        let stream = self.streams.iter().position(|known| *known == stream);
+        (stream, sequence)
     }
 
     fn step(&mut self, spool: Spool, op: &Op) -> Option<Spool> {
@@ -425,24 +205,31 @@ impl Run {
             Op::Peek(records, bytes) => self.peek(&spool, (*records).into(), (*bytes).into()),
             Op::Ack(place) => self.ack(&spool, (*place).into()),
             Op::Reject => self.reject(&spool),
+            Op::Sync => spool.sync(),
             Op::Losses => self.note_losses(&spool),
             Op::Confirm(id) => self
                 .note_losses(&spool)
                 .and_then(|()| spool.confirm((*id).into())),
-            Op::Verify => spool.verify().map(drop),
+            Op::Verify => self.verify(&spool),
             Op::Close => {
-                let closed = spool.close();
-                self.may_fail(closed);
+                self.close(spool);
                 return self.open();
             }
-            Op::Kill => return self.crash(spool, Cut::All),
-            Op::Cut(seed) => return self.crash(spool, Cut::Random(*seed)),
+            Op::Kill => {
+                self.crash(spool, Cut::All);
+                return self.open();
+            }
+            Op::Cut(seed) => {
+                self.crash(spool, Cut::Random(*seed));
+                return self.open();
+            }
             Op::Fail(after) => {
                 self.failing = true;
                 self.storage
                     .fail_at(self.storage.operations() + 1 + u64::from(*after % 16));
                 return Some(spool);
             }
+            Op::Change(close, changes) => return self.change(spool, *close, changes),
         };
         match done {
             Ok(()) => Some(spool),
@@ -455,12 +242,20 @@ impl Run {
         }
     }
 
-    fn may_fail(&self, done: Result<(), Error>) {
-        match done {
+    fn close(&mut self, spool: Spool) {
+        match spool.close() {
             Err(error) if !self.failing => panic!("{error}"),
             _ => {}
         }
     }
+
+    fn crash(&mut self, spool: Spool, cut: Cut) {
+        let after = self.storage.after_cut(cut);
+        drop(spool);
+        self.storage = after;
+    }
+
+    // ---- appending ----
 
     fn append(&mut self, spool: &Spool, len: usize, receipt: bool) -> Result<(), Error> {
         let content = self.content(len);
@@ -473,15 +268,12 @@ impl Run {
             true => spool.append_receipt_with(seal),
             false => spool.append_with(seal),
         };
-        match result {
-            Ok(sequence) => {
-                assert_eq!(given, Some(sequence));
-                self.appended((spool.stream(), sequence), content);
-                Ok(())
-            }
-            Err(AppendError::Seal(never)) => match never {},
-            Err(AppendError::Spool(error)) => Err(error),
-        }
+        let result = result.map_err(|error| match error {
+            AppendError::Seal(never) => match never {},
+            AppendError::Spool(error) => error,
+        });
+        let given = given.map(|sequence| (sequence, content));
+        self.appended(spool, given, result.map(|sequence| vec![sequence]))
     }
 
     fn batch(&mut self, spool: &Spool, lens: &[u8]) -> Result<(), Error> {
@@ -490,14 +282,16 @@ impl Run {
             .take(8)
             .map(|len| self.content((*len).into()))
             .collect();
-        let seals = contents
-            .iter()
-            .map(|content| |_| Ok::<_, Infallible>(content.clone()));
-        let sequences = spool.append_batch_with(seals)?;
-        for (Ok(sequence), content) in sequences.into_iter().zip(contents) {
-            self.appended((spool.stream(), sequence), content);
-        }
-        Ok(())
+        let given = RefCell::new(Vec::new());
+        let seals = contents.into_iter().map(|content| {
+            |sequence| {
+                given.borrow_mut().push((sequence, content.clone()));
+                Ok::<_, Infallible>(content)
+            }
+        });
+        let result = spool.append_batch_with(seals);
+        let result = result.map(|all| all.into_iter().map(|Ok(sequence)| sequence).collect());
+        self.appended(spool, given.into_inner(), result)
     }
 
     /// Unlike that of any other record.
@@ -508,25 +302,60 @@ impl Run {
         content
     }
 
-    fn appended(&mut self, key: Key, content: Vec<u8>) {
-        let before = self.seen.insert(key, content);
-        assert_eq!(before, None, "{key:?} was given out before");
-        self.waiting.insert(key);
+    fn appended(
+        &mut self,
+        spool: &Spool,
+        given: impl IntoIterator<Item = (u64, Vec<u8>)>,
+        result: Result<Vec<u64>, Error>,
+    ) -> Result<(), Error> {
+        // After an error of the medium it may be there or not.
+        if matches!(
+            result,
+            Ok(_) | Err(Error::Io { .. } | Error::Poisoned { .. })
+        ) {
+            for (sequence, content) in given {
+                let key = (spool.stream(), sequence);
+                self.contents.entry(key).or_default().push(content);
+            }
+        }
+        for sequence in result? {
+            let key = (spool.stream(), sequence);
+            let new = self.taken.insert(key);
+            let may_repeat = self.level == Level::Exchanged;
+            assert!(new || may_repeat, "{key:?} was given out before");
+            assert!(self.contents.contains_key(&key));
+            self.waiting.insert(key);
+        }
+        Ok(())
     }
+
+    // ---- draining ----
 
     fn peek(&mut self, spool: &Spool, records: usize, bytes: usize) -> Result<(), Error> {
         self.peeked = spool.peek(records, bytes)?;
         assert!(self.peeked.len() <= records);
+        let mut before = self.newest;
         for record in &self.peeked {
-            let key = (record.stream(), record.sequence());
-            let known = self
-                .seen
-                .entry(key)
-                .or_insert_with(|| record.bytes().to_vec());
-            // Foreign files may hold one number twice; what was appended stands.
-            if known.starts_with(b"appended") {
-                assert_eq!(known, record.bytes(), "{key:?}");
+            let key = key(record);
+            match self.contents.get(&key) {
+                Some(contents) => {
+                    assert!(
+                        contents.iter().any(|known| known == record.bytes()),
+                        "{key:?}"
+                    );
+                }
+                None => {
+                    assert_eq!(self.level, Level::Forged, "{key:?} was never appended");
+                    self.taken.insert(key);
+                }
             }
+            if self.level <= Level::Damaged {
+                let ascending = before.is_none_or(|before| self.place(before) < self.place(key));
+                assert!(ascending, "{key:?} behind {before:?}");
+                before = Some(key);
+            }
+            let again = self.level == Level::Whole && self.done.contains(&key);
+            assert!(!again, "{key:?} was acknowledged");
         }
         Ok(())
     }
@@ -536,18 +365,24 @@ impl Run {
             return Ok(());
         };
         let peeked = std::mem::take(&mut self.peeked);
-        let done = peeked[..=last]
-            .iter()
-            .map(|record| (record.stream(), record.sequence()));
-        let done: Vec<Key> = done.filter(|key| self.waiting.remove(key)).collect();
+        let keys: Vec<Key> = peeked[..=last].iter().map(key).collect();
         match spool.ack(peeked[last].position()) {
             // It was dropped at the cap, or found damaged, since.
-            Err(Error::UnknownPosition { .. }) => {
-                self.waiting.extend(done);
+            Err(Error::UnknownPosition { .. }) => Ok(()),
+            Err(error) => {
+                // Also after an error it may be on the medium.
+                self.waiting.retain(|key| !keys.contains(key));
+                Err(error)
+            }
+            Ok(()) => {
+                self.newest = keys.last().copied();
+                for key in keys {
+                    self.waiting.remove(&key);
+                    self.done.insert(key);
+                    self.delivered.insert(key);
+                }
                 Ok(())
             }
-            // Also after an error it may be on the medium.
-            other => other,
         }
     }
 
@@ -564,18 +399,29 @@ impl Run {
 
     fn note_losses(&mut self, spool: &Spool) -> Result<(), Error> {
         self.losses.extend(spool.losses()?);
+        let damaged = |loss: &Loss| matches!(loss.reason, Reason::Damaged | Reason::Several);
+        if self.level == Level::Whole {
+            assert!(!self.losses.iter().any(damaged), "{:?}", self.losses);
+        }
         Ok(())
     }
 
-    fn crash(&mut self, spool: Spool, cut: Cut) -> Option<Spool> {
-        let after = self.storage.after_cut(cut);
-        drop(spool);
-        self.storage = after;
-        self.open()
+    fn verify(&mut self, spool: &Spool) -> Result<(), Error> {
+        let before = self.storage.bytes_read();
+        let report = spool.verify()?;
+        self.check_read(before);
+        if self.level == Level::Whole {
+            assert_eq!(report.damage, []);
+        }
+        Ok(())
     }
 
     /// Takes all out. In the end what was appended was delivered, or is named.
     fn drain(&mut self, spool: &Spool) {
+        match spool.sync() {
+            Err(_) if self.failing => return,
+            synced => synced.unwrap(),
+        }
         for _ in 0..10_000 {
             let done = self
                 .peek(spool, 7, 5000)
@@ -585,33 +431,335 @@ impl Run {
             }
             done.unwrap();
             if self.peek(spool, 1, 1).is_ok() && self.peeked.is_empty() {
-                let named = self.settle(spool);
-                self.may_fail(named);
+                match self.note_losses(spool) {
+                    Err(error) if !self.failing => panic!("{error}"),
+                    Err(_) => {}
+                    Ok(()) => self.settle(),
+                }
                 return;
             }
         }
         panic!("it does not come to an end");
     }
 
-    /// What was appended and not delivered is named.
-    fn settle(&mut self, spool: &Spool) -> Result<(), Error> {
-        self.note_losses(spool)?;
-        let vague = |loss: &Loss| loss.reason == Reason::Several || loss.records == 0;
-        if self.losses.iter().any(vague) {
-            return Ok(());
+    /// What was appended and not delivered is named, exactly if it was not.
+    fn settle(&self) {
+        let several = |loss: &Loss| loss.reason == Reason::Several;
+        let vague = |loss: &Loss| loss.records == 0;
+        let exchanged = self.level > Level::Damaged;
+        if self.losses.iter().any(several) || exchanged && self.losses.iter().any(vague) {
+            return;
         }
-        for (stream, sequence) in &self.waiting {
-            let named = self.losses.iter().any(|loss| {
-                loss.reason != Reason::Full
-                    && loss.stream == *stream
-                    && (loss.first..=loss.last).contains(sequence)
-            });
-            assert!(named, "{stream} {sequence} is neither delivered nor named");
+        let names = |loss: &Loss, key: Key| {
+            if vague(loss) {
+                let from = self.place((loss.stream, loss.first));
+                return from.0.is_none() || self.place(key) >= from;
+            }
+            loss.reason != Reason::Full
+                && loss.stream == key.0
+                && (loss.first..=loss.last).contains(&key.1)
+        };
+        for key in &self.waiting {
+            let named = self.losses.iter().any(|loss| names(loss, *key));
+            assert!(
+                named,
+                "{key:?} is neither delivered nor named: {:?}",
+                self.losses
+            );
         }
-        Ok(())
+        if self.level <= Level::Damaged && self.changes == 1 {
+            for key in &self.delivered {
+                let damage = |loss: &&Loss| loss.reason == Reason::Damaged && !vague(loss);
+                let named = self
+                    .losses
+                    .iter()
+                    .filter(damage)
+                    .find(|loss| names(loss, *key));
+                assert_eq!(named, None, "{key:?} is delivered and named");
+            }
+        }
+    }
+
+    /// Closing and opening changes nothing; then all is taken out; and it goes on.
+    fn finish(&mut self, spool: Spool) {
+        let Some(spool) = self.again(spool) else {
+            return;
+        };
+        self.drain(&spool);
+        if self.failing {
+            return;
+        }
+        match self.append(&spool, 20, false) {
+            Err(Error::Full { .. }) if self.level > Level::Damaged => return,
+            done => done.unwrap(),
+        }
+        let stream = spool.stream();
+        let Some(spool) = self.again(spool) else {
+            return;
+        };
+        assert_eq!(spool.stream(), stream);
+        self.drain(&spool);
+    }
+
+    fn again(&mut self, spool: Spool) -> Option<Spool> {
+        if self.failing {
+            return Some(spool);
+        }
+        spool.sync().unwrap();
+        let before = self.look(&spool);
+        self.close(spool);
+        let spool = self.open()?;
+        let after = self.look(&spool);
+        // What does not belong there may be read in another way once parts of it are
+        // gone.
+        if self.level <= Level::Damaged {
+            assert_eq!(after, before);
+        }
+        Some(spool)
+    }
+
+    fn look(&mut self, spool: &Spool) -> Look {
+        self.peek(spool, usize::MAX, usize::MAX).unwrap();
+        let stats = spool.stats().unwrap();
+        let mut losses = spool.losses().unwrap();
+        // A doubt about one segment may be put elsewhere when those around it are gone.
+        losses.retain(|loss| loss.records > 0);
+        Look {
+            peeked: self.peeked.iter().map(key).collect(),
+            records: stats.records,
+            ends: (stats.oldest, stats.newest),
+            losses,
+        }
+    }
+
+    // ---- what happens to the files ----
+
+    fn change(&mut self, spool: Spool, close: bool, changes: &[Change]) -> Option<Spool> {
+        let losses = spool.losses().unwrap_or_default();
+        if close {
+            self.close(spool);
+        } else {
+            self.crash(spool, Cut::All);
+        }
+        let before = self.storage.files();
+        let mut versions = self.versions.clone();
+        versions.push(OTHER.files.clone());
+        let mut streams = self.streams.clone();
+        streams.push(OTHER.stream);
+        let mut scene = Scene {
+            files: before.clone(),
+            versions: &versions,
+            streams: &streams,
+            unreadable: self.unreadable.clone(),
+            level: self.level,
+        };
+        for change in changes.iter().take(8) {
+            scene.change(change);
+        }
+        let Scene {
+            files,
+            unreadable,
+            level,
+            ..
+        } = scene;
+        self.storage = FaultStorage::new();
+        for (name, bytes) in &files {
+            self.storage.put(name, bytes.clone());
+        }
+        for (name, bytes) in &unreadable {
+            self.storage.set_unreadable(name, bytes.clone());
+        }
+        self.unreadable = unreadable;
+        self.failing = false;
+        self.changes += 1;
+        self.delivered.clear();
+        let newest = segments(&before).last().map_or(0, |(number, _)| number);
+        self.highest = self.highest.max(newest);
+        let left = Left::of(&before, &files, self.highest);
+        let len = |files: &Files, name: &str| files.get(name).map_or(0, Vec::len);
+        let gone = segments(&before).any(|(_, name)| len(&files, &name) < len(&before, &name));
+        self.versions.push(before);
+        self.expect(level, left);
+
+        // All that comes of it is looked at in a copy.
+        let mut looked = self.inspect(&files);
+        if let Some(looked) = &mut looked {
+            // What is cut off or gone is not seen from outside where streams meet.
+            looked.well &= !gone;
+        }
+        let mut copy = self.clone();
+        copy.storage = self.storage.after_cut(Cut::All);
+        let spool = copy.open()?;
+        copy.check_kept(&spool, &losses);
+        let spool = copy.again(spool)?;
+        copy.drain(&spool);
+        if self.level <= Level::Damaged
+            && self.unreadable.is_empty()
+            && let Some(looked) = looked
+        {
+            copy.compare(&looked);
+        }
+        copy.finish(spool);
+        self.open()
+    }
+
+    /// What can be asked of what is there now.
+    fn expect(&mut self, level: Level, left: Left) {
+        self.level = level;
+        if left.unaware {
+            self.level = level.max(Level::Exchanged);
+        }
+        self.durable = left.durable;
+        if left.nothing || self.level > Level::Damaged {
+            self.waiting.clear();
+        }
+        match self.level {
+            Level::Whole | Level::Damaged => {}
+            Level::Exchanged => {
+                for (key, contents) in &OTHER.contents {
+                    let known = self.contents.entry(*key).or_default();
+                    known.extend(contents.iter().cloned());
+                }
+            }
+            Level::Forged => {
+                self.contents.clear();
+                self.taken.clear();
+            }
+        }
+    }
+
+    /// Losses that were offered are there, unless it says that they may not be.
+    fn check_kept(&mut self, spool: &Spool, before: &[Loss]) {
+        let after = spool.losses().unwrap();
+        let forgotten = |loss: &Loss| loss.reason == Reason::Several;
+        if self.level > Level::Damaged || after.iter().any(forgotten) {
+            return;
+        }
+        for loss in before {
+            let same = |kept: &&Loss| {
+                (kept.id, kept.reason, kept.stream) == (loss.id, loss.reason, loss.stream)
+                    && kept.first == loss.first
+            };
+            let kept = after.iter().find(same);
+            let segments = segments(&self.storage.files()).next().is_some();
+            assert!(
+                kept.is_some() || !segments,
+                "{loss:?} is forgotten: {after:?}"
+            );
+        }
+    }
+
+    /// A look from outside, at files on a disk.
+    fn inspect(&self, files: &Files) -> Option<Looked> {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let newer = |error: &Error| {
+            self.level > Level::Damaged && matches!(error, Error::UnsupportedFormat { .. })
+        };
+        let found = match inspect(directory.path()) {
+            Err(error) if newer(&error) => None,
+            found => found.unwrap(),
+        }?;
+        let mut seen = Vec::new();
+        let see = |record: Record| {
+            let key = key(&record);
+            if self.level < Level::Forged {
+                let known = self.contents.get(&key);
+                let known = known.is_some_and(|known| known.iter().any(|k| k == record.bytes()));
+                assert!(known, "{key:?} is seen and was never appended");
+            }
+            seen.push(key);
+            ControlFlow::Continue(())
+        };
+        found.visit(see).unwrap();
+        let newest = found.newest_record().unwrap();
+        assert_eq!(newest.as_ref().map(key), seen.last().copied());
+        if self.level <= Level::Damaged {
+            let ascending = seen.is_sorted_by(|a, b| self.place(*a) < self.place(*b));
+            assert!(ascending, "{seen:?}");
+        }
+        let report = match found.verify(|_| {}) {
+            Err(error) if newer(&error) => return None,
+            report => report.unwrap(),
+        };
+        Some(Looked {
+            seen: seen.into_iter().collect(),
+            all: found.unreadable == 0,
+            well: report.damage.is_empty(),
+        })
+    }
+
+    /// What is seen from outside is what is delivered.
+    fn compare(&self, looked: &Looked) {
+        let missing: Vec<_> = looked.seen.difference(&self.delivered).collect();
+        assert!(missing.is_empty(), "seen and not delivered: {missing:?}");
+        let unseen: Vec<_> = self.delivered.difference(&looked.seen).collect();
+        assert!(unseen.is_empty() || !looked.all, "not seen: {unseen:?}");
+        let damage = |loss: &&Loss| matches!(loss.reason, Reason::Damaged | Reason::Several);
+        let damage = self.losses.iter().find(damage);
+        let well = looked.well && self.changes == 1;
+        assert!(
+            !well || damage.is_none(),
+            "nothing is wrong, and {damage:?}"
+        );
     }
 }
 
-fn drop_error<T>(_: &Error) -> Option<T> {
-    None
+fn key(record: &Record) -> Key {
+    (record.stream(), record.sequence())
 }
+
+/// What is said of a spool at rest, and what waits in it.
+#[derive(Debug, PartialEq)]
+struct Look {
+    peeked: Vec<Key>,
+    records: u64,
+    ends: (Option<Key>, Option<Key>),
+    losses: Vec<Loss>,
+}
+
+/// What was seen from outside.
+struct Looked {
+    seen: BTreeSet<Key>,
+    /// Each segment could be read.
+    all: bool,
+    /// Nothing is wrong with the files.
+    well: bool,
+}
+
+/// Another spool, whose files may come among those of the one that is looked at.
+struct Other {
+    stream: StreamId,
+    files: Files,
+    contents: BTreeMap<Key, Vec<Vec<u8>>>,
+}
+
+static OTHER: LazyLock<Other> = LazyLock::new(|| {
+    let mut run = Run {
+        options: Options {
+            cap: 16 << 10,
+            segment_size: Some(2 << 10),
+            ..Options::default()
+        },
+        ..Run::default()
+    };
+    let spool = run.open().unwrap();
+    for len in [100, 1000, 1500, 200, 700] {
+        run.append(&spool, len, false).unwrap();
+    }
+    run.peek(&spool, 2, usize::MAX).unwrap();
+    run.ack(&spool, 0).unwrap();
+    run.peek(&spool, 1, usize::MAX).unwrap();
+    run.reject(&spool).unwrap();
+    let stream = spool.stream();
+    run.close(spool);
+    Other {
+        stream,
+        files: run.storage.files(),
+        contents: run.contents,
+    }
+});

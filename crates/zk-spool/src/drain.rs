@@ -10,7 +10,7 @@ use crate::{
     ledger::{Contents, Cursor, Ledger},
     rejected,
     segment::{Segment, header_copies, read_sealed},
-    spool::{Inner, lock},
+    spool::{Inner, length, lock},
     storage::{StorageFile, is_damage},
     walk::{CHUNK, Gap, Step, Walk},
 };
@@ -282,23 +282,28 @@ impl Inner {
     fn keep_rejected(&self, record: &Record) -> io::Result<()> {
         let bytes = record.bytes();
         let mut kept = self.storage.list(REJECTED_DIR)?;
+        kept.retain(|(file, _)| rejected::position(file).is_some());
         kept.sort_unstable();
-        let mut total: u64 = kept.iter().map(|(_, len)| len).sum();
-        if bytes.len() as u64 > self.limits.evidence {
+        let own = bytes.len() as u64;
+        let mut total = sum(&kept);
+        if own > self.limits.evidence {
             return Ok(());
         }
         for (file, len) in &kept {
-            if total + bytes.len() as u64 <= self.limits.evidence {
+            if total.saturating_add(own) <= self.limits.evidence {
                 break;
             }
             self.storage.remove(&format!("{REJECTED_DIR}/{file}"))?;
-            total -= len;
+            total = total.saturating_sub(*len);
         }
         self.storage.create_dir(REJECTED_DIR)?;
         let name = rejected::file_name(record.position);
         let file = self.storage.create(&name)?;
         match file.write_at(bytes, 0).and_then(|()| file.sync_data()) {
-            Ok(()) => self.storage.sync_dir(REJECTED_DIR),
+            Ok(()) => {
+                self.state().written += own;
+                self.storage.sync_dir(REJECTED_DIR)
+            }
             // Half a record is no evidence.
             Err(error) => self.storage.remove(&name).and(Err(error)),
         }
@@ -310,9 +315,9 @@ impl Inner {
         let file = format::segment_file(number);
         let kept = format!("{DAMAGED_DIR}/{file}");
         let linked = self.storage.list(DAMAGED_DIR).and_then(|files| {
-            let total: u64 = files.iter().map(|(_, len)| len).sum();
             let own = self.state().segment_from(number).map_or(0, |s| s.disk);
-            if files.iter().any(|(name, _)| *name == file) || total + own > self.limits.evidence {
+            let full = sum(&files).saturating_add(own) > self.limits.evidence;
+            if full || files.iter().any(|(name, _)| *name == file) {
                 return Ok(());
             }
             self.storage.create_dir(DAMAGED_DIR)?;
@@ -406,7 +411,9 @@ impl Inner {
         {
             let state = self.state();
             if let Some(newest) = state.segments.back() {
-                contents.synced = (newest.number, newest.durable_last);
+                // The newest may be gone. Until there is a newer one, nothing else tells
+                // that its numbers were given out.
+                contents.synced = contents.synced.max((newest.number, newest.durable_last));
             }
             let cursor = contents.cursor;
             contents.forget(|loss| {
@@ -418,6 +425,7 @@ impl Inner {
                 }
             });
         }
+        let syncs = drain.ledger.syncs;
         let written = if both {
             drain.ledger.commit_both(contents)
         } else {
@@ -430,7 +438,7 @@ impl Inner {
         state.cursor = contents.cursor;
         state.losses = contents.open_losses().count();
         state.written += written.as_ref().unwrap_or(&0);
-        state.state_syncs += if both { 2 } else { 1 };
+        state.state_syncs += drain.ledger.syncs - syncs;
         drop(state);
         self.guard(written.at("write", format::STATE_FILE))?;
         Ok(())
@@ -464,7 +472,7 @@ impl Inner {
                 .filter(|(open, _)| *open != segment.number);
             let mut state = self.state();
             state.segments.pop_front();
-            state.disk -= segment.disk;
+            state.disk = length(&state.segments);
         }
     }
 
@@ -562,5 +570,12 @@ pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, re
     }
     report.segments += 1;
     report.records += records;
-    report.bytes += segment.disk;
+    report.bytes = report.bytes.saturating_add(segment.disk);
+}
+
+/// The lengths of files, which somebody may have made up.
+fn sum(files: &[(String, u64)]) -> u64 {
+    files
+        .iter()
+        .fold(0, |sum, (_, len)| sum.saturating_add(*len))
 }

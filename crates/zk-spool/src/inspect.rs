@@ -218,13 +218,11 @@ impl Inspection {
         for segment in &self.log {
             if let Some((number, stream, last)) = before
                 && number < segment.number
-                && stream == segment.stream
-                && last + 1 < segment.first
                 // One that can't be read stands between them.
                 && !self.opaque.iter().any(|(opaque, _)| (number..segment.number).contains(opaque))
+                && let Some(lost) = self.missing_before(segment, stream, last)?
             {
-                let lost = Some((stream, last + 1, segment.first - 1));
-                report.damage.push(missing(segment.number - 1, lost));
+                report.damage.push(missing(segment.number - 1, Some(lost)));
             }
             if before.is_none_or(|(number, ..)| number <= segment.number) {
                 before = Some((segment.number, segment.stream, segment.last));
@@ -242,6 +240,33 @@ impl Inspection {
             .damage
             .extend(self.gone.map(|number| missing(number, None)));
         Ok(report)
+    }
+
+    /// The records that should stand between one of this place and a segment.
+    fn missing_before(
+        &self,
+        segment: &Segment,
+        stream: StreamId,
+        last: u64,
+    ) -> Result<Option<(StreamId, u64, u64)>, Error> {
+        let (stream, after, until) = if stream == segment.stream {
+            (stream, last, segment.first - 1)
+        } else {
+            let Some(file) = open(&self.directory, &segment.file())? else {
+                return Ok(None);
+            };
+            let copies = header_copies(&file, segment.number, segment.disk);
+            let Some(before) = copies
+                .into_iter()
+                .find_map(Checked::good)
+                .and_then(|header| header.predecessor)
+            else {
+                return Ok(None);
+            };
+            let after = if before.stream == stream { last } else { 0 };
+            (before.stream, after, before.last_sequence)
+        };
+        Ok((until > after).then_some((stream, after + 1, until)))
     }
 
     /// One that is being appended to may be caught half-way, so that what is
@@ -265,7 +290,7 @@ impl Inspection {
             let Some(again) = again else {
                 report.segments += seen.segments;
                 report.records += seen.records;
-                report.bytes += seen.bytes;
+                report.bytes = report.bytes.saturating_add(seen.bytes);
                 report.damage.append(&mut seen.damage);
                 break;
             };
@@ -284,9 +309,19 @@ impl Inspection {
                 bad = [!self.log.is_empty(); 2];
                 break;
             };
-            for (slot, bad) in slots.chunks(SLOT).zip(&mut bad) {
-                *bad &= !matches!(Contents::from_slot(slot), Checked::Good(_));
+            let mut newest = 0;
+            let mut unwritten = [false; 2];
+            for (at, slot) in slots.chunks(SLOT).enumerate() {
+                unwritten[at] = slot.iter().all(|byte| *byte == 0);
+                if let Checked::Good((generation, _)) = Contents::from_slot(slot) {
+                    newest = newest.max(generation);
+                    bad[at] = false;
+                }
             }
+            // It may be made at this moment: first the one of the odd generation.
+            let is_made = self.log.is_empty() && self.opaque.is_empty();
+            bad[0] &= !(unwritten[0] && (newest == 1 || newest == 0 && is_made));
+            bad[1] &= !(unwritten[1] && newest == 0 && is_made);
             if bad == [false; 2] {
                 break;
             }

@@ -24,6 +24,14 @@ pub(crate) struct Cursor {
     pub(crate) offset: u64,
 }
 
+impl Cursor {
+    /// Whether it was set where the state file could not be read, and nor could the
+    /// segment: how far the spool was drained is not known.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.segment > 0 && self.stream == NO_STREAM
+    }
+}
+
 /// The content of one slot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Contents {
@@ -104,6 +112,17 @@ impl Contents {
         }
         parts.retain(|(from, to)| from <= to);
         parts
+    }
+
+    /// Whether losses say that what was stored from here on can't be known. Those that
+    /// name numbers do not say so of what is behind them.
+    pub(crate) fn doubts(&self, stream: StreamId, from: u64) -> bool {
+        let mut losses = self.entries.iter().map(|entry| &entry.loss);
+        losses.any(|loss| {
+            (loss.reason, loss.stream, loss.records) == (Reason::Damaged, stream, 0)
+                && loss.last >= from
+                && self.unnamed(stream, from, loss.first).is_empty()
+        })
     }
 
     /// Names the part of a range that is not named yet.
@@ -340,6 +359,8 @@ pub(crate) struct Ledger {
     unsure: Option<Vec<u8>>,
     /// Whether a slot is missing or damaged, or the whole file.
     pub(crate) to_mend: bool,
+    /// How often the file was synced.
+    pub(crate) syncs: u64,
 }
 
 impl Ledger {
@@ -404,6 +425,7 @@ impl Ledger {
             settled: false,
             unsure: None,
             to_mend: false,
+            syncs: 0,
         };
         // With one good slot, the next damage would make losses forgotten; and
         // whoever made the file may have been killed before it was synced.
@@ -439,10 +461,11 @@ impl Ledger {
     /// bytes written.
     pub(crate) fn commit(&mut self, contents: Contents) -> io::Result<u64> {
         let mut written = 0;
-        if let Some(slot) = &self.unsure {
-            self.write(self.generation, slot)?;
+        if let Some(slot) = self.unsure.take() {
+            let again = self.write(self.generation, &slot);
             written += slot.len() as u64;
-            self.unsure = None;
+            self.unsure = again.is_err().then_some(slot);
+            again?;
         }
         let generation = self.generation + 1;
         let slot = contents.to_slot(generation);
@@ -454,10 +477,10 @@ impl Ledger {
     }
 
     /// Writes a slot into its place, durably.
-    fn write(&self, generation: u64, slot: &[u8]) -> io::Result<()> {
-        self.file
-            .write_at(slot, (generation % 2) * SLOT as u64)
-            .and_then(|()| sync(&*self.file))
+    fn write(&mut self, generation: u64, slot: &[u8]) -> io::Result<()> {
+        self.file.write_at(slot, (generation % 2) * SLOT as u64)?;
+        self.syncs += 1;
+        sync(&*self.file)
     }
 
     /// Takes contents over that follow from what is on disk anyway.

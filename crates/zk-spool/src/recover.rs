@@ -82,15 +82,22 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
         ends,
         segments: VecDeque::new(),
         contents: ledger.contents().clone(),
-        forgotten: ledger.forgotten,
+        forgotten: ledger.forgotten || ledger.contents().cursor.is_lost(),
         lost: Vec::new(),
         doubt: Vec::new(),
         damaged: Vec::new(),
     };
     let mut tail = Tail::empty();
     for index in 0..recovery.ends.len() {
+        let (lost, doubt) = (recovery.lost.len(), recovery.doubt.len());
         let segment;
         (segment, tail) = recovery.resolve(index)?;
+        // All that was in it is done, and a name that a power cut brought back may
+        // lead to anything.
+        if segment.number < recovery.contents.cursor.segment {
+            recovery.lost.truncate(lost);
+            recovery.doubt.truncate(doubt);
+        }
         recovery.segments.push_back(segment);
     }
     recovery.expect_newest(&mut tail);
@@ -107,7 +114,8 @@ struct Recovery<'a> {
     /// Those resolved so far.
     segments: VecDeque<Segment>,
     contents: Contents,
-    /// Whether `contents` say nothing because nothing could be read.
+    /// Whether `contents` say nothing because nothing could be read, now or when they
+    /// were written.
     forgotten: bool,
     /// Ranges that were durable and are not there.
     lost: Vec<(StreamId, u64, u64)>,
@@ -252,7 +260,7 @@ impl Recovery<'_> {
         let cursor = &self.contents.cursor;
         self.damaged.push(number);
         if let Some((stream, last)) = self.told_by_next(index)
-            && !self.forgotten
+            && self.knows_before()
         {
             let first = match self.segments.back() {
                 Some(before) if before.stream == stream => before.last + 1,
@@ -319,11 +327,18 @@ impl Recovery<'_> {
             let first = match before {
                 Some(segment) if segment.stream == stream => segment.last + 1,
                 _ if cursor.stream == stream && cursor.segment <= number => cursor.sequence + 1,
-                _ if self.forgotten => found,
-                _ => 1,
+                _ if self.knows_before() => 1,
+                _ => found,
             };
             Some((stream, first.min(found)))
         })
+    }
+
+    /// Whether it is known how far the log went, or was drained, before the segment that
+    /// is looked at: of a stream that began since, nothing was drained.
+    fn knows_before(&self) -> bool {
+        let before = self.segments.back();
+        !self.forgotten || before.is_some_and(|segment| segment.stream != NO_STREAM)
     }
 
     /// The stream that a segment ended with and its last sequence, as the one behind
@@ -398,33 +413,34 @@ impl Recovery<'_> {
     /// Whole segments may be missing between those that are there.
     fn find_missing_segments(&mut self, trust_cursor: bool) {
         let cursor = self.contents.cursor;
-        let mut at =
-            (trust_cursor && cursor.sequence > 0).then_some((cursor.stream, cursor.sequence));
+        let known = trust_cursor && cursor.stream != NO_STREAM;
+        let mut at = known.then_some((cursor.stream, cursor.sequence));
         for (segment, ends) in self.segments.iter().zip(&self.ends) {
             if segment.number < cursor.segment {
                 continue;
             }
-            if let Some((stream, last)) = at.filter(|_| segment.number > cursor.segment) {
-                let (stream, after, until) = if stream == segment.stream {
-                    (stream, last, segment.first - 1)
-                } else if let Some(before) = ends.predecessor() {
-                    let same = before.stream == stream;
-                    let after = if same { last } else { 0 };
-                    (before.stream, after, before.last_sequence)
-                } else {
-                    (stream, last, last)
-                };
-                if until > after {
-                    self.lost.push((stream, after + 1, until));
-                }
-            }
+            let before = at.filter(|_| segment.number > cursor.segment);
             // Nothing was ever drained, and the first segments are gone.
-            let untouched = trust_cursor && cursor.sequence == 0 && cursor.segment <= 1;
-            if at.is_none() && untouched && segment.number > 1 {
-                if segment.first > 1 {
-                    self.lost.push((segment.stream, 1, segment.first - 1));
-                } else if let Some(before) = ends.predecessor() {
-                    self.lost.push((before.stream, 1, before.last_sequence));
+            let untouched = trust_cursor && !self.forgotten && cursor.segment == 0;
+            if before.is_some() || (at.is_none() && untouched && segment.number > 1) {
+                // Of the stream before, what it had; of this one, what comes before here.
+                let goes_on = before.is_some_and(|(stream, _)| stream == segment.stream);
+                // One that left no trace is no predecessor: what comes before it may be
+                // that of the next.
+                let traced = before.is_none_or(|(_, last)| last > 0) || cursor.segment <= 1;
+                let ended = ends.predecessor().filter(|ended| {
+                    !goes_on && (traced || before.is_some_and(|(stream, _)| stream == ended.stream))
+                });
+                let ended = ended.map(|ended| (ended.stream, ended.last_sequence));
+                for (stream, last) in ended
+                    .into_iter()
+                    .chain([(segment.stream, segment.first - 1)])
+                {
+                    let known = before.filter(|(known, _)| *known == stream);
+                    let after = known.map_or(0, |(_, last)| last);
+                    if last > after {
+                        self.lost.push((stream, after + 1, last));
+                    }
                 }
             }
             if segment.last >= segment.first {
@@ -445,12 +461,21 @@ impl Recovery<'_> {
             );
             contents.add(Reason::Several, NO_STREAM, 0, 0, 0, 0);
         }
+        let done = self.contents.cursor;
         for (stream, first, last) in &self.lost {
+            // Up to the cursor all was delivered, or named already.
+            let first = match *stream == done.stream {
+                true => (*first).max(done.sequence + 1),
+                false => *first,
+            };
+            if first > *last {
+                continue;
+            }
             tracing::warn!(%stream, first, last, "records that were durable are damaged or missing");
-            contents.lose(Reason::Damaged, *stream, *first, *last, 0);
+            contents.lose(Reason::Damaged, *stream, first, *last, 0);
         }
         for (stream, from) in &self.doubt {
-            if !contents.unnamed(*stream, *from, *from).is_empty() {
+            if !contents.doubts(*stream, *from) {
                 tracing::warn!(%stream, from, "what was stored from here on can't be known");
                 contents.add(Reason::Damaged, *stream, *from, *from, 0, 0);
             }
@@ -492,13 +517,14 @@ impl Recovery<'_> {
     fn place_cursor(&self, contents: &mut Contents, trusted: bool) {
         let cursor = &mut contents.cursor;
         // An older one, where the newest can't be read: what came behind it and is not
-        // there may have been drained since.
+        // there may have been drained since. Or nothing was ever drained: then what is
+        // not there is named now, and must not be so again.
         let mut behind = self
             .segments
             .iter()
             .skip_while(|s| s.number < cursor.segment);
         if let Some(next) = behind.next().filter(|s| s.number > cursor.segment)
-            && !trusted
+            && (!trusted || cursor.sequence == 0 && next.stream != NO_STREAM)
         {
             *cursor = Cursor {
                 segment: next.number,

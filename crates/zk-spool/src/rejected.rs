@@ -18,7 +18,7 @@ use crate::{
     error::At,
     format::{MARKER_FILE, REJECTED_DIR},
     inspect::is_marked,
-    storage::{Directory, Lock, Storage, sync_dir},
+    storage::{Directory, Lock, Storage, is_damage, sync_dir},
 };
 
 /// The right to take refused records away: while it lives, nobody else has the
@@ -86,7 +86,9 @@ impl Rejected {
 impl Inspection {
     /// Shows the records that the receiver refused and that are kept, oldest
     /// first, until told to stop. What the spool has removed since to make room
-    /// is left out, as is what is larger than a record can be.
+    /// is left out. What the medium doesn't give any more, and what is larger than
+    /// a record can be, is shown without its bytes, so that it can be
+    /// [removed](Rejected::remove), too.
     ///
     /// # Errors
     ///
@@ -99,11 +101,10 @@ impl Inspection {
             let name = file_name(position);
             let bytes = match read(&self.directory.join(&name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if is_damage(&error) => Vec::new(),
                 bytes => bytes.at("read", &name)?,
             };
-            if let Some(bytes) = bytes
-                && see(Record { position, bytes }).is_break()
-            {
+            if see(Record { position, bytes }).is_break() {
                 break;
             }
         }
@@ -125,7 +126,12 @@ pub(crate) fn file_name(position: Position) -> String {
 /// Where the refused records stood that are kept, oldest first, and their sizes.
 pub(crate) fn files(directory: &Path) -> Result<Vec<(Position, u64)>, Error> {
     let list = || -> io::Result<Vec<(Position, u64)>> {
-        let entries = match fs::read_dir(directory.join(REJECTED_DIR)) {
+        let path = directory.join(REJECTED_DIR);
+        // Where a link leads to, the spool has put nothing.
+        if path.is_symlink() {
+            return Ok(Vec::new());
+        }
+        let entries = match fs::read_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
@@ -147,8 +153,8 @@ pub(crate) fn files(directory: &Path) -> Result<Vec<(Position, u64)>, Error> {
     list().at("list", REJECTED_DIR)
 }
 
-/// What the name of a file in `rejected/` says.
-fn position(name: &str) -> Option<Position> {
+/// What the name of a file in `rejected/` says; `None`: it is none of the spool's.
+pub(crate) fn position(name: &str) -> Option<Position> {
     let (segment, rest) = name.strip_suffix(".rec")?.split_once('-')?;
     let (sequence, stream) = rest.split_once('-')?;
     let mut id = StreamId([0; 16]);
@@ -169,18 +175,18 @@ fn position(name: &str) -> Option<Position> {
         .then_some(position)
 }
 
-/// `None`: it is no file, or no record's.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// Nothing, if it is larger than a record can be.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
     // A link leads to what is not the spool's, and a pipe may never end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits() as i32)
         .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Ok(None);
-    }
     let mut bytes = Vec::new();
     file.take(MAX_RECORD as u64 + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() <= MAX_RECORD).then_some(bytes))
+    if bytes.len() > MAX_RECORD {
+        bytes.clear();
+    }
+    Ok(bytes)
 }

@@ -399,7 +399,7 @@ impl Inner {
             state: Mutex::new(State {
                 failed: None,
                 closing: false,
-                disk: found.segments.iter().map(|segment| segment.disk).sum(),
+                disk: length(&found.segments),
                 segments: found.segments,
                 active: None,
                 cursor: found.ledger.contents().cursor,
@@ -623,10 +623,18 @@ impl State {
             stats.newest = Some((segment.stream, last));
             stats.records = stats.records.saturating_add(last - first + 1);
             stats.unsynced += segment.last - segment.durable_last;
-            stats.bytes += segment.end.saturating_sub(from);
+            stats.bytes = stats.bytes.saturating_add(segment.end.saturating_sub(from));
         }
         stats
     }
+}
+
+/// Bytes of all segments. Files that somebody made up may be longer, together, than
+/// can be counted.
+pub(crate) fn length(segments: &VecDeque<Segment>) -> u64 {
+    segments
+        .iter()
+        .fold(0, |sum, segment| sum.saturating_add(segment.disk))
 }
 
 /// The engine of the segments in a directory, if it is another one than `asked`.

@@ -37,7 +37,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     }
 
     /// The plain files in a subdirectory (`""`: the directory itself), with
-    /// their lengths. A subdirectory that is missing is empty.
+    /// their lengths. A subdirectory that is missing is empty, and one that is a link
+    /// is none.
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>>;
 
     /// Opens a file for reading and writing.
@@ -67,7 +68,9 @@ pub trait StorageFile: fmt::Debug + Send + Sync {
     /// Its length in bytes.
     fn size(&self) -> io::Result<u64>;
 
-    /// Fills the buffer from a place that lies wholly inside the file.
+    /// Fills the buffer from a place that lies wholly inside the file. Where a part of
+    /// it is missing, that is an `UnexpectedEof`; the rest may be in its place all the
+    /// same, and what is missing is left as it was.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// The first place from `offset` on that is in no hole, which reads as zeros.

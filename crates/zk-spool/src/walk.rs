@@ -1,6 +1,6 @@
 //! Reading a segment frame by frame, and finding the way again behind damage.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use crate::{
     format::{FRAME_HEADER, FrameHeader, MARK, Seed},
@@ -254,8 +254,11 @@ pub(crate) fn read_salvaging(file: &dyn StorageFile, buffer: &mut [u8], offset: 
     while !rest.is_empty() {
         let len = rest.len().min((SECTOR - at % SECTOR) as usize);
         let (sector, behind) = rest.split_at_mut(len);
-        if file.read_at(sector, at).is_err() {
-            sector.fill(0);
+        sector.fill(0);
+        if let Err(error) = file.read_at(sector, at) {
+            if error.kind() != io::ErrorKind::UnexpectedEof {
+                sector.fill(0);
+            }
             unreadable = true;
         }
         at += len as u64;

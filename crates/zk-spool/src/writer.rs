@@ -120,7 +120,10 @@ impl Inner {
             let state = self.state();
             (state.disk, state.newest_is_drained())
         };
-        if self.limits.drop_oldest || drained || used + least <= self.limits.room(receipt) {
+        if self.limits.drop_oldest
+            || drained
+            || used.saturating_add(least) <= self.limits.room(receipt)
+        {
             return Ok(());
         }
         Err(Error::Full {
@@ -191,6 +194,7 @@ impl Inner {
                 &[],
             );
             self.guard(active.file.write_at(&mark, at).at("append to", &name))?;
+            self.state().written += mark.len() as u64;
         }
         let body = opened_body(self.limits.window.is_some());
         self.push_mark(&mut active, Kind::Opened, next, next - 1, &body)?;
@@ -228,8 +232,28 @@ impl Inner {
             end: segment.disk,
         };
         let (next, body) = (sealed.last + 1, sealed.to_body());
-        self.push_mark(&mut active, Kind::Sealed, next, sealed.last, &body)?;
-        self.guard(sync(&*active.file).at("sync", &name))
+        let mut mark = Vec::new();
+        push_frame(
+            &mut mark,
+            active.seed,
+            active.end,
+            Kind::Sealed,
+            next,
+            sealed.last,
+            &body,
+        );
+        let done = self
+            .try_extend(&mut active, &mark)
+            .and_then(|()| sync(&*active.file).at("sync", &name));
+        match done {
+            // It is longer than a file can be, or damaged so that it can't be written
+            // to. It would be so at the next opening, too.
+            Err(Error::Io { source, .. }) if is_never_written(&source) => Ok(()),
+            done => {
+                self.state().syncs += 1;
+                self.guard(done)
+            }
+        }
     }
 
     /// Completes the active segment and begins another.
@@ -298,7 +322,7 @@ impl Inner {
         let mut state = self.state();
         state.segments.push_back(segment);
         state.active = Some(Arc::clone(&file));
-        state.disk += end;
+        state.disk = state.disk.saturating_add(end);
         state.written += end;
         state.syncs += 1;
         drop(state);
@@ -396,7 +420,7 @@ impl Inner {
                 let state = self.state();
                 (state.disk, state.newest_is_drained(), state.segments.len())
             };
-            if used + bytes <= self.limits.room(receipt) {
+            if used.saturating_add(bytes) <= self.limits.room(receipt) {
                 return Ok(());
             }
             if drained {
@@ -467,6 +491,11 @@ impl Inner {
     /// Writes bytes at the end of the active segment. On a full disk all is as
     /// it was before.
     fn extend(&self, active: &mut Active, bytes: &[u8]) -> Result<(), Error> {
+        self.guard(self.try_extend(active, bytes))
+    }
+
+    /// As `extend`, but an error poisons nothing yet.
+    fn try_extend(&self, active: &mut Active, bytes: &[u8]) -> Result<(), Error> {
         let name = active.name();
         if let Err(error) = active.file.write_at(bytes, active.end) {
             if is_full(&error) {
@@ -474,14 +503,14 @@ impl Inner {
                     .file
                     .set_len(active.end)
                     .and_then(|()| sync(&*active.file));
-                self.guard(undone.map_err(io::Error::other).at("shorten", &name))?;
+                undone.map_err(io::Error::other).at("shorten", &name)?;
             }
-            return self.guard(Err(error).at("append to", &name));
+            return Err(error).at("append to", &name);
         }
         active.end += bytes.len() as u64;
         let mut state = self.state();
         state.written += bytes.len() as u64;
-        state.disk += bytes.len() as u64;
+        state.disk = state.disk.saturating_add(bytes.len() as u64);
         if let Some(segment) = state.segments.back_mut() {
             segment.disk = active.end;
         }
@@ -513,4 +542,10 @@ impl Inner {
         }
         marked
     }
+}
+
+/// Whether writing to a file fails for what the file is, and not for want of anything.
+fn is_never_written(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidData, InvalidInput};
+    matches!(error.kind(), FileTooLarge | InvalidData | InvalidInput)
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use zk_envelope::Envelope;
 use zk_publish::{Client, PublishError, Timeouts};
 use zk_spool::{Inspection, Position, Record, Rejected, StreamId, inspect};
 
-use super::{Progress, describe, directory, header, look};
+use super::{Progress, describe, directory, look};
 use crate::Error;
 use crate::arguments::{Common, Endpoint, RejectedCommand, SpoolPlace, Which};
 use crate::device::Device;
@@ -238,14 +239,20 @@ fn publish(
 
 /// Why a file is not what the device has sealed under that name, if it is not.
 fn unfit(device: &Device, record: &Record) -> Option<&'static str> {
-    let Some(header) = header(record) else {
+    let Ok(envelope) = Envelope::from_bytes(record.bytes()) else {
         return Some("no record; was the file written only in part?");
     };
+    let header = envelope.unverified_header();
     if header.device != device.config.device.id {
         return Some("of another device");
     }
-    let place = (header.stream.0, header.sequence);
-    (place != (record.stream().0, record.sequence())).then_some("another record than its name says")
+    if (header.stream.0, header.sequence) != (record.stream().0, record.sequence()) {
+        return Some("another record than its name says");
+    }
+    // By a key that the device had before, it is for the server to judge.
+    let verified = envelope.verify(device.hsm.public_key());
+    matches!(verified, Err(zk_envelope::Error::BadSignature))
+        .then_some("damaged: its signature does not fit")
 }
 
 /// The spool, as nobody else has it: what is seen stays so.

@@ -270,6 +270,12 @@ async fn damage_is_said_with_what_it_costs() {
     };
     assert_eq!(lost(0), (&2.into(), &true.into()));
     assert_eq!(lost(1), (&4.into(), &false.into()));
+    // what can't be read is not left out in silence
+    let missing = ["1 of 3 are missing", "zk-ctl spool verify"];
+    world.ctl(&["spool", "list"]).ends(0).says(&missing);
+    world.ctl(&["spool", "export"]).ends(0).says(&missing);
+    let copy = ["spool", "export", "--out", "copy"];
+    world.ctl(&copy).ends(0).says(&missing);
     assert_eq!(fs::read(&segment).unwrap(), bytes);
 }
 
@@ -346,6 +352,13 @@ async fn what_was_refused_is_retried_as_it_is() {
         .find(|file| file.to_str().unwrap().contains(&number))
         .unwrap();
     let bytes = fs::read(&first).unwrap();
+    // nor is what the card has changed: the server would take it, and put it aside
+    let mut changed = bytes.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(&first, changed).unwrap();
+    let unfit = rejected(&["retry", &names[0], "--json"]).ends(3).json();
+    assert_eq!(unfit["records"][0]["outcome"], "unfit");
+    fs::write(&first, &bytes).unwrap();
     let one = rejected(&["retry", &names[0], "--json"]).ends(0).json();
     assert_eq!((&one["delivered"], &one["left"]), (&1.into(), &0.into()));
     let rest = rejected(&["retry", "--all", "--json"]).ends(3).json();

@@ -101,15 +101,24 @@ impl Storage for Directory {
     }
 
     fn list(&self, subdirectory: &str) -> io::Result<Vec<(String, u64)>> {
-        let entries = match self.path.join(subdirectory).read_dir() {
+        let path = self.path.join(subdirectory);
+        if !subdirectory.is_empty() && path.is_symlink() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        let entries = match path.read_dir() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
         let mut files = Vec::new();
         for entry in entries {
             let entry = entry?;
+            let metadata = match entry.metadata() {
+                // Others may take away what is theirs.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
             // A name that is not UTF-8 is none of ours.
-            if let (Ok(name), metadata) = (entry.file_name().into_string(), entry.metadata()?)
+            if let Ok(name) = entry.file_name().into_string()
                 && metadata.is_file()
             {
                 files.push((name, metadata.len()));

@@ -11,7 +11,7 @@ use std::{
     fmt,
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -190,13 +190,19 @@ impl Storage for SledDirectory {
             self.path.join(to).with_file_name(name),
         );
         DirBuilder::new().mode(0o700).create(&to)?;
-        for entry in from.read_dir()? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::hard_link(entry.path(), to.join(entry.file_name()))?;
+        let link = || {
+            for entry in from.read_dir()? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    fs::hard_link(entry.path(), to.join(entry.file_name()))?;
+                }
             }
-        }
-        sync_directory(&to)
+            sync_directory(&to)
+        };
+        link().inspect_err(|_| {
+            // Half of it is nothing to look at, and would pass for all of it.
+            let _ = fs::remove_dir_all(&to);
+        })
     }
 
     /// A generation that is complete is none any more, durably, before anything of
@@ -246,8 +252,6 @@ struct Generation {
 struct Writing {
     /// Bytes of pieces written since it was opened.
     written: u64,
-    /// The file's length up to which it has room on the disk.
-    room: u64,
     /// Whether the names of the files, and those beside the database, are durable.
     settled: bool,
 }
@@ -258,7 +262,7 @@ impl Generation {
         DirBuilder::new().mode(0o700).create(path.join(BLOBS))?;
         let file = options().create_new(true).open(path.join(DB))?;
         let known = options().create_new(true).open(path.join(KNOWN))?;
-        Self::start(path, file, known)
+        Self::start(path, file, known, SPARE)
     }
 
     fn open(path: PathBuf) -> io::Result<Self> {
@@ -269,8 +273,16 @@ impl Generation {
                 return Err(damaged(format!("{name:?} is a symbolic link")));
             }
             // Half a snapshot, which sled takes for one. Without it, sled reads
-            // the whole database.
-            if name.to_string_lossy().ends_with(".generating") {
+            // the whole database. What is longer than such a file can be, sled would
+            // read as a whole; it makes both kinds anew.
+            let name = name.to_string_lossy();
+            let made_anew = name == CONF || name.starts_with(SNAPSHOT);
+            let too_long = || {
+                entry
+                    .metadata()
+                    .is_ok_and(|file| file.len() > LONGEST_OTHER)
+            };
+            if name.ends_with(".generating") || made_anew && kind.is_file() && too_long() {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -280,14 +292,18 @@ impl Generation {
             }
             file => file?,
         };
+        let len = file.metadata()?.len();
+        if len > LONGEST {
+            return Err(damaged(format!("{len} bytes are more than it can have")));
+        }
         let known = options()
             .create(true)
             .truncate(false)
             .open(path.join(KNOWN))?;
-        Self::start(path, file, known)
+        Self::start(path, file, known, 0)
     }
 
-    fn start(path: PathBuf, file: File, known: File) -> io::Result<Self> {
+    fn start(path: PathBuf, file: File, known: File, spare: u64) -> io::Result<Self> {
         let mut generation = Self {
             path,
             db: None,
@@ -295,7 +311,6 @@ impl Generation {
             known,
             writing: Mutex::new(Writing {
                 written: 0,
-                room: 0,
                 settled: false,
             }),
             end: AtomicU64::new(0),
@@ -303,21 +318,13 @@ impl Generation {
             failed: AtomicBool::new(false),
         };
         // To sled a full disk is an error for good.
-        generation.reserve(&mut lock(&generation.writing), 0)?;
-        let deadline = Instant::now() + PATIENCE;
-        let db = loop {
-            let config = ::sled::Config::new()
-                .path(&generation.path)
-                .mode(Mode::LowSpace)
-                .cache_capacity(CACHE)
-                .flush_every_ms(None);
-            match caught(|| config.open()) {
-                // Threads of sled's may hold it for a moment after it was closed.
-                Err(error) if is_held(&error) && Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                opened => break opened?,
+        generation.reserve(0, spare)?;
+        let db = match generation.open_database() {
+            // It may be that not the database is damaged.
+            Err(error) if super::is_damage(&error) && generation.forget_made_anew()? => {
+                generation.open_database()?
             }
+            opened => opened?,
         };
         let db = generation.db.insert(db);
         let last = caught(|| db.last())?;
@@ -342,6 +349,37 @@ impl Generation {
         Ok(generation)
     }
 
+    fn open_database(&self) -> io::Result<Db> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let config = ::sled::Config::new()
+                .path(&self.path)
+                .mode(Mode::LowSpace)
+                .cache_capacity(CACHE)
+                .flush_every_ms(None);
+            match caught(|| config.open()) {
+                // Threads of sled's may hold it for a moment after it was closed.
+                Err(error) if is_held(&error) && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                opened => break opened,
+            }
+        }
+    }
+
+    /// Removes what sled makes anew, and tells whether there was any.
+    fn forget_made_anew(&self) -> io::Result<bool> {
+        let mut found = false;
+        for entry in self.path.read_dir()? {
+            let entry = entry?;
+            if is_made_anew(&entry.file_name().to_string_lossy()) {
+                fs::remove_file(entry.path())?;
+                found = true;
+            }
+        }
+        Ok(found)
+    }
+
     fn db(&self) -> io::Result<&Db> {
         self.db
             .as_ref()
@@ -362,26 +400,33 @@ impl Generation {
         caught(|| change(db)).inspect_err(|_| self.failed.store(true, Ordering::Release))
     }
 
-    /// Sees to it that sled will not find the disk full while it writes so much.
-    fn reserve(&self, writing: &mut Writing, bytes: usize) -> io::Result<()> {
-        let len = self.file.metadata()?.len();
-        let more = SLED_SEGMENT + bytes as u64 * AMPLIFIED;
-        if len + more <= writing.room {
+    /// Sees to it that sled will not find the disk full while it writes so much, and that
+    /// as much as `spare` is left.
+    fn reserve(&self, bytes: usize, spare: u64) -> io::Result<()> {
+        let metadata = self.file.metadata()?;
+        let room = metadata.len() + SLED_SEGMENT + bytes as u64 * AMPLIFIED;
+        let missing = room.saturating_sub(metadata.blocks() * 512);
+        if missing == 0 {
             return Ok(());
         }
-        let room = len + more + 2 * SLED_SEGMENT;
-        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, room) {
-            // Then the disk is asked, and others may be quicker.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                let disk = fstatvfs(&self.file)?;
-                if disk.f_bavail.saturating_mul(disk.f_frsize) < more {
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-            }
-            reserved => reserved?,
+        let disk = fstatvfs(&self.file)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if spare > 0 && free < missing + spare {
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        writing.room = room;
-        Ok(())
+        // More, where there is, so that it is not to be had each time.
+        let more = 2 * SLED_SEGMENT;
+        let more = if free < missing + more + spare {
+            0
+        } else {
+            more
+        };
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, room + more) {
+            // Then others may be quicker.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if free >= missing => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::StorageFull.into()),
+            reserved => Ok(reserved?),
+        }
     }
 
     /// Makes durable what was written so far: sled's flush hands it to the system,
@@ -435,42 +480,56 @@ impl StorageFile for Generation {
 
     fn read_at(&self, buffer: &mut [u8], start: u64) -> io::Result<()> {
         let db = self.db()?;
-        let first = caught(|| db.range(..=key(start)).next_back().transpose())?;
-        let mut rest = buffer;
+        let end = start.saturating_add(buffer.len() as u64);
+        let before = caught(|| db.range(..key(start)).next_back().transpose())?;
+        let mut pieces = caught(|| Ok(db.range(key(start)..key(end))))?;
+        let mut next = before;
         let mut at = start;
-        let mut copy = |from: u64, piece: &[u8]| {
-            let behind =
-                piece.get(usize::try_from(at.saturating_sub(from)).unwrap_or(usize::MAX)..);
-            let Some(behind) = behind.filter(|behind| !behind.is_empty() && from <= at) else {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            };
-            let len = behind.len().min(rest.len());
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
-            now.copy_from_slice(&behind[..len]);
-            rest = later;
-            at += len as u64;
-            Ok(rest.is_empty())
-        };
-        let Some((from, piece)) = first else {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        };
-        let from = offset(&from)?;
-        if copy(from, &piece)? {
-            return Ok(());
-        }
-        let mut pieces = caught(|| Ok(db.range(key(from + 1)..)))?;
-        while let Some((from, piece)) = caught(|| pieces.next().transpose())? {
-            if copy(offset(&from)?, &piece)? {
-                return Ok(());
+        let mut missing = false;
+        loop {
+            if let Some((from, piece)) = next {
+                let from = offset(&from)?;
+                let until = from.saturating_add(piece.len() as u64).min(end);
+                missing |= from > at;
+                // They don't overlap.
+                let from_here = from.max(at);
+                if from_here < until {
+                    let place = (from_here - start) as usize..(until - start) as usize;
+                    let piece = &piece[(from_here - from) as usize..(until - from) as usize];
+                    buffer[place].copy_from_slice(piece);
+                    at = until;
+                }
+            }
+            match caught(|| pieces.next().transpose())? {
+                Some(piece) => next = Some(piece),
+                None => break,
             }
         }
-        Err(io::ErrorKind::UnexpectedEof.into())
+        if missing || at < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    /// What no piece holds is a hole.
+    fn next_data(&self, start: u64) -> io::Result<Option<u64>> {
+        let db = self.db()?;
+        if let Some((from, piece)) = caught(|| db.range(..=key(start)).next_back().transpose())?
+            && offset(&from)?.saturating_add(piece.len() as u64) > start
+        {
+            return Ok(Some(start));
+        }
+        match caught(|| db.range(key(start)..).next().transpose())? {
+            Some((from, _)) => offset(&from).map(Some),
+            None => Ok(None),
+        }
     }
 
     fn write_at(&self, bytes: &[u8], start: u64) -> io::Result<()> {
         let mut writing = lock(&self.writing);
         self.check()?;
-        self.reserve(&mut writing, bytes.len())?;
+        let appends = start >= self.end.load(Ordering::Acquire);
+        self.reserve(bytes.len(), if appends { SPARE } else { 0 })?;
         let mut at = start;
         for part in bytes.chunks(UNSYNCED) {
             let unsynced = writing.written - self.durable.load(Ordering::Acquire);
@@ -578,6 +637,12 @@ fn is_of_the_system(error: &io::Error) -> bool {
     }
 }
 
+/// What sled makes anew if it is missing: its configuration, which is ours; and
+/// snapshots, without which it reads the whole database.
+fn is_made_anew(name: &str) -> bool {
+    name == CONF || name.starts_with(SNAPSHOT)
+}
+
 /// Whether sled found its file locked.
 fn is_held(error: &io::Error) -> bool {
     error.to_string().starts_with("could not acquire lock")
@@ -641,6 +706,8 @@ const CACHE: u64 = 8 << 20;
 const BLOBS: &str = "blobs";
 const CONF: &str = "conf";
 const DB: &str = "db";
+/// How the name of a snapshot begins.
+const SNAPSHOT: &str = "snap.";
 /// Where the durable pieces end.
 const KNOWN: &str = "end";
 /// Tells that a generation is complete; without it, it is being made or removed.
@@ -654,7 +721,15 @@ const PIECE: usize = 4 << 10;
 const UNSYNCED: usize = 64 << 10;
 /// Of sled's log.
 const SLED_SEGMENT: u64 = 512 << 10;
+/// Of a database: many times what the largest takes. Room would be reserved for all of
+/// it, and sled would read all of it.
+const LONGEST: u64 = 1 << 30;
+/// Of the other files that sled reads.
+const LONGEST_OTHER: u64 = 16 << 20;
 /// How many bytes sled writes for one, at most.
 const AMPLIFIED: u64 = 8;
+/// What appending leaves free on the disk: a database that is opened to be drained takes
+/// some room.
+const SPARE: u64 = 2 << 20;
 /// How long sled may hold a database that is closed.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     ffi::c_int,
     fs,
+    io::Write as _,
     os::{fd::BorrowedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     process::Command,
@@ -494,6 +495,111 @@ fn a_database_that_is_cut_off_or_gone() {
     }
 }
 
+/// A length that was made up is not read byte by byte: this would take for ever.
+#[test]
+fn a_length_beyond_all_pieces() {
+    for full in [Full::Reject, Full::DropOldest] {
+        let place = quick_directory();
+        let options = Options { full, ..small() };
+        let spool = Spool::open(place.path(), options).unwrap();
+        append_batch(&spool, &[100; 3]).unwrap();
+        let stream = spool.stream();
+        spool.close().unwrap();
+        let end = 1_u64 << 62;
+        let crc = crc32c::crc32c(&end.to_be_bytes());
+        let bytes = [&end.to_be_bytes()[..], &crc.to_be_bytes()].concat();
+        fs::write(database(place.path(), 1).with_file_name("end"), bytes).unwrap();
+        let spool = Spool::open(place.path(), options).unwrap();
+        assert_ne!(spool.stream(), stream);
+        assert_eq!(drain(&spool).len(), 3);
+        assert_eq!(append(&spool, 100).unwrap(), 1);
+        assert_eq!(spool.stats().unwrap().segments, 1);
+    }
+}
+
+/// A database as long as a damaged file system says, and as none is: there is no room
+/// for it, and to read it would take for ever.
+#[test]
+fn a_database_of_terabytes() {
+    count_panics();
+    let store = store(true);
+    for number in 1..=3 {
+        let damaged = quick_directory();
+        let damaged = damaged.path().join("spool");
+        copy(&store.place.path().join("spool"), &damaged);
+        let file = fs::File::options()
+            .write(true)
+            .open(database(&damaged, number));
+        file.unwrap().set_len(8 << 40).unwrap();
+        assert!(check(&store, &damaged, number, &format!("{number} is long")) > 0);
+    }
+}
+
+/// A snapshot says nothing that the database does not, and the configuration nothing
+/// that is not known.
+#[test]
+fn a_damaged_snapshot_or_configuration_costs_nothing() {
+    count_panics();
+    let store = store(true);
+    let mut random = Random(8);
+    for round in 0..24 * effort() {
+        let number = 1 + round % 3;
+        let name = ["/snap.", "/conf"][round as usize / 12 % 2];
+        let damaged = quick_directory();
+        let damaged = damaged.path().join("spool");
+        copy(&store.place.path().join("spool"), &damaged);
+        drop(Spool::open(&damaged, damage_options()).unwrap());
+        let files = database(&damaged, number);
+        let files = files.parent().unwrap().read_dir().unwrap();
+        let mut files = files.map(|entry| entry.unwrap().path());
+        let file = files.find(|path| path.to_str().unwrap().contains(name));
+        let file = file.unwrap();
+        let mut bytes = fs::read(&file).unwrap();
+        match round % 4 {
+            0 => bytes.clear(),
+            1 => bytes.truncate(bytes.len() / 2),
+            2 => bytes.fill(0),
+            _ => {
+                let at = random.below(bytes.len() as u64) as usize;
+                bytes[at] ^= 1 << random.below(8);
+            }
+        }
+        fs::write(file, bytes).unwrap();
+        assert_eq!(
+            check(&store, &damaged, number, &format!("round {round}")),
+            0
+        );
+    }
+}
+
+/// What sled reads as a whole, it would read until the memory ends. It makes them anew.
+#[test]
+fn files_of_sled_that_are_too_long() {
+    let store = store(true);
+    for number in 1..=3 {
+        let damaged = quick_directory();
+        let damaged = damaged.path().join("spool");
+        copy(&store.place.path().join("spool"), &damaged);
+        drop(Spool::open(&damaged, damage_options()).unwrap());
+        let database = database(&damaged, number);
+        let files = database.parent().unwrap().read_dir().unwrap();
+        let files = files.map(|entry| entry.unwrap().path()).filter(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name == "conf" || name.starts_with("snap.")
+        });
+        let files: Vec<_> = files.collect();
+        assert_eq!(files.len(), 2, "{files:?}");
+        for path in files {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(8 << 40).unwrap();
+        }
+        assert_eq!(
+            check(&store, &damaged, number, &format!("{number} is long")),
+            0
+        );
+    }
+}
+
 /// Its copy is what somebody may want to look at.
 #[test]
 fn a_damaged_database_is_set_aside() {
@@ -506,6 +612,22 @@ fn a_damaged_database_is_set_aside() {
     let kept = spool.join(format!("damaged/{:020}.sled/db", 1));
     assert!(kept.is_file());
     assert_eq!(kept.metadata().unwrap().nlink(), 1);
+}
+
+/// Where there can be no second name, there is nothing that looks like a copy.
+#[test]
+fn a_damaged_database_that_can_not_be_set_aside() {
+    count_panics();
+    let store = store(true);
+    let spool = store.place.path().join("spool");
+    let kept = spool.join("damaged");
+    fs::create_dir(&kept).unwrap();
+    let Some(_mounted) = mount(&kept, "1m", "setting aside") else {
+        return;
+    };
+    fs::write(database(&spool, 1), vec![0xA5; 100_000]).unwrap();
+    check(&store, &spool, 1, "overwritten");
+    assert_eq!(kept.read_dir().unwrap().count(), 0);
 }
 
 #[test]
@@ -689,22 +811,10 @@ fn no_profile_aborts_on_panic() {
 /// a segment is drained.
 #[test]
 fn a_full_disk_refuses_and_drains() {
-    if !rustix::process::geteuid().is_root() {
-        tell("NOT RUN: sled on a full disk: needs root, to mount one");
-        return;
-    }
     let place = quick_directory();
-    let mount = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
-        .arg(place.path())
-        .output()
-        .unwrap();
-    if !mount.status.success() {
-        let why = String::from_utf8_lossy(&mount.stderr);
-        tell(&format!("NOT RUN: sled on a full disk: {why}"));
+    let Some(_mounted) = mount(place.path(), "24m", "a full disk") else {
         return;
-    }
-    let _mounted = Mounted(place.path());
+    };
     let options = Options {
         cap: 256 << 20,
         segment_size: Some(1 << 20),
@@ -725,6 +835,14 @@ fn a_full_disk_refuses_and_drains() {
     let losses = spool.losses().unwrap();
     let said: Vec<_> = losses.iter().map(|l| (l.reason, l.records)).collect();
     assert_eq!(said, [(Reason::Full, refused)]);
+    // To the last byte: what has to be opened for it waits until there is some room.
+    let filler = place.path().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    let waits = spool.peek(64, usize::MAX);
+    assert!(matches!(waits, Err(Error::DiskFull { .. })), "{waits:?}");
+    drop(file);
+    fs::remove_file(filler).unwrap();
     let mut next = 1;
     while next < appended / 2 {
         let records = spool.peek(64, usize::MAX).unwrap();
@@ -737,6 +855,62 @@ fn a_full_disk_refuses_and_drains() {
     appended += group().unwrap();
     assert_eq!(drain(&spool).len() as u64, appended + 1 - next);
     spool.close().unwrap();
+}
+
+/// Whatever is left when the spool refuses more, is enough to drain it; of a few
+/// databases, when it is opened anew, too.
+#[test]
+fn a_disk_that_it_filled_itself_is_drained() {
+    for kibibytes in (8 << 10..14 << 10).step_by(421) {
+        let place = quick_directory();
+        let Some(_mounted) = mount(place.path(), &format!("{kibibytes}k"), "a full disk") else {
+            return;
+        };
+        let options = Options {
+            cap: 256 << 20,
+            segment_size: Some(1 << 20),
+            ..defaults()
+        };
+        let open = || Spool::open(place.path().join("spool"), options).unwrap();
+        let mut spool = open();
+        let mut appended = 0;
+        let refused = loop {
+            match append_batch(&spool, &[600; 16]) {
+                Ok(numbers) => appended += numbers.len(),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, Error::DiskFull { .. }), "{refused}");
+        assert!(appended > 2000, "{appended}");
+        if kibibytes % 2 == 1 {
+            drop(spool);
+            spool = open();
+        }
+        assert_eq!(drain(&spool).len(), appended, "{kibibytes} KiB");
+        append_batch(&spool, &[600; 16]).unwrap();
+        spool.close().unwrap();
+    }
+}
+
+/// A file system of its own.
+fn mount<'a>(place: &'a Path, size: &str, what: &str) -> Option<Mounted<'a>> {
+    if !rustix::process::geteuid().is_root() {
+        tell(&format!(
+            "NOT RUN: sled, {what}: needs root, to mount a file system"
+        ));
+        return None;
+    }
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+        .arg(place)
+        .output()
+        .unwrap();
+    if !mount.status.success() {
+        let why = String::from_utf8_lossy(&mount.stderr);
+        tell(&format!("NOT RUN: sled, {what}: {why}"));
+        return None;
+    }
+    Some(Mounted(place))
 }
 
 struct Mounted<'a>(&'a Path);

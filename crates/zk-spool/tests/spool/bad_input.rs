@@ -1,7 +1,13 @@
 //! Directories that are not what they should be: a typed error or a report, and
 //! never a good record lost.
 
-use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use zk_spool::{
     Error, Options, Reason, Spool, inspect,
@@ -114,6 +120,65 @@ fn other_files_are_left_alone() {
     assert!(foreign.iter().all(|file| now.contains(file)));
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     assert!(path.join("00000000000000000900.seg").is_dir());
+}
+
+/// Those of others may come and go meanwhile.
+#[test]
+fn other_files_may_vanish() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    drop(Spool::open(path, small()).unwrap());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for number in 0..500 {
+                    fs::write(path.join(format!("{number}")), "").unwrap();
+                }
+                for number in 0..500 {
+                    fs::remove_file(path.join(format!("{number}"))).unwrap();
+                }
+            }
+        });
+        let opened: Vec<_> = (0..150)
+            .map(|_| Spool::open(path, small()).and_then(Spool::close))
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        for opened in opened {
+            opened.unwrap();
+        }
+    });
+}
+
+/// Neither is what refused records and damaged segments are put into.
+#[test]
+fn links_to_directories_are_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let spool = Spool::open(directory.path(), small()).unwrap();
+    for _ in 0..8 {
+        append_batch(&spool, &[300; 3]).unwrap();
+    }
+    for name in ["rejected", "damaged"] {
+        symlink(elsewhere.path(), directory.path().join(name)).unwrap();
+    }
+    let first = spool.peek(1, 0).unwrap().pop().unwrap();
+    let name = format!("{:020}-{:020}-{}.rec", 1, 1, first.stream());
+    let precious = elsewhere.path().join(name);
+    fs::write(&precious, "precious").unwrap();
+    spool.reject(first.position()).unwrap();
+    let segment = directory.path().join("00000000000000000001.seg");
+    let mut bytes = fs::read(&segment).unwrap();
+    let len = bytes.len();
+    bytes[len - 200] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    drain(&spool);
+    let reasons: Vec<_> = spool.losses().unwrap().iter().map(|l| l.reason).collect();
+    assert_eq!(reasons, [Reason::Refused, Reason::Damaged]);
+    let seen = inspect(directory.path()).unwrap().unwrap();
+    assert_eq!(seen.rejected, 0);
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert_eq!(files(elsewhere.path()).len(), 1);
 }
 
 /// Pipes by the names of the spool's own files neither block nor pass.

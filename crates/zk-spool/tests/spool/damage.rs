@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use zk_spool::{
-    End, Error, Full, Loss, Options, Reason, Spool,
+    End, Error, Full, Loss, Options, Reason, Spool, inspect,
     storage::{Cut, FaultStorage},
 };
 
@@ -462,6 +462,71 @@ fn a_file_that_is_gone() {
     }
 }
 
+/// Opening reads the newest segment. What is damaged in it and was delivered is not
+/// lost; and what was lost, passed and confirmed is not lost again.
+#[test]
+fn damage_behind_the_cursor_is_not_named() {
+    let storage = FaultStorage::new();
+    let options = Options {
+        segment_size: Some(16 << 10),
+        ..small()
+    };
+    let spool = open(&storage, &options).unwrap();
+    for _ in 0..4 {
+        append(&spool, 100).unwrap();
+    }
+    let records = peek_all(&spool).unwrap();
+    spool.ack(records[0].position()).unwrap();
+    spool.close().unwrap();
+    let name = "00000000000000000001.seg";
+    let mut bytes = storage.files()[name].clone();
+    for record in &records[..2] {
+        let at = bytes
+            .windows(record.bytes().len())
+            .position(|part| part == record.bytes());
+        bytes[at.unwrap()] ^= 1;
+    }
+    storage.put(name, bytes);
+    let spool = open(&storage, &options).unwrap();
+    let losses = spool.losses().unwrap();
+    assert_eq!(losses.len(), 1, "{losses:?}");
+    assert_eq!((losses[0].first, losses[0].last), (2, 2));
+    spool.confirm(losses[0].id).unwrap();
+    assert_eq!(drain(&spool).len(), 2);
+    for _ in 0..2 {
+        let spool = open(&storage.after_cut(Cut::All), &options).unwrap();
+        assert_eq!(spool.losses().unwrap(), []);
+    }
+}
+
+/// That the newest segment is gone is known until another one is there, whatever is
+/// acknowledged meanwhile: the numbers in it are not given out again.
+#[test]
+fn a_newest_segment_that_is_gone_stays_known() {
+    let store = store(small(), true);
+    let newest = store.segments().pop().unwrap();
+    let storage = store.storage(|files| drop(files.remove(&newest)));
+    let (stream, _) = store.waiting[0].0;
+    for _ in 0..3 {
+        let spool = open(&storage, &store.options).unwrap();
+        assert_ne!(spool.stream(), stream);
+        assert_eq!(spool.predecessor().unwrap().stream, stream);
+        let records = spool.peek(1, 0).unwrap();
+        spool.ack(records[0].position()).unwrap();
+        spool.close().unwrap();
+    }
+    let spool = open(&storage, &store.options).unwrap();
+    assert_eq!(append(&spool, 10).unwrap(), 1);
+    let after = spool.stream();
+    assert_ne!(after, stream);
+    spool.close().unwrap();
+    let spool = open(&storage, &store.options).unwrap();
+    assert_eq!(spool.stream(), after);
+    let losses = spool.losses().unwrap();
+    let doubts = losses.iter().filter(|loss| loss.records == 0);
+    assert_eq!(doubts.count(), 1, "{losses:?}");
+}
+
 #[test]
 fn damage_is_found_when_reading_comes_to_it() {
     let store = store(small(), true);
@@ -852,5 +917,110 @@ fn a_hole_of_terabytes() {
         assert_eq!(append(&spool, 100).unwrap(), 1);
         assert_eq!(spool.stats().unwrap().segments, 1);
         assert!(spool.stats().unwrap().disk_bytes < 64 << 10);
+    }
+}
+
+/// What is not known when the state file is gone, the next opening does not know
+/// either: records that may have been delivered are not named as lost then. And what
+/// can be known is said at once.
+#[test]
+fn what_one_opening_could_not_tell_the_next_one_does_not_make_up() {
+    for (zeroed, exact) in [(0..1, false), (0..2, false), (1..2, true)] {
+        let store = store(small(), true);
+        let segments = store.segments();
+        assert!(segments.len() > zeroed.end);
+        let storage = store.storage(|files| {
+            files.remove("state");
+            for segment in &segments[zeroed.clone()] {
+                files.insert(segment.clone(), vec![0; 2000]);
+            }
+        });
+        let look = || {
+            let spool = open(&storage, &store.options).unwrap();
+            let losses = spool.losses().unwrap();
+            let waiting: Vec<Key> = peek_all(&spool).unwrap().iter().map(key).collect();
+            (losses, waiting)
+        };
+        let first = look();
+        let counted: u64 = first.0.iter().map(|loss| loss.records).sum();
+        assert_eq!(counted > 0, exact, "{first:?}");
+        assert_eq!(look(), first);
+    }
+}
+
+/// As long as a file can be, each of them: together they are longer than can be
+/// counted, and nothing can be written behind their ends.
+#[test]
+fn lengths_that_no_file_has() {
+    for full in [Full::Reject, Full::DropOldest] {
+        // On a tmpfs, a file may be.
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = Options { full, ..small() };
+        let spool = Spool::open(directory.path(), options).unwrap();
+        for _ in 0..30 {
+            append(&spool, 100).unwrap();
+        }
+        let segments = spool.stats().unwrap().segments as u64;
+        assert!(segments > 3);
+        spool.close().unwrap();
+        for number in 1..=segments {
+            let segment = directory.path().join(format!("{number:020}.seg"));
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(segment)
+                .unwrap();
+            file.set_len(i64::MAX as u64).unwrap();
+            let kept = directory.path().join(format!("damaged/{number:020}.seg"));
+            std::fs::create_dir_all(kept.parent().unwrap()).unwrap();
+            let kept = std::fs::File::create(kept).unwrap();
+            kept.set_len(i64::MAX as u64).unwrap();
+        }
+        let seen = inspect(directory.path()).unwrap().unwrap();
+        assert_ne!(seen.verify(|_| {}).unwrap().damage, []);
+        let spool = Spool::open(directory.path(), options).unwrap();
+        assert_eq!(spool.stats().unwrap().disk_bytes, u64::MAX);
+        spool.verify().unwrap();
+        if full == Full::Reject {
+            assert!(matches!(append(&spool, 100), Err(Error::Full { .. })));
+        }
+        assert_eq!(drain(&spool).len(), 30);
+        assert_eq!(append(&spool, 100).unwrap(), 1);
+        assert!(spool.stats().unwrap().disk_bytes < 64 << 10);
+    }
+}
+
+/// A segment that was drained and unlinked, and whose name a power cut brings back, with
+/// whatever in it: what was delivered is not lost.
+#[test]
+fn what_comes_back_ruined_was_done() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    for _ in 0..40 {
+        append(&spool, 100).unwrap();
+    }
+    let before = storage.files();
+    let segments = spool.stats().unwrap().segments;
+    // Into the second but one, so that the cursor is behind the first.
+    while spool.stats().unwrap().segments > segments - 2 {
+        let oldest = spool.peek(1, 0).unwrap().pop().unwrap();
+        spool.ack(oldest.position()).unwrap();
+    }
+    let waiting: Vec<_> = peek_all(&spool).unwrap().iter().map(key).collect();
+    drop(spool);
+    let after = storage.files();
+    let first = before.keys().find(|name| name.ends_with(".seg")).unwrap();
+    assert!(!after.contains_key(first));
+    let len = before[first].len();
+    for ruined in [vec![], vec![0; 700], vec![0; len], vec![0xA5; len]] {
+        let storage = FaultStorage::new();
+        for (name, bytes) in &after {
+            storage.put(name, bytes.clone());
+        }
+        storage.put(first, ruined);
+        let spool = open(&storage, &small()).unwrap();
+        assert_eq!(spool.losses().unwrap(), []);
+        let there: Vec<_> = drain(&spool).iter().map(key).collect();
+        assert_eq!(there, waiting);
+        assert!(!storage.files().contains_key(first));
     }
 }

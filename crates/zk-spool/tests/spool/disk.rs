@@ -41,9 +41,11 @@ impl Image {
     fn mount(file: PathBuf, options: &str) -> Self {
         let mounted = file.with_extension("mounted");
         fs::create_dir(&mounted).unwrap();
-        run(Command::new("mount")
-            .args(["-o", options])
-            .args([&file, &mounted]));
+        until_it_works(
+            Command::new("mount")
+                .args(["-o", options])
+                .args([&file, &mounted]),
+        );
         Self { file, mounted }
     }
 
@@ -94,6 +96,16 @@ fn run(command: &mut Command) {
         "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// For what another test or program can be in the way of for a moment: it was given
+/// the same loop device, or a child that it starts holds our files until it is the
+/// program that it is to be.
+fn until_it_works(command: &mut Command) {
+    let works = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
+    if !(0..20).any(|_| works(command)) {
+        run(command);
+    }
 }
 
 /// Whether file systems can be mounted here; says so if not.
@@ -224,9 +236,11 @@ fn a_disk_that_is_read_only() {
     append_batch(&spool, &[100; 3]).unwrap();
     spool.close().unwrap();
     let remount = |how: &str| {
-        run(Command::new("mount")
-            .args(["-o", &format!("remount,{how}")])
-            .arg(&image.mounted));
+        until_it_works(
+            Command::new("mount")
+                .args(["-o", &format!("remount,{how}")])
+                .arg(&image.mounted),
+        );
     };
     remount("ro");
     for directory in [image.spool(), image.mounted.join("new")] {

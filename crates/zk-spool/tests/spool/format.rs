@@ -536,6 +536,118 @@ fn a_frame_that_reaches_into_the_next_segment() {
     assert_eq!(append(&spool, 1).unwrap(), 4);
 }
 
+/// The first segments are gone, and with them what was never delivered: that is said
+/// once, also if the one behind them is empty and makes way for another stream.
+#[test]
+fn a_lost_beginning_is_named_once() {
+    let storage = empty();
+    Writer::new(3, [2; 16], 4, None).put(&storage);
+    let spool = open(&storage, &small()).unwrap();
+    let losses = spool.losses().unwrap();
+    assert_eq!(losses.len(), 1, "{losses:?}");
+    assert_eq!(losses[0].stream, StreamId([2; 16]));
+    assert_eq!((losses[0].first, losses[0].last), (1, 3));
+    spool.confirm(losses[0].id).unwrap();
+    assert_eq!(append(&spool, 1).unwrap(), 1);
+    drop(spool);
+    let spool = open(&storage, &small()).unwrap();
+    assert_eq!(spool.losses().unwrap(), []);
+    assert_eq!(drain(&spool).len(), 1);
+}
+
+/// Segments are gone with the end of one stream and the beginning of the next, between
+/// two others or before all: both are named.
+#[test]
+fn the_lost_turn_of_a_stream_is_named() {
+    for (first_is_there, lost) in [
+        (true, vec![([1; 16], 3, 5), ([2; 16], 1, 3)]),
+        (false, vec![([1; 16], 1, 5), ([2; 16], 1, 3)]),
+    ] {
+        let storage = empty();
+        let mut one = Writer::new(1, [1; 16], 1, None);
+        one.frame(2, 0, 1, 0, &[0; 8]);
+        one.records(1, &[b"one", b"two"]);
+        let end = one.file.len() as u64;
+        one.seal(1, 2, end, 0);
+        if first_is_there {
+            one.put(&storage);
+        }
+        let mut four = Writer::new(4, [2; 16], 4, Some(([1; 16], 5, 3)));
+        four.frame(2, 0, 4, 3, &[0; 8]);
+        four.records(4, &[b"four"]);
+        four.put(&storage);
+        let spool = open(&storage, &small()).unwrap();
+        let losses = spool.losses().unwrap();
+        let named: Vec<_> = losses
+            .iter()
+            .map(|l| (l.stream.0, l.first, l.last))
+            .collect();
+        assert_eq!(named, lost);
+        assert!(losses.iter().all(|loss| loss.reason == Reason::Damaged));
+        assert_eq!(drain(&spool).len(), if first_is_there { 3 } else { 1 });
+        assert_eq!(spool.losses().unwrap(), losses);
+    }
+}
+
+/// A segment of which nothing was delivered is gone, also the one that the cursor is in.
+#[test]
+fn a_lost_segment_at_the_cursor_is_named() {
+    let storage = empty();
+    let mut two = Writer::new(2, [2; 16], 1, Some(([1; 16], 2, 3)));
+    two.frame(2, 0, 1, 0, &[0; 8]);
+    two.records(1, &[b"one", b"two"]);
+    let end = two.file.len() as u64;
+    two.seal(1, 2, end, 3);
+    two.put(&storage);
+    let mut three = Writer::new(3, [3; 16], 1, Some(([2; 16], 2, 3)));
+    three.frame(2, 0, 1, 0, &[0; 8]);
+    three.records(1, &[b"one"]);
+    three.put(&storage);
+    storage.put("state", Vec::new());
+    drop(open(&storage, &small()).unwrap());
+    let mut files = storage.files();
+    files.remove(&format!("{:020}.seg", 2));
+    let storage = FaultStorage::new();
+    for (name, bytes) in files {
+        storage.put(&name, bytes);
+    }
+    let spool = open(&storage, &small()).unwrap();
+    let losses = spool.losses().unwrap();
+    let named: Vec<_> = losses.iter().filter(|loss| loss.records > 0).collect();
+    assert_eq!(named.len(), 1, "{losses:?}");
+    let loss = named[0];
+    assert_eq!((loss.stream.0, loss.first, loss.last), ([2; 16], 1, 2));
+}
+
+/// That what was behind a place can't be known is said although the record at that
+/// place is known to be lost.
+#[test]
+fn a_doubt_behind_a_loss_is_named() {
+    let storage = empty();
+    let mut one = Writer::new(1, [1; 16], 1, None);
+    one.frame(2, 0, 1, 0, &[0; 8]);
+    one.records(1, &[b"one", b"two"]);
+    let end = one.file.len() as u64;
+    one.seal(1, 2, end, 0);
+    one.put(&storage);
+    let mut three = Writer::new(3, [2; 16], 1, Some(([1; 16], 4, 3)));
+    three.frame(2, 0, 1, 0, &[0; 8]);
+    three.records(1, &[b"one"]);
+    three.put(&storage);
+    let spool = open(&storage, &small()).unwrap();
+    let losses = spool.losses().unwrap();
+    assert_eq!(losses.len(), 1, "{losses:?}");
+    assert_eq!((losses[0].first, losses[0].last), (3, 4));
+    drop(spool);
+    storage.put(&format!("{:020}.seg", 3), vec![0; 2000]);
+    for _ in 0..2 {
+        let spool = open(&storage, &small()).unwrap();
+        let losses = spool.losses().unwrap();
+        assert_eq!(losses.len(), 2, "{losses:?}");
+        assert_eq!((losses[1].first, losses[1].records), (3, 0));
+    }
+}
+
 /// Marks with nothing behind them, each claiming a megabyte: looking for the way
 /// behind them takes a time that the file's length bounds. What stands behind
 /// them is found.
