@@ -23,9 +23,10 @@ pub enum Error {
         subject: String,
     },
 
-    /// AWS didn't do what it was asked.
+    /// AWS didn't do what it was asked, for none of the reasons that have a name
+    /// of their own here.
     #[cfg(feature = "aws")]
-    #[error("{operation} of {resource} failed")]
+    #[error("{operation} of {resource} failed: {source}")]
     Aws {
         /// What it was asked, as its permission is called: `service:Action`.
         operation: &'static str,
@@ -33,7 +34,7 @@ pub enum Error {
         resource: String,
         /// AWS's own word for what happened, if it came that far.
         code: Option<String>,
-        /// What the SDK said.
+        /// What AWS or its SDK said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
@@ -48,6 +49,17 @@ pub enum Error {
     #[error("a certificate could not be made: {0}")]
     CertificateEncoding(#[from] builder::Error),
 
+    /// AWS takes no request whose time is more than a few minutes off.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the clock of this machine is off, and AWS refuses what it signs ({said}): set it, or \
+         turn time synchronisation on, and try again"
+    )]
+    ClockOff {
+        /// What AWS said.
+        said: String,
+    },
+
     /// The system's clock says a year before 2020: a certificate from then would
     /// be valid at the wrong time, and a revocation would reach back to then.
     #[error(
@@ -60,9 +72,60 @@ pub enum Error {
         now: std::time::SystemTime,
     },
 
+    /// The credentials are those of a session that has ended.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the AWS credentials have expired ({said}): log in again (`aws sso login`, or as you got \
+         them), and run this again, which goes on where it stopped"
+    )]
+    CredentialsExpired {
+        /// What AWS said.
+        said: String,
+    },
+
+    /// AWS doesn't know the credentials, or the secret is not that of the id.
+    #[cfg(feature = "aws")]
+    #[error(
+        "AWS doesn't know these credentials ({said}): `aws sts get-caller-identity` shows whether \
+         they are good; check the profile, that no old AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or \
+         AWS_SESSION_TOKEN is set, and that the account has the region enabled"
+    )]
+    CredentialsRefused {
+        /// What AWS said.
+        said: String,
+    },
+
+    /// The caller may not do that.
+    #[cfg(feature = "aws")]
+    #[error(
+        "not permitted: {action} on {resource} ({said}): have it added to your policy; \
+         `zk-setup policy` prints all that is needed"
+    )]
+    Denied {
+        /// The permission that is missing: `service:Action`.
+        action: String,
+        /// On what.
+        resource: String,
+        /// What AWS said.
+        said: String,
+    },
+
     /// A name or a file of owners and devices is not what it should be.
     #[error(transparent)]
     Envelope(#[from] zk_envelope::Error),
+
+    /// What is to be uploaded as the function is not that.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{}: {detail}: `cargo xtask lambda` makes the one that is meant",
+        path.display()
+    )]
+    FunctionZip {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
 
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
@@ -144,6 +207,20 @@ pub enum Error {
         detail: String,
     },
 
+    /// A later version of this program has set it up.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{resource} was made by a newer zk-setup (version {version} of a set-up, this one makes \
+         {}): use that one",
+        crate::aws::VERSION
+    )]
+    NewerSetUp {
+        /// The resource.
+        resource: String,
+        /// What its tag says.
+        version: String,
+    },
+
     /// A device that the plan didn't know of is not named, and revoking it could
     /// not be taken back.
     #[error(
@@ -153,6 +230,17 @@ pub enum Error {
     NotAgreed {
         /// The device.
         device: DeviceId,
+    },
+
+    /// Nothing was found to sign requests to AWS with.
+    #[cfg(feature = "aws")]
+    #[error(
+        "no AWS credentials ({said}): log in (`aws sso login`, `aws configure`), and name the \
+         profile with --profile or AWS_PROFILE"
+    )]
+    NoCredentials {
+        /// Where they were looked for.
+        said: String,
     },
 
     /// The directory has no certificate authorities.
@@ -188,6 +276,16 @@ pub enum Error {
     #[cfg(feature = "aws")]
     #[error("no region: give --region, set AWS_REGION, or name one in the profile")]
     NoRegion,
+
+    /// AWS is still busy with what it was asked before.
+    #[cfg(feature = "aws")]
+    #[error("{resource} is still {state}: run this again in a few minutes")]
+    NotReady {
+        /// The resource.
+        resource: String,
+        /// How AWS calls its state.
+        state: String,
+    },
 
     /// Something that isn't ours has a name that we need.
     #[cfg(feature = "aws")]
@@ -276,6 +374,21 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] zk_store::StoreError),
 
+    /// AWS asks for fewer requests, and went on doing so.
+    #[cfg(feature = "aws")]
+    #[error(
+        "AWS has had too many requests from this account, and refused {operation} of {resource} \
+         each time ({said}): run this again in a few minutes, which goes on where it stopped"
+    )]
+    Throttled {
+        /// What it was asked.
+        operation: &'static str,
+        /// The resource.
+        resource: String,
+        /// What AWS said.
+        said: String,
+    },
+
     /// More owners than a record has room for.
     #[error("{count} owners: a record can be encrypted for at most {limit}")]
     TooManyOwners {
@@ -290,6 +403,19 @@ pub enum Error {
     UnknownDevice {
         /// The name.
         device: DeviceId,
+    },
+
+    /// No answer came.
+    #[cfg(feature = "aws")]
+    #[error(
+        "no answer to {operation} ({said}): check the network, and that the region is one of \
+         AWS's; with --endpoint-url or AWS_ENDPOINT_URL, that something answers there"
+    )]
+    Unreachable {
+        /// What was asked.
+        operation: &'static str,
+        /// Where it ended.
+        said: String,
     },
 
     /// The passphrase doesn't open the key, or the file is damaged: the two look

@@ -90,7 +90,7 @@ mod signed;
 
 pub use authority::Authority;
 #[cfg(feature = "aws")]
-pub use aws::AwsOptions;
+pub use aws::{Architecture, AwsOptions, FunctionZip};
 pub use certificate::Certificate;
 pub use desired::{Desired, DesiredDevice, DesiredKey, Others};
 pub use destroy::Destroy;
