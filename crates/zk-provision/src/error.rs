@@ -13,6 +13,14 @@ use crate::RequestError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Not the number of an AWS account.
+    #[cfg(feature = "aws")]
+    #[error("{given:?} is no AWS account: its number has 12 digits")]
+    AccountId {
+        /// What was given.
+        given: String,
+    },
+
     /// An authority's certificate is past its end, so nothing it signs would
     /// be accepted.
     #[error(

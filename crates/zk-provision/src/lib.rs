@@ -90,7 +90,7 @@ mod signed;
 
 pub use authority::Authority;
 #[cfg(feature = "aws")]
-pub use aws::{Architecture, AwsOptions, FunctionZip};
+pub use aws::{Architecture, AwsOptions, FunctionZip, operator_policy};
 pub use certificate::Certificate;
 pub use desired::{Desired, DesiredDevice, DesiredKey, Others};
 pub use destroy::Destroy;

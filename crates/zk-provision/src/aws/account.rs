@@ -168,7 +168,7 @@ impl Names {
     }
 }
 
-fn check_prefix(prefix: &str) -> Result<(), Error> {
+pub(crate) fn check_prefix(prefix: &str) -> Result<(), Error> {
     let first = prefix.bytes().next();
     let is_good = first.is_some_and(|first| first.is_ascii_alphabetic())
         && prefix.len() <= 32

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use aws_sdk_iot::error::{BuildError, DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_iot::error::{BuildError, ProvideErrorMetadata, SdkError};
 
 use crate::Error;
 
@@ -24,7 +24,7 @@ where
         let said = match (is_answer, &code, error.message()) {
             (true, Some(code), Some(message)) => format!("{code}: {message}"),
             (true, Some(code), None) => code.clone(),
-            _ => DisplayErrorContext(&error).to_string(),
+            _ => all_of(&error),
         };
         let kind = match &code {
             Some(code) => Kind::of(code, error.message().unwrap_or_default()),
@@ -179,18 +179,123 @@ fn is_unreachable<E, R>(error: &SdkError<E, R>) -> bool {
 }
 
 /// Whether the request was never sent, because there was nothing to sign it with.
-fn no_credentials<E, R>(error: &SdkError<E, R>) -> bool
-where
-    E: StdError + 'static,
-    R: fmt::Debug + 'static,
-{
-    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
+fn no_credentials<E: StdError + 'static, R: fmt::Debug + 'static>(error: &SdkError<E, R>) -> bool {
+    // the type of that is in a crate of the SDK's inside
+    all_of(error).to_ascii_lowercase().contains("credential")
+}
+
+/// What the SDK says, and each cause of it.
+fn all_of(error: &(dyn StdError + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut source = error.source();
     while let Some(error) = source {
-        // its type is in a crate of the SDK's inside
-        if error.to_string().contains("credentials") {
-            return true;
+        let more = error.to_string();
+        if !said.contains(&more) {
+            said = format!("{said}: {more}");
         }
         source = error.source();
     }
-    false
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: &str, message: &str) -> Error {
+        let said = format!("{code}: {message}");
+        let kind = Kind::of(code, message);
+        kind.into_error(
+            "lambda:CreateFunction",
+            "Lambda function zk-verifier".into(),
+            Some(code.into()),
+            said,
+        )
+    }
+
+    #[test]
+    fn what_is_not_permitted_is_named() {
+        let own = error("AccessDeniedException", "no");
+        let Error::Denied {
+            action, resource, ..
+        } = &own
+        else {
+            panic!("{own:?}");
+        };
+        assert_eq!(action, "lambda:CreateFunction");
+        assert_eq!(resource, "Lambda function zk-verifier");
+        assert!(own.to_string().contains("`zk-setup policy`"), "{own}");
+
+        // as real AWS says it
+        let more = error(
+            "AccessDeniedException",
+            "User: arn:aws:iam::123456789012:user/op is not authorized to perform: iam:PassRole \
+             on resource: arn:aws:iam::123456789012:role/zk-verifier because no identity-based \
+             policy allows the iam:PassRole action",
+        );
+        let Error::Denied {
+            action, resource, ..
+        } = &more
+        else {
+            panic!("{more:?}");
+        };
+        assert_eq!(action, "iam:PassRole");
+        assert_eq!(resource, "arn:aws:iam::123456789012:role/zk-verifier");
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_not_a_wrong_secret() {
+        let late = "Signature expired: 20261126T003634Z is now earlier than 20261126T010000Z";
+        let early = "Signature not yet current: 20261126T003634Z is still later than \
+                     20261125T010000Z";
+        for (code, message) in [
+            ("RequestTimeTooSkewed", "The difference is too large."),
+            ("SignatureDoesNotMatch", late),
+            ("InvalidSignatureException", late),
+            ("InvalidSignatureException", early),
+            ("RequestExpired", ""),
+        ] {
+            let off = error(code, message);
+            assert!(matches!(off, Error::ClockOff { .. }), "{off:?}");
+        }
+        let wrong = "The request signature we calculated does not match the signature you \
+                     provided. Check your AWS Secret Access Key and signing method.";
+        for code in ["SignatureDoesNotMatch", "InvalidSignatureException"] {
+            let refused = error(code, wrong);
+            assert!(
+                matches!(refused, Error::CredentialsRefused { .. }),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn codes_have_their_causes() {
+        for (code, wanted) in [
+            ("ExpiredToken", Kind::Expired),
+            ("ExpiredTokenException", Kind::Expired),
+            ("InvalidClientTokenId", Kind::Refused),
+            ("UnrecognizedClientException", Kind::Refused),
+            ("AccessDenied", Kind::Denied),
+            ("Throttling", Kind::Throttled),
+            ("ThrottlingException", Kind::Throttled),
+            ("TooManyRequestsException", Kind::Throttled),
+            ("com.amazonaws.sqs#RequestThrottled", Kind::Throttled),
+            // which can mean that a rule is missing
+            ("UnauthorizedException", Kind::Other),
+            ("ResourceNotFoundException", Kind::Other),
+        ] {
+            assert_eq!(Kind::of(code, ""), wanted, "{code}");
+        }
+        let other = error("LimitExceededException", "Too many.");
+        assert!(other.is_aws("LimitExceededException"));
+        assert!(other.is_aws_saying("LimitExceededException", "many"));
+        assert!(!other.is_aws_saying("LimitExceededException", "few"));
+        let said = other.to_string();
+        assert!(
+            said.contains("lambda:CreateFunction of Lambda function zk-verifier"),
+            "{said}"
+        );
+        assert!(said.contains("LimitExceededException: Too many."), "{said}");
+    }
 }

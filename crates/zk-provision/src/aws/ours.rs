@@ -1,7 +1,9 @@
 //! What of AWS is ours, what is told of it, and how long it is waited for.
 
 use std::fmt::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use crate::Error;
 use crate::aws::account::{Names, TAG};
@@ -158,10 +160,97 @@ pub(crate) async fn patiently<T>(
             Err(error) if passes(&error) && Instant::now() + pause < end => {}
             answer => return answer,
         }
-        tokio::time::sleep(pause).await;
+        sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(4));
     }
 }
 
 /// For what AWS makes, changes or takes away in its own time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn names() -> Names {
+        Names {
+            prefix: "zk".into(),
+            partition: "aws".into(),
+            region: "eu-central-1".into(),
+            account: "123456789012".into(),
+        }
+    }
+
+    #[test]
+    fn what_is_ours_says_so() {
+        let own = |tags: &[(&str, &str)]| names().own("table t", tags.iter().copied());
+        assert!(own(&[(TAG, "zk"), (VERSION_TAG, "1"), ("team", "a")]).unwrap());
+        // half-tagged, or by an older version: ours, and to be tagged
+        assert!(!own(&[(TAG, "zk")]).unwrap());
+        assert!(!own(&[(TAG, "zk"), (VERSION_TAG, "0")]).unwrap());
+        for tags in [
+            &[][..],
+            &[(TAG, "zk2")],
+            &[(VERSION_TAG, "1")],
+            &[("zk", TAG)],
+        ] {
+            assert!(matches!(own(tags), Err(Error::NotOurs { .. })), "{tags:?}");
+        }
+        for version in ["2", "1.1", "", "-1"] {
+            let newer = own(&[(TAG, "zk"), (VERSION_TAG, version)]);
+            assert!(matches!(newer, Err(Error::NewerSetUp { .. })), "{version}");
+        }
+    }
+
+    #[test]
+    fn drift_says_what_was_and_what_is_to_be() {
+        let mut drift = Drift::default();
+        assert!(!drift.compare("memory", Some(128), &128));
+        assert_eq!(drift.told(), (Action::Kept, String::new()));
+        assert!(drift.compare("memory", Some(256), &128));
+        assert!(drift.compare("handler", None, &"bootstrap"));
+        assert!(drift.note(true, "it has layers"));
+        let said = "memory is 256, not 128, handler is not bootstrap, it has layers";
+        assert_eq!(drift.told(), (Action::Changed, said.into()));
+    }
+
+    #[tokio::test]
+    async fn patience_ends() {
+        let not_ready = || Error::NotReady {
+            resource: "table t".into(),
+            state: "CREATING".into(),
+        };
+        let is_passing = |error: &Error| matches!(error, Error::NotReady { .. });
+        let mut asked = 0;
+        let third = async || {
+            asked += 1;
+            if asked < 3 {
+                Err(not_ready())
+            } else {
+                Ok(asked)
+            }
+        };
+        assert_eq!(patiently(PATIENCE, third, is_passing).await.unwrap(), 3);
+
+        let mut asked = 0;
+        let never = async || {
+            asked += 1;
+            Err::<(), _>(not_ready())
+        };
+        let patience = Duration::from_millis(350);
+        let ended = patiently(patience, never, is_passing).await;
+        assert!(matches!(ended, Err(Error::NotReady { .. })), "{ended:?}");
+        // growing pauses: after 100 and 300 ms
+        assert!((1..=3).contains(&asked), "{asked}");
+
+        let mut asked = 0;
+        let other = async || {
+            asked += 1;
+            Err::<(), _>(Error::NoRegion)
+        };
+        let ended = patiently(PATIENCE, other, is_passing).await;
+        assert!(matches!(ended, Err(Error::NoRegion)), "{ended:?}");
+        assert_eq!(asked, 1);
+    }
+}

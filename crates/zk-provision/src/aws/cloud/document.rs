@@ -56,3 +56,63 @@ fn normal_in(value: &Value, in_condition: bool) -> Value {
         other => other.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> Value {
+        policy(json!([
+            { "Effect": "Allow", "Action": ["b:B", "a:A"], "Resource": "r" },
+            {
+                "Effect": "Allow", "Action": "c:C", "Resource": ["s", "t"],
+                "Condition": { "StringEquals": { "aws:SourceAccount": "1" } },
+            },
+        ]))
+    }
+
+    #[test]
+    fn order_and_single_elements_say_nothing() {
+        let there = r#"{"Statement":[
+            {"Resource":["t","s"],"Effect":"Allow","Action":["c:C"],
+             "Condition":{"StringEquals":{"AWS:SourceAccount":["1"]}}},
+            {"Action":["a:A","b:B"],"Resource":["r"],"Effect":"Allow"}],
+            "Version":"2012-10-17"}"#;
+        assert!(says_the_same(there, &wanted()));
+        let one = policy(json!([{ "Effect": "Allow", "Action": "a:A", "Resource": "r" }]));
+        let there = r#"{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"a:A","Resource":"r"}}"#;
+        assert!(says_the_same(there, &one));
+    }
+
+    #[test]
+    fn iam_has_them_encoded() {
+        let encoded: String = wanted()
+            .to_string()
+            .bytes()
+            .map(|b| format!("%{b:02X}"))
+            .collect();
+        assert!(says_the_same(&encoded, &wanted()));
+    }
+
+    #[test]
+    fn everything_else_says_something() {
+        let said = wanted().to_string();
+        for (from, to) in [
+            ("Allow", "Deny"),
+            ("a:A", "a:*"),
+            ("\"r\"", "\"*\""),
+            ("StringEquals", "StringLike"),
+            ("aws:SourceAccount", "aws:SourceArn"),
+            (":\"1\"", ":\"2\""),
+            ("2012-10-17", "2008-10-17"),
+            ("\"s\",", ""),
+        ] {
+            let changed = said.replace(from, to);
+            assert_ne!(changed, said, "{from}");
+            assert!(!says_the_same(&changed, &wanted()), "{changed}");
+        }
+        for there in ["", "{}", "null", "%7B"] {
+            assert!(!says_the_same(there, &wanted()), "{there}");
+        }
+    }
+}

@@ -5,8 +5,8 @@ use aws_sdk_lambda::error::ProvideErrorMetadata;
 use aws_sdk_lambda::operation::get_function_configuration::GetFunctionConfigurationOutput;
 use aws_sdk_lambda::primitives::Blob;
 use aws_sdk_lambda::types::{
-    Architecture, DestinationConfig, Environment, FunctionCode, LastUpdateStatus, OnFailure,
-    Runtime, State,
+    Architecture, DestinationConfig, Environment, FunctionCode, LastUpdateStatus,
+    LastUpdateStatusReasonCode, OnFailure, Runtime, State, StateReasonCode,
 };
 use serde_json::{Value, json};
 
@@ -94,6 +94,27 @@ async fn configuration(account: &Account) -> Result<Option<GetFunctionConfigurat
     }
 }
 
+/// Waits until the function runs as it was last told to.
+async fn finished(account: &Account, operation: &'static str) -> Result<(), Error> {
+    let there = settled(account).await?;
+    let (code, reason) = if there.state() == Some(&State::Failed) {
+        let code = there.state_reason_code().map(StateReasonCode::as_str);
+        (code, there.state_reason())
+    } else if there.last_update_status() == Some(&LastUpdateStatus::Failed) {
+        let code = there.last_update_status_reason_code();
+        let code = code.map(LastUpdateStatusReasonCode::as_str);
+        (code, there.last_update_status_reason())
+    } else {
+        return Ok(());
+    };
+    Err(Error::Aws {
+        operation,
+        resource: resource(&account.names),
+        code: code.map(str::to_owned),
+        source: reason.unwrap_or("AWS doesn't say why").into(),
+    })
+}
+
 /// Waits until the function takes changes, and answers how it is then.
 async fn settled(account: &Account) -> Result<GetFunctionConfigurationOutput, Error> {
     let not_ready = |state: &str| Error::NotReady {
@@ -127,8 +148,7 @@ pub(super) async fn make(
         None => {
             if !hand.plans() {
                 create(account, zip).await?;
-                // changes that an interrupted run began
-                settled(account).await?;
+                finished(account, "lambda:CreateFunction").await?;
             }
             hand.resource(Action::Created, KIND, &name, "");
             (Vec::new(), None)
@@ -247,7 +267,7 @@ async fn mend(
                 role_is_new(error) || error.is_aws(CONFLICT)
             })
             .await?;
-            settled(account).await?;
+            finished(account, "lambda:UpdateFunctionConfiguration").await?;
         }
         if upload {
             let request = lambda
@@ -260,7 +280,7 @@ async fn mend(
                 changed.map_err(failed("lambda:UpdateFunctionCode", &resource))
             };
             patiently(PATIENCE, ask, |error| error.is_aws(CONFLICT)).await?;
-            settled(account).await?;
+            finished(account, "lambda:UpdateFunctionCode").await?;
         }
     }
     hand.mended(KIND, &name, false, &drift);
@@ -274,22 +294,22 @@ async fn permit(hand: &mut Hand<'_>, account: &Account, there: &[Value]) -> Resu
     let (name, resource) = (names.function(), resource(names));
     let wanted = normal(&permission(names));
     let mut drift = Drift::default();
-    let (mut has_ours, mut wrong) = (false, Vec::new());
+    let (mut is_right, mut is_there, mut wrong) = (false, false, Vec::new());
     for statement in there {
         let statement_id = statement["Sid"].as_str().unwrap_or_default();
+        is_there |= statement_id == STATEMENT;
         if normal(statement) == wanted {
-            has_ours = true;
-        } else {
-            let what = if statement_id == STATEMENT {
-                "the rule's is not as it is to be".to_owned()
-            } else {
-                format!("{statement_id} lets others invoke it")
-            };
-            drift.note(true, what);
-            wrong.push(statement_id);
+            is_right = true;
+            continue;
         }
+        if statement_id == STATEMENT {
+            drift.note(true, "the rule's is not as it is to be");
+        } else {
+            drift.note(true, format_args!("{statement_id} lets others invoke it"));
+        }
+        wrong.push(statement_id);
     }
-    drift.note(!has_ours && wrong.is_empty(), "the rule's is missing");
+    drift.note(!is_there, "the rule's is missing");
     if !hand.plans() {
         for statement_id in wrong {
             let removed = lambda
@@ -305,7 +325,7 @@ async fn permit(hand: &mut Hand<'_>, account: &Account, there: &[Value]) -> Resu
                 Err(error) => return Err(failed("lambda:RemovePermission", &resource)(error)),
             }
         }
-        if !has_ours {
+        if !is_right {
             let added = lambda
                 .add_permission()
                 .function_name(&name)

@@ -256,3 +256,40 @@ fn resource(names: &Names) -> String {
 const SQL: &str = "SELECT encode(*, 'base64') AS message, principal() AS principal, \
                    topic() AS topic, timestamp() AS receivedAt FROM 'Zymkey/+'";
 const SQL_VERSION: &str = "2016-03-23";
+
+#[cfg(test)]
+mod tests {
+    use super::takes_ours;
+
+    #[test]
+    fn filters_that_take_our_messages() {
+        for filter in [
+            "Zymkey/+",
+            "Zymkey/#",
+            "Zymkey/pi-01",
+            "#",
+            "+/+",
+            "+/#",
+            "+/pi-01",
+            "+/+/#",
+            "Zymkey/+/#",
+        ] {
+            assert!(takes_ours(filter), "{filter}");
+        }
+        for filter in [
+            "",
+            "Zymkey",
+            "zymkey/+",
+            "Zymkey/",
+            "Zymkey/+/+",
+            "Zymkey/+/a",
+            "a/#",
+            "+",
+            "a/+",
+            "$aws/things/+/shadow/#",
+            "Zymkey/+/a/#",
+        ] {
+            assert!(!takes_ours(filter), "{filter}");
+        }
+    }
+}
