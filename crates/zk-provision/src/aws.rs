@@ -3,9 +3,13 @@
 mod account;
 mod cloud;
 mod failure;
+mod identity;
 mod ours;
+mod setup;
 mod zip;
 
+pub(crate) use account::Account;
 pub use account::AwsOptions;
 pub(crate) use ours::VERSION;
+pub use setup::{AwsDesired, AwsSetup};
 pub use zip::{Architecture, FunctionZip};
