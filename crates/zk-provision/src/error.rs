@@ -46,6 +46,20 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// Another AWS account has registered the authority, and only one account of
+    /// a region may.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the certificate authority {subject} is registered in another AWS account of {region}: \
+         remove it there, or set up anew in an empty directory, which makes another one"
+    )]
+    AuthorityTaken {
+        /// The authority's name.
+        subject: String,
+        /// The region.
+        region: String,
+    },
+
     /// Another process is changing the same directory.
     #[error("{} is being changed by another process: try again when it has ended", dir.display())]
     Busy {
@@ -251,6 +265,17 @@ pub enum Error {
         said: String,
     },
 
+    /// The file of an authority holds a certificate that may sign no others.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{}: not a certificate authority (no CA:TRUE): restore the file from a backup",
+        path.display()
+    )]
+    NotAnAuthority {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// The directory has no certificate authorities.
     #[error("{} holds no setup: run `zk-setup ca init` first, or name another directory with --dir", dir.display())]
     NoAuthorities {
@@ -304,6 +329,43 @@ pub enum Error {
     NotOurs {
         /// The resource.
         resource: String,
+    },
+
+    /// The directory belongs to a set-up in another account.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{} is for AWS account {expected}, and these are credentials of account {found} \
+         ({caller}): choose others with --profile, or name another directory with --dir; to move \
+         the set-up, change the file",
+        path.display()
+    )]
+    OtherAccount {
+        /// The file that says so.
+        path: PathBuf,
+        /// The account it names.
+        expected: String,
+        /// The account that the credentials are of.
+        found: String,
+        /// Whose they are.
+        caller: String,
+    },
+
+    /// The directory belongs to a set-up in another region.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{} is for the region {expected}, and {variable} says {found}: unset it, or, if that is \
+         meant, say --region {found}",
+        path.display()
+    )]
+    OtherRegion {
+        /// The file that says so.
+        path: PathBuf,
+        /// The region it names.
+        expected: String,
+        /// The region that the environment names.
+        found: String,
+        /// By which variable.
+        variable: &'static str,
     },
 
     /// A prefix that doesn't go into every name.
@@ -395,6 +457,20 @@ pub enum Error {
         resource: String,
         /// What AWS said.
         said: String,
+    },
+
+    /// Somebody has revoked the certificate of a device that is to stay.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the certificate {principal} of device {device} was revoked in AWS IoT, and not here: run \
+         `zk-setup device revoke {device}` to shut the device out, or, if it was a mistake, set the \
+         certificate to INACTIVE there and run this again"
+    )]
+    RevokedInAws {
+        /// The device.
+        device: DeviceId,
+        /// The certificate's id.
+        principal: String,
     },
 
     /// More owners than a record has room for.
