@@ -115,7 +115,8 @@ pub(crate) enum Command {
     Template,
 
     /// Prints the IAM policy that the operator needs for all of this, and no more
-    Policy,
+    #[command(after_help = POLICY_HELP)]
+    Policy(Policy),
 
     /// The certificate authorities
     #[command(subcommand)]
@@ -228,6 +229,14 @@ pub(crate) struct Destroy {
     /// Asks nothing; needed without a terminal
     #[arg(long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Policy {
+    /// The account, 12 digits; with it AWS is not asked, only a region is needed
+    /// [otherwise: that of the credentials]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) account: Option<String>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -459,6 +468,12 @@ takes --yes. So does anything in AWS, which may cost money.
 
 Exit codes: 0 done, and all is well; 1 failed: run it again; 2 wrong arguments;
 3 done, and something is wrong.";
+
+const POLICY_HELP: &str = "\
+Examples:
+  zk-setup policy > operator.json
+  zk-setup policy --account 123456789012 --region eu-central-1 --prefix greenhouse
+  aws iam create-policy --policy-name zk-operator --policy-document file://operator.json";
 
 const DESTROY_HELP: &str = "\
 Examples:

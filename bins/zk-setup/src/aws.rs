@@ -14,7 +14,7 @@ use zk_provision::{
 
 use crate::arguments::{
     Apply, Arguments, CaCommand, Command, DesiredArguments, DeviceCommand, DeviceRotate,
-    FunctionArguments, PassphraseSource,
+    FunctionArguments, PassphraseSource, Policy,
 };
 use crate::desired::Wanted;
 use crate::file::{AwsTable, GatewayTable, SetupFile};
@@ -82,10 +82,7 @@ pub(crate) async fn run(
             let setup = place.connect(&AwsTable::default()).await?;
             device(&setup, command, now).await
         }
-        Command::Policy => {
-            let setup = place.connect(&AwsTable::default()).await?;
-            Ok(Outcome::policy(&setup.operator_policy()))
-        }
+        Command::Policy(given) => policy(&place, given).await,
         // these never come here
         Command::Gateway(_) | Command::Template => bail!("not a command for AWS"),
     }
@@ -280,6 +277,27 @@ async fn rotate_device(
         .rotate_device(&request, hsm.as_deref(), &passphrase, now)
         .await?;
     Ok(outcome::rotating(setup.local(), &next))
+}
+
+/// The policy is for who has no right yet: where all is said, nobody is asked.
+async fn policy(place: &Place<'_>, given: &Policy) -> anyhow::Result<Outcome> {
+    let aws = &place.arguments.aws;
+    let region = aws.region.clone().or_else(|| env::var("AWS_REGION").ok());
+    let (account, region, prefix) = match (&given.account, region) {
+        (Some(account), Some(region)) => {
+            let prefix = aws.prefix.clone().unwrap_or_else(|| "zk".to_owned());
+            (account.clone(), region, prefix)
+        }
+        (Some(_), None) => bail!("no region: give --region or set AWS_REGION"),
+        (None, _) => {
+            let setup = place.connect(&AwsTable::default()).await?;
+            let [account, region, prefix] =
+                [setup.account(), setup.region(), setup.prefix()].map(str::to_owned);
+            (account, region, prefix)
+        }
+    };
+    let policy = zk_provision::operator_policy(&account, &region, &prefix)?;
+    Ok(Outcome::policy(&policy))
 }
 
 /// The program for the function: where it was said to be, or beside this one.

@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<O
             Command::Ca(CaCommand::Show) => {
                 Ok(outcome::shown_authorities(&setup.authorities()?, None))
             }
-            Command::Policy => {
+            Command::Policy(_) => {
                 bail!("a policy is for --target aws; this is a set-up with a gateway")
             }
             Command::Gateway(GatewayCommand::Init(init)) => init_gateway(&setup, init, now).await,

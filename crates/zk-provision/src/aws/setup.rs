@@ -190,13 +190,6 @@ impl AwsSetup {
         self.account.calls()
     }
 
-    /// The IAM policy that the operator needs for all of this, and no more: a JSON
-    /// document.
-    #[must_use]
-    pub fn operator_policy(&self) -> String {
-        "{}".into()
-    }
-
     /// Where devices publish to, `host:port`.
     ///
     /// # Errors
