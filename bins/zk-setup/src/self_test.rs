@@ -21,6 +21,8 @@ pub(crate) struct SelfTest<'a> {
     /// What was made for the device: agent.toml, certificate, roots.
     pub(crate) dir: &'a Path,
     pub(crate) store: &'a Store,
+    /// How long the server may refuse what was set up just now.
+    pub(crate) settling: Duration,
     /// Where to look if a message is taken and arrives nowhere.
     pub(crate) clue: &'a str,
 }
@@ -66,7 +68,7 @@ impl SelfTest<'_> {
         let started = SystemTime::now();
         for message in [&sealed.good, &sealed.forged] {
             device
-                .publish(message)
+                .publish(message, Instant::now() + self.settling)
                 .await
                 .map_err(|error| refused(&stage, &error))?;
         }
@@ -332,10 +334,21 @@ impl<'a> Device<'a> {
         ids
     }
 
-    async fn publish(&self, message: &[u8]) -> Result<(), PublishError> {
+    /// Publishes, and until then tries again if the device is not known yet.
+    async fn publish(&self, message: &[u8], until: Instant) -> Result<(), PublishError> {
         let timeouts = Timeouts::default();
         let mut client = Client::new(self.target.clone(), Arc::clone(&self.tls), timeouts);
-        client.publish(message.to_vec()).await.map(drop)
+        let mut pause = Duration::from_millis(500);
+        loop {
+            match client.publish(message.to_vec()).await {
+                Err(
+                    PublishError::CertificateRefused { .. }
+                    | PublishError::Closed { .. }
+                    | PublishError::Forbidden { .. },
+                ) if Instant::now() < until => wait(&mut pause, until).await,
+                done => return done.map(drop),
+            }
+        }
     }
 }
 

@@ -331,6 +331,7 @@ fn a_person_is_asked_for_the_passphrase_and_twice_for_a_new_one() {
     detached
         .arg("--wait")
         .arg(env!("CARGO_BIN_EXE_zk-setup"))
+        .env("ZK_SETUP_TARGET", "local")
         .args(init);
     let alone = Place::run(detached.current_dir(place.0.path()).stdin(Stdio::null()));
     assert_eq!(alone.code, 1);
@@ -974,6 +975,7 @@ fn what_is_missing_is_said_before_anything_is_done() {
     detached
         .arg("--wait")
         .arg(env!("CARGO_BIN_EXE_zk-setup"))
+        .env("ZK_SETUP_TARGET", "local")
         .args(["apply", "--passphrase-file", "passphrase"])
         .env_remove("ZK_OWNER_PASSPHRASE");
     let alone = Place::run(detached.current_dir(place.0.path()).stdin(Stdio::null()));
@@ -1179,6 +1181,8 @@ impl Place {
         }
         command
             .args(arguments)
+            // a new directory is for AWS otherwise
+            .env("ZK_SETUP_TARGET", "local")
             // where SoftHSM2 has its tokens; others don't look at it
             .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
             .current_dir(self.0.path())
@@ -1218,6 +1222,7 @@ impl Place {
         let line = format!("{} {}", env!("CARGO_BIN_EXE_zk-setup"), arguments.join(" "));
         let spawned = Command::new("script")
             .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env("ZK_SETUP_TARGET", "local")
             .env_remove("ZK_SETUP_PASSPHRASE")
             .env_remove("ZK_SETUP_PASSPHRASE_FILE")
             .current_dir(self.0.path())

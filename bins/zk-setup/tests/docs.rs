@@ -15,6 +15,7 @@ fn the_reference_has_every_key_and_no_other() {
     for (heading, opening) in [
         ("### top", ""),
         ("### `[gateway]`", "[gateway]\n"),
+        ("### `[aws]`", "[aws]\n"),
         ("### `[devices.NAME]`", "[devices.pi-01]\n"),
     ] {
         let section = page.split(&format!("\n{heading}\n")).nth(1).expect(heading);
@@ -30,7 +31,7 @@ fn the_reference_has_every_key_and_no_other() {
         assert_eq!(documented, allowed, "{heading}");
         tables += 1;
     }
-    assert_eq!(tables, 3);
+    assert_eq!(tables, 4);
 }
 
 #[test]
@@ -50,6 +51,8 @@ fn the_template_is_taken_as_it_is_and_with_everything_that_it_shows() {
     assert_eq!(full.owners.len(), 1);
     assert_eq!(full.gateway.names.len(), 2);
     assert!(full.gateway.listen.is_some() && full.gateway.store.is_some());
+    assert!(full.aws.region.is_some() && full.aws.prefix.is_some() && full.aws.arch.is_some());
+    assert!(full.aws.lambda_zip.is_some() && full.aws.roots.is_some());
     let device = &full.devices[&"pi-01".parse().unwrap()];
     assert!(device.csr.is_some() && device.hsm.is_some() && device.endpoint.is_some());
 }
@@ -74,6 +77,7 @@ fn mistakes_name_file_line_and_what_is_allowed() {
             "[gateway]\nstore = \"elsewhere\"\n",
             &["line 2", "file:PATH"],
         ),
+        ("[aws]\narch = \"mips\"\n", &["line 2", "arm64 or x86_64"]),
         ("[devices.\"a b\"]\n", &["line 1"]),
         (
             "[devices.pi-01]\nhsm = \"soft:key.pem\"\n",

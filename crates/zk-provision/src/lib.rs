@@ -90,7 +90,7 @@ mod signed;
 
 pub use authority::Authority;
 #[cfg(feature = "aws")]
-pub use aws::AwsOptions;
+pub use aws::{Architecture, AwsDesired, AwsOptions, AwsSetup, FunctionZip, operator_policy};
 pub use certificate::Certificate;
 pub use desired::{Desired, DesiredDevice, DesiredKey, Others};
 pub use destroy::Destroy;
@@ -100,7 +100,7 @@ pub use hand::Secrets;
 pub use local::{Gateway, LocalSetup};
 pub use passphrase::Passphrase;
 pub use report::{
-    Action, AddedDevice, Age, CertificateEntry, Checked, DeviceEntry, Expiry, FinishedRotation,
-    GatewayFiles, Item, Needs, Plan, RevokedDevice, Standing, Step, Verdict,
+    Action, AddedDevice, Age, AuthorityEntry, CertificateEntry, Checked, DeviceEntry, Expiry,
+    FinishedRotation, GatewayFiles, Item, Needs, Plan, RevokedDevice, Standing, Step, Verdict,
 };
 pub use request::{CertificateRequest, RequestError};

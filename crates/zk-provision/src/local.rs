@@ -5,13 +5,13 @@ use std::time::SystemTime;
 
 use p256::ecdsa::VerifyingKey;
 use rustls_pki_types::ServerName;
-use zk_envelope::{DeviceId, Timestamp};
+use zk_envelope::{DeviceId, KeyId, Timestamp};
 use zk_store::{Options, Store, StoreError, StoreUri};
 
 use crate::config::{self, Config};
 use crate::files::{self, PUBLIC, SECRET};
 use crate::hand::{Hand, Secrets};
-use crate::report::{Action, Age, GatewayFiles, Item, Step};
+use crate::report::{Action, Age, AuthorityEntry, GatewayFiles, Item, Step};
 use crate::{Authority, Certificate, Error, Passphrase, keys};
 
 /// The operator's directory for a gateway of one's own.
@@ -134,6 +134,28 @@ impl LocalSetup {
         })
     }
 
+    /// The authorities that there are.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn authorities(&self) -> Result<Vec<AuthorityEntry>, Error> {
+        let mut all = Vec::new();
+        for role in [Role::Device, Role::Gateway] {
+            let (_, file) = self.authority_files(role);
+            if let Some(certificate) = read_certificate(&file)? {
+                all.push(AuthorityEntry {
+                    signs: role.as_str(),
+                    subject: certificate.subject(),
+                    key: KeyId::of(certificate.key()),
+                    id: certificate.principal(),
+                    expires: certificate.not_after(),
+                    file,
+                });
+            }
+        }
+        Ok(all)
+    }
+
     /// Makes an authority, if there is none.
     pub(crate) fn authority_stage(&self, hand: &mut Hand<'_>, role: Role) -> Result<Signer, Error> {
         let (key_file, certificate_file) = self.authority_files(role);
@@ -243,7 +265,7 @@ impl LocalSetup {
             }
         };
 
-        copy_root(hand, devices, &dir.join(ROOTS))?;
+        copy_root(hand, devices.map(Certificate::pem), &dir.join(ROOTS))?;
 
         let config_file = dir.join(CONFIG);
         let mut config = Config::open_or(&config_file, config::GATEWAY)?;
@@ -346,6 +368,11 @@ impl LocalSetup {
     pub(crate) fn authority_files(&self, role: Role) -> (PathBuf, PathBuf) {
         let file = |kind| self.dir.join(format!("ca/{}-ca.{kind}.pem", role.as_str()));
         (file("key"), file("crt"))
+    }
+
+    /// Where in AWS the set-up is, if it is there.
+    pub(crate) fn aws_file(&self) -> PathBuf {
+        self.dir.join("aws.toml")
     }
 
     pub(crate) fn gateway_dir(&self) -> PathBuf {
@@ -471,14 +498,10 @@ fn not_this(
 }
 
 /// Puts an authority's certificate where somebody needs it.
-pub(crate) fn copy_root(
-    hand: &mut Hand<'_>,
-    root: Option<&Certificate>,
-    to: &Path,
-) -> Result<(), Error> {
+pub(crate) fn copy_root(hand: &mut Hand<'_>, root: Option<&str>, to: &Path) -> Result<(), Error> {
     let reason = "the authority is another one";
     match root {
-        Some(root) => hand.file(to, root.pem().as_bytes(), PUBLIC, reason),
+        Some(pem) => hand.file(to, pem.as_bytes(), PUBLIC, reason),
         None => {
             hand.new_file(to, reason);
             Ok(())

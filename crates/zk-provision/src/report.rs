@@ -136,6 +136,24 @@ pub enum Verdict {
     },
 }
 
+/// A certificate authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuthorityEntry {
+    /// Whom it signs: `device` or `gateway`.
+    pub signs: &'static str,
+    /// Its name.
+    pub subject: String,
+    /// Its key.
+    pub key: KeyId,
+    /// SHA-256 of its certificate, lower-case hex; in AWS IoT, its id.
+    pub id: String,
+    /// Its certificate.
+    pub file: PathBuf,
+    /// When that expires.
+    pub expires: SystemTime,
+}
+
 /// When a certificate expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expiry {

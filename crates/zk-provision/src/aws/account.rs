@@ -1,39 +1,38 @@
 //! Who is asked, as whom, and what everything is called there.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextRef;
+use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::config_bag::ConfigBag;
+use aws_types::service_config::ServiceConfigKey;
 use zk_envelope::DeviceId;
 
 use crate::Error;
 use crate::aws::failure::failed;
 
-/// How AWS is reached. What is `None` comes from the environment and the files of
-/// AWS's own tools.
-#[derive(Clone, Debug)]
+/// How AWS is reached. What is `None` is found elsewhere.
+#[derive(Clone, Debug, Default)]
 pub struct AwsOptions {
-    /// A profile of `~/.aws/config`.
+    /// A profile of `~/.aws/config`. `None`: `AWS_PROFILE`, or `default`.
     pub profile: Option<String>,
-    /// The region.
+    /// The region. `None`: `AWS_REGION`, or what the operator's directory says,
+    /// or the profile.
     pub region: Option<String>,
-    /// Something else that speaks AWS's protocols, for every service.
+    /// Something else that speaks AWS's protocols, for every service. `None`:
+    /// what AWS's own variables and files say, and they rarely say anything.
     pub endpoint_url: Option<String>,
     /// What every name begins with: a letter, then up to 31 of `A-Z a-z 0-9 _ -`.
-    /// Default `zk`.
-    pub prefix: String,
-}
-
-impl Default for AwsOptions {
-    fn default() -> Self {
-        Self {
-            profile: None,
-            region: None,
-            endpoint_url: None,
-            prefix: "zk".into(),
-        }
-    }
+    /// `None`: what the operator's directory says, or `zk`.
+    pub prefix: Option<String>,
 }
 
 /// One account, in one region, as one caller.
@@ -42,36 +41,31 @@ pub(crate) struct Account {
     pub(crate) names: Names,
     /// Who asks: the ARN of a user or of a role's session.
     pub(crate) caller: String,
-    pub(crate) config: SdkConfig,
     pub(crate) iot: aws_sdk_iot::Client,
     pub(crate) dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) lambda: aws_sdk_lambda::Client,
     pub(crate) iam: aws_sdk_iam::Client,
     pub(crate) sqs: aws_sdk_sqs::Client,
     pub(crate) logs: aws_sdk_cloudwatchlogs::Client,
+    calls: Calls,
 }
 
 impl Account {
-    /// Finds credentials and region, and asks AWS whose they are.
-    pub(crate) async fn connect(options: &AwsOptions) -> Result<Self, Error> {
-        check_prefix(&options.prefix)?;
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .operation_attempt_timeout(Duration::from_secs(60))
-            .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts);
-        if let Some(profile) = &options.profile {
-            loader = loader.profile_name(profile);
-        }
-        if let Some(region) = &options.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        if let Some(endpoint) = &options.endpoint_url {
-            loader = loader.endpoint_url(endpoint);
-        }
-        let config = loader.load().await;
+    /// Asks AWS whose credentials these are.
+    pub(crate) async fn over(config: &SdkConfig, prefix: &str) -> Result<Self, Error> {
+        check_prefix(prefix)?;
         let region = config.region().ok_or(Error::NoRegion)?.to_string();
-        let who = aws_sdk_sts::Client::new(&config)
+        let calls = Calls::default();
+        macro_rules! client {
+            ($sdk:ident) => {
+                $sdk::Client::from_conf(
+                    $sdk::config::Builder::from(config)
+                        .interceptor(calls.clone())
+                        .build(),
+                )
+            };
+        }
+        let who = client!(aws_sdk_sts)
             .get_caller_identity()
             .send()
             .await
@@ -80,7 +74,7 @@ impl Account {
         // arn:PARTITION:sts::ACCOUNT:…
         let partition = caller.split(':').nth(1).unwrap_or("aws");
         let names = Names {
-            prefix: options.prefix.clone(),
+            prefix: prefix.to_owned(),
             partition: partition.to_owned(),
             region,
             account: who.account().unwrap_or_default().to_owned(),
@@ -88,14 +82,93 @@ impl Account {
         Ok(Self {
             names,
             caller,
-            iot: aws_sdk_iot::Client::new(&config),
-            dynamodb: aws_sdk_dynamodb::Client::new(&config),
-            lambda: aws_sdk_lambda::Client::new(&config),
-            iam: aws_sdk_iam::Client::new(&config),
-            sqs: aws_sdk_sqs::Client::new(&config),
-            logs: aws_sdk_cloudwatchlogs::Client::new(&config),
-            config,
+            iot: client!(aws_sdk_iot),
+            dynamodb: client!(aws_sdk_dynamodb),
+            lambda: client!(aws_sdk_lambda),
+            iam: client!(aws_sdk_iam),
+            sqs: client!(aws_sdk_sqs),
+            logs: client!(aws_sdk_cloudwatchlogs),
+            calls,
         })
+    }
+
+    /// How many requests were sent so far, repeated ones among them.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Finds credentials, region and endpoints where AWS's own tools find them.
+pub(crate) async fn load(options: &AwsOptions) -> SdkConfig {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(10))
+        .operation_attempt_timeout(Duration::from_secs(60))
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .timeout_config(timeouts)
+        // a quota that is used up takes its time
+        .retry_config(RetryConfig::standard().with_max_attempts(6));
+    if let Some(profile) = &options.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(region) = &options.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(endpoint) = &options.endpoint_url {
+        loader = loader.endpoint_url(endpoint);
+    }
+    loader.load().await
+}
+
+/// The services that are not asked at AWS's own endpoints, and where they are
+/// asked instead, by option, variable or file.
+pub(crate) fn overrides(config: &SdkConfig) -> Vec<(&'static str, String)> {
+    let told = |service: &'static str| {
+        if config.get_origin("endpoint_url").is_client_config() {
+            return config.endpoint_url().map(str::to_owned);
+        }
+        let key = ServiceConfigKey::builder()
+            .service_id(service)
+            .env("AWS_ENDPOINT_URL")
+            .profile("endpoint_url")
+            .build()
+            .ok()?;
+        let by_service = config.service_config()?.load_config(key);
+        by_service.or_else(|| config.endpoint_url().map(str::to_owned))
+    };
+    let found = |service| Some((service, told(service)?));
+    SERVICES.into_iter().filter_map(found).collect()
+}
+
+/// As AWS's configuration files call them.
+const SERVICES: [&str; 7] = [
+    "CloudWatch Logs",
+    "DynamoDB",
+    "IAM",
+    "IoT",
+    "Lambda",
+    "SQS",
+    "STS",
+];
+
+/// Counts the requests.
+#[derive(Clone, Debug, Default)]
+struct Calls(Arc<AtomicU64>);
+
+#[dyn_dispatch_hint]
+impl Intercept for Calls {
+    fn name(&self) -> &'static str {
+        "calls"
+    }
+
+    fn read_before_transmit(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -168,7 +241,7 @@ impl Names {
     }
 }
 
-fn check_prefix(prefix: &str) -> Result<(), Error> {
+pub(crate) fn check_prefix(prefix: &str) -> Result<(), Error> {
     let first = prefix.bytes().next();
     let is_good = first.is_some_and(|first| first.is_ascii_alphabetic())
         && prefix.len() <= 32
