@@ -25,6 +25,8 @@ pub(crate) enum Area {
     Peers,
     /// The store on the embedded engine and on dynalite.
     Store,
+    /// What goes to AWS, against its stand-ins: MiniStack, moto, cargo-lambda.
+    Aws,
     /// The demo, built and run as the README says, also on a simulated chip.
     Demo,
     /// Each fuzz target, for a short time.
@@ -74,7 +76,7 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             let tests = targets(tests.iter().map(String::as_str));
             stage(&mut stages, "embedded engine", || test(&root, &tests))?;
         }
-        Some(Area::Demo | Area::Fuzz) => {}
+        Some(Area::Aws | Area::Demo | Area::Fuzz) => {}
         Some(Area::Long) => {
             stage(&mut stages, "spool", || {
                 let mut command = cargo_command(&root);
@@ -263,8 +265,8 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
         // zk-hsm's tests make C libraries, and look for leaks
         programs.extend([("cc --version", "gcc"), ("valgrind --version", "valgrind")]);
     }
-    if needs(Area::Python) {
-        programs.push(("python3 -c __import__('ensurepip')", "python3 python3-venv"));
+    if needs(Area::Python) || needs(Area::Aws) {
+        programs.push(PYTHON);
     }
     if needs(Area::Peers) {
         programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
@@ -274,7 +276,7 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
             ("cc --version", "gcc"),
         ]);
     }
-    if needs(Area::Store) {
+    if needs(Area::Store) || needs(Area::Aws) {
         programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);
     }
     if needs(Area::Fuzz) {
@@ -282,34 +284,47 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     }
     system_programs(&programs)?;
     if needs(Area::Python) {
-        python_packages(root)?;
+        let environment = root.join("target/venv");
+        python_packages(&environment, &[], &root.join("tests/requirements.txt"))?;
+        python_packages(&environment, &["--no-deps"], &root.join("tests/zku.txt"))?;
     }
-    if needs(Area::Store) {
+    if needs(Area::Store) || needs(Area::Aws) {
         npm_packages(root)?;
+    }
+    if needs(Area::Aws) {
+        aws_packages(root)?;
     }
     Ok(())
 }
 
-fn python_packages(root: &Path) -> Result<()> {
-    let environment = root.join("target/venv");
+/// The stand-ins of AWS, and the tools of its Lambda: the directory of their
+/// programs.
+///
+/// They have an environment of their own, as they want certain versions of
+/// packages that the others want too.
+pub(crate) fn aws_packages(root: &Path) -> Result<PathBuf> {
+    system_programs(&[PYTHON])?;
+    let environment = root.join("target/venv-aws");
+    python_packages(&environment, &[], &root.join("tests/aws-requirements.txt"))?;
+    Ok(environment.join("bin"))
+}
+
+/// Installs `packages` in a Python environment, which is made if need be.
+fn python_packages(environment: &Path, arguments: &[&str], packages: &Path) -> Result<()> {
     let python = environment.join("bin/python");
     if !python.exists() {
         let mut make = Command::new("python3");
-        finish(make.args(["-m", "venv"]).arg(&environment))?;
+        finish(make.args(["-m", "venv"]).arg(environment))?;
     }
-    let pip = |arguments: &[&str], packages| {
-        let mut install = Command::new(&python);
-        finish(
-            install
-                .args(["-m", "pip", "install", "--quiet"])
-                .args(["--disable-pip-version-check"])
-                .args(arguments)
-                .arg("--requirement")
-                .arg(root.join(packages)),
-        )
-    };
-    pip(&[], "tests/requirements.txt")?;
-    pip(&["--no-deps"], "tests/zku.txt")
+    let mut install = Command::new(&python);
+    finish(
+        install
+            .args(["-m", "pip", "install", "--quiet"])
+            .args(["--disable-pip-version-check"])
+            .args(arguments)
+            .arg("--requirement")
+            .arg(packages),
+    )
 }
 
 fn npm_packages(root: &Path) -> Result<()> {
@@ -398,6 +413,9 @@ pub(crate) fn workspace_root() -> Result<PathBuf> {
     let root = here.ancestors().nth(2).context("the workspace has moved")?;
     Ok(root.to_path_buf())
 }
+
+/// Python that can make environments.
+const PYTHON: (&str, &str) = ("python3 -c __import__('ensurepip')", "python3 python3-venv");
 
 /// Seconds for each fuzz target: time for its corpus, and a little more.
 const FUZZING: u64 = 15;
