@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::fuzz;
+use crate::{fuzz, lambda};
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -95,6 +95,14 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
     if wanted(Area::Store) {
         stage(&mut stages, "dynalite", || store_on_dynalite(&root))?;
     }
+    if wanted(Area::Aws) {
+        let mut zip = PathBuf::new();
+        stage(&mut stages, "lambda zip", || {
+            zip = lambda::build(&root, lambda::Arch::host()?)?;
+            Ok(())
+        })?;
+        stage(&mut stages, "lambda", || lambda_on_stand_ins(&root, &zip))?;
+    }
     if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
         stage(&mut stages, "demo", || cargo(&root, &demo))?;
@@ -158,7 +166,7 @@ fn store_on_dynalite(root: &Path) -> Result<()> {
         .args(TEST)
         .args(targets(names.iter().map(String::as_str)))
         .env("ZK_TEST_STORE", "dynamodb:us-east-1")
-        .env("AWS_ENDPOINT_URL_DYNAMODB", &dynalite.endpoint)
+        .env("AWS_ENDPOINT_URL_DYNAMODB", dynalite.endpoint())
         .env("AWS_ACCESS_KEY_ID", "test")
         .env("AWS_SECRET_ACCESS_KEY", "test")
         .stdout(Stdio::piped());
@@ -190,8 +198,28 @@ fn store_on_dynalite(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The tests of the function that is in `zip`.
+fn lambda_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
+    let dynalite = Dynalite::start(root)?;
+    let mut command = cargo_command(root);
+    command
+        .args(TEST)
+        .args(["--features", "zk-tests/aws"])
+        .args(targets(["lambda"]))
+        .env("PATH", aws_path(root)?)
+        .env("ZK_TEST_LAMBDA_ZIP", zip)
+        .env("ZK_TEST_DYNALITE", dynalite.endpoint())
+        .env("AWS_ENDPOINT_URL_DYNAMODB", dynalite.endpoint())
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test");
+    finish(&mut command)?;
+    let requests = dynalite.stop()?;
+    ensure!(requests > 0, "they ran on something else");
+    Ok(())
+}
+
 /// DynamoDB's stand-in, which ends when its standard input does.
-struct Dynalite {
+pub(crate) struct Dynalite {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
@@ -199,7 +227,7 @@ struct Dynalite {
 }
 
 impl Dynalite {
-    fn start(root: &Path) -> Result<Self> {
+    pub(crate) fn start(root: &Path) -> Result<Self> {
         let mut command = Command::new("node");
         command
             .args(["--eval", DYNALITE])
@@ -220,8 +248,12 @@ impl Dynalite {
         })
     }
 
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// How many requests it had.
-    fn stop(mut self) -> Result<u64> {
+    pub(crate) fn stop(mut self) -> Result<u64> {
         drop(self.stdin);
         let mut requests = String::new();
         self.stdout.read_to_string(&mut requests)?;
@@ -276,8 +308,11 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
             ("cc --version", "gcc"),
         ]);
     }
+    if needs(Area::Aws) {
+        programs.push(("curl --version", "curl"));
+    }
     if needs(Area::Store) || needs(Area::Aws) {
-        programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);
+        programs.extend(NODE);
     }
     if needs(Area::Fuzz) {
         programs.push(("c++ --version", "g++"));
@@ -297,16 +332,23 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     Ok(())
 }
 
-/// The stand-ins of AWS, and the tools of its Lambda: the directory of their
-/// programs.
+/// The stand-ins of AWS, and the tools of its Lambda.
 ///
 /// They have an environment of their own, as they want certain versions of
 /// packages that the others want too.
-pub(crate) fn aws_packages(root: &Path) -> Result<PathBuf> {
+pub(crate) fn aws_packages(root: &Path) -> Result<()> {
     system_programs(&[PYTHON])?;
     let environment = root.join("target/venv-aws");
-    python_packages(&environment, &[], &root.join("tests/aws-requirements.txt"))?;
-    Ok(environment.join("bin"))
+    python_packages(&environment, &[], &root.join("tests/aws-requirements.txt"))
+}
+
+/// PATH with AWS's stand-ins and the tools of its Lambda in front.
+pub(crate) fn aws_path(root: &Path) -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let rest = env::split_paths(&path);
+    Ok(env::join_paths(
+        [root.join("target/venv-aws/bin")].into_iter().chain(rest),
+    )?)
 }
 
 /// Installs `packages` in a Python environment, which is made if need be.
@@ -327,7 +369,7 @@ fn python_packages(environment: &Path, arguments: &[&str], packages: &Path) -> R
     )
 }
 
-fn npm_packages(root: &Path) -> Result<()> {
+pub(crate) fn npm_packages(root: &Path) -> Result<()> {
     let directory = root.join("target/node");
     fs::create_dir_all(&directory)?;
     let wanted = root.join("tests/package.json");
@@ -416,6 +458,9 @@ pub(crate) fn workspace_root() -> Result<PathBuf> {
 
 /// Python that can make environments.
 const PYTHON: (&str, &str) = ("python3 -c __import__('ensurepip')", "python3 python3-venv");
+
+/// What runs npm's packages, and installs them.
+pub(crate) const NODE: [(&str, &str); 2] = [("node --version", "nodejs"), ("npm --version", "npm")];
 
 /// Seconds for each fuzz target: time for its corpus, and a little more.
 const FUZZING: u64 = 15;
