@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -210,7 +210,9 @@ async fn while_the_store_is_away_lambda_is_told_to_try_again() {
 #[test]
 fn alone_it_says_who_starts_it() {
     let (_directory, bootstrap) = unzip();
-    let output = Command::new(bootstrap).env_clear().output().unwrap();
+    let mut alone = Command::new(bootstrap);
+    let alone = spawn(alone.env_clear().stdout(Stdio::piped()));
+    let output = alone.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("AWS Lambda starts this program"), "{said}");
@@ -391,7 +393,8 @@ impl Runtime {
         }
 
         let (directory, bootstrap) = unzip();
-        let mut function = Command::new(bootstrap)
+        let mut function = Command::new(bootstrap);
+        function
             .env_clear()
             .env("AWS_LAMBDA_RUNTIME_API", format!("http://{address}/.rt"))
             .env("AWS_LAMBDA_FUNCTION_NAME", "_")
@@ -403,9 +406,8 @@ impl Runtime {
             .env("AWS_SESSION_TOKEN", "test")
             .env("AWS_ENDPOINT_URL", endpoint)
             .env("ZK_PREFIX", prefix)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        let mut function = spawn(&mut function);
         let log = BufReader::new(function.stdout.take().unwrap());
         let (say, lines) = channel();
         thread::spawn(move || {
@@ -487,6 +489,17 @@ fn unzip() -> (TempDir, PathBuf) {
     zip.extract(directory.path()).unwrap();
     let bootstrap = directory.path().join("bootstrap");
     (directory, bootstrap)
+}
+
+/// Starts a program that was written just now: a child that another thread has
+/// started meanwhile may not have closed its copy of the file yet.
+fn spawn(command: &mut Command) -> Child {
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => thread::yield_now(),
+            started => return started.unwrap(),
+        }
+    }
 }
 
 fn variable(name: &str) -> String {

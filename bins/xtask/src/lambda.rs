@@ -81,6 +81,8 @@ pub(crate) fn build(root: &Path, arch: Arch) -> Result<PathBuf> {
     build
         .current_dir(root)
         .env("PATH", aws_path(root)?)
+        // what it makes for Zig's sake names the Zig of this tree
+        .env("CARGO_ZIGBUILD_CACHE_DIR", root.join("target/zigbuild"))
         .args(["lambda", "build", "--locked", "--profile", "dist"])
         .args(["--package", PACKAGE, "--target"])
         .arg(format!("{}.{major}.{minor}", arch.triple()))
@@ -94,11 +96,29 @@ pub(crate) fn build(root: &Path, arch: Arch) -> Result<PathBuf> {
     let program = fs::read(&bootstrap)
         .with_context(|| format!("cargo-lambda has made no {}", bootstrap.display()))?;
     Needs::of(&program)?.check(arch, GLIBC)?;
-    let zip = directory.join(format!("{PACKAGE}-{}.zip", arch.name()));
+    write(
+        &directory.join(format!("{PACKAGE}-{}.zip", arch.name())),
+        &program,
+    )
+}
+
+/// A zip of the program that `cargo test` has built: for this machine, and not
+/// for Lambda.
+pub(crate) fn zip_of_tests(root: &Path) -> Result<PathBuf> {
+    let program = root.join("target/debug").join(PACKAGE);
+    let program = fs::read(&program)
+        .with_context(|| format!("cargo test has built no {}", program.display()))?;
+    let directory = root.join("target/lambda");
+    fs::create_dir_all(&directory)?;
+    write(&directory.join(format!("{PACKAGE}-tests.zip")), &program)
+}
+
+/// Writes the zip of `program`, whole or not at all.
+fn write(zip: &Path, program: &[u8]) -> Result<PathBuf> {
     let unfinished = zip.with_extension("unfinished");
-    fs::write(&unfinished, pack(&program)?)?;
-    fs::rename(unfinished, &zip)?;
-    Ok(zip)
+    fs::write(&unfinished, pack(program)?)?;
+    fs::rename(unfinished, zip)?;
+    Ok(zip.to_owned())
 }
 
 /// Sees that Rust's own libraries are there for `arch`.
