@@ -22,10 +22,11 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use p256::ecdsa::SigningKey;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tokio::task::JoinSet;
 use zip::ZipArchive;
-use zk_bench::{ROUNDS, Row, by_turns};
+use zk_bench::{ROUNDS, Row, median};
 use zk_envelope::{
     BootId, ClockQuality, Content, DeviceId, KeyState, Moment, OwnerKey, Sealer, StreamId,
     Timestamp, TrustedKey, pack,
@@ -49,41 +50,40 @@ fn main() {
         let event = world.event(batch);
         runtime.block_on(world.take(&event));
         let item = runtime.block_on(world.stored());
-        let (client, table) = (world.client.clone(), world.store.table_names()[1].clone());
         let mut number = 0;
-        let rounds = by_turns(
-            ROUNDS,
-            || {
-                let events: Vec<_> = (0..TIMES).map(|_| world.event(batch)).collect();
-                let start = Instant::now();
-                for event in &events {
-                    runtime.block_on(world.take(event));
+        let (mut times, mut processor) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+            for turn in 0..2 * TURNS {
+                number += 1;
+                // who is first changes: ours, theirs, theirs, ours
+                if [0, 3].contains(&(turn % 4)) {
+                    let event = world.event(batch);
+                    ours.push(timed(|| runtime.block_on(world.take(&event))));
+                } else {
+                    let put = world.put(&item, batch, number);
+                    theirs.push(timed(|| runtime.block_on(put)));
                 }
-                start.elapsed().as_secs_f64() * 1e3 / f64::from(TIMES)
-            },
-            || {
-                let start = Instant::now();
-                for _ in 0..TIMES {
-                    number += 1;
-                    runtime.block_on(puts(&client, &table, &item, batch, number));
-                }
-                start.elapsed().as_secs_f64() * 1e3 / f64::from(TIMES)
-            },
-        );
+            }
+            let of = |side: &[Taken], what: fn(&Taken) -> f64| {
+                median(&side.iter().map(what).collect::<Vec<_>>())
+            };
+            times.push((of(&ours, |one| one.ms), of(&theirs, |one| one.ms)));
+            processor.push((of(&ours, |one| one.busy), of(&theirs, |one| one.busy)));
+        }
         let (ours, theirs) = match batch {
-            1 => (
-                "a message of one record",
-                "the bare PutItem of the same item",
-            ),
-            _ => (
-                "a message of 8 records",
-                "8 bare PutItems of the same items at once",
-            ),
+            1 => ("one record", "the bare PutItem of such an item"),
+            _ => ("8 records", "8 bare PutItems of such items at once"),
         };
-        let name = format!("lambda: {ours}, verified and stored");
-        Row::compare(&name, theirs, "ms", None, &rounds)
-            .print()
-            .unwrap();
+        for (what, unit, rounds) in [
+            ("verified and stored", "ms", &times),
+            ("the function's processor time", "µs", &processor),
+        ] {
+            let name = format!("lambda: a message of {ours}, {what}");
+            Row::compare(&name, theirs, unit, None, rounds)
+                .print()
+                .unwrap();
+        }
     }
 
     let directory = tempfile::tempdir().unwrap();
@@ -209,29 +209,41 @@ impl World {
         let page = self.client.scan().table_name(table).limit(1).send().await;
         page.unwrap().items()[0].clone()
     }
+
+    /// The same item so many times at once, under keys of their own.
+    async fn put(&self, item: &HashMap<String, AttributeValue>, at_once: usize, number: u32) {
+        let mut running = JoinSet::new();
+        for one in 0..at_once {
+            let mut item = item.clone();
+            let key = format!("2026-11-18T11:06:40.123Z#{number:016}{at_once:016}#{one:020}");
+            item.insert("timestamp".to_owned(), AttributeValue::S(key));
+            let table = &self.store.table_names()[1];
+            let put = self.client.put_item().table_name(table);
+            let put = put
+                .set_item(Some(item))
+                .condition_expression("attribute_not_exists(#d)")
+                .expression_attribute_names("#d", "deviceId");
+            running.spawn(put.send());
+        }
+        for put in running.join_all().await {
+            put.unwrap();
+        }
+    }
 }
 
-/// The same item so many times at once, under keys of their own.
-async fn puts(
-    client: &Client,
-    table: &str,
-    item: &HashMap<String, AttributeValue>,
-    at_once: usize,
-    number: u32,
-) {
-    let mut running = JoinSet::new();
-    for one in 0..at_once {
-        let mut item = item.clone();
-        let key = format!("2026-11-18T11:06:40.{number:03}Z#{at_once:032}#{one:020}");
-        item.insert("timestamp".to_owned(), AttributeValue::S(key));
-        let put = client.put_item().table_name(table).set_item(Some(item));
-        let put = put
-            .condition_expression("attribute_not_exists(#d)")
-            .expression_attribute_names("#d", "deviceId");
-        running.spawn(put.send());
-    }
-    for put in running.join_all().await {
-        put.unwrap();
+/// How long something took, and how long the processor was busy with it.
+struct Taken {
+    ms: f64,
+    busy: f64,
+}
+
+fn timed(work: impl FnOnce()) -> Taken {
+    let busy = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap();
+    let (start, before) = (Instant::now(), busy());
+    work();
+    Taken {
+        ms: start.elapsed().as_secs_f64() * 1e3,
+        busy: (busy() - before).as_secs_f64() * 1e6,
     }
 }
 
@@ -343,8 +355,8 @@ impl Drop for Program {
     }
 }
 
-/// Messages of one side's turn.
-const TIMES: u32 = 50;
+/// Turns of each side in a round, one message each.
+const TURNS: u32 = 51;
 
 /// Records before memory is read.
 const MESSAGES: usize = 1000;
