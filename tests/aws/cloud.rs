@@ -615,6 +615,7 @@ async fn the_next_run_completes_what_a_failure_stopped() {
             assert_eq!(inventory(&server), ALL, "after {what}");
             operator.destroy(true).await.unwrap();
         }
+        let is_unanswered = matches!(fault, Fault::Unanswered);
         for &number in &taking {
             operator.apply().await.unwrap();
             let fault = fault.clone();
@@ -623,7 +624,9 @@ async fn the_next_run_completes_what_a_failure_stopped() {
                 .fault(move |n, _| (n == number).then(|| fault.clone()));
             let stopped = operator.destroy(true).await;
             let what = &destroying[number];
-            assert!(stopped.is_err(), "{number} {what}: {stopped:?}");
+            // whether that one is gone is looked at, as its error doesn't tell
+            let is_gone = what.starts_with("DELETE /rules/") && is_unanswered;
+            assert_eq!(stopped.is_ok(), is_gone, "{number} {what}: {stopped:?}");
             operator.way.clear();
             operator
                 .destroy(true)
@@ -885,4 +888,22 @@ async fn a_queue_with_messages_is_kept_with_the_data() {
     assert_eq!(inventory(&server), kept);
     operator.destroy(true).await.unwrap();
     assert_eq!(inventory(&server), "");
+}
+
+/// moto can't play all of it: of certificates and of tags in IoT it knows too
+/// little. But what is missing, it says in AWS's words.
+#[tokio::test]
+async fn an_empty_account_is_one_on_moto_too() {
+    let server = StandIn::moto();
+    let operator = Operator::with(&server, &root(), false).await.unwrap();
+    operator.way.clear();
+    let plan = operator.plan().await.unwrap();
+    let planned = done(&plan.steps);
+    assert_eq!(planned.len(), 11, "{planned:?}");
+    assert!(
+        planned.iter().all(|step| step.starts_with("created ")),
+        "{planned:?}"
+    );
+    let none: Vec<String> = Vec::new();
+    assert_eq!(operator.way.changes(), none);
 }
