@@ -591,6 +591,32 @@ async fn a_rotation_and_a_revocation_are_completed_by_the_next_run() {
     }
 }
 
+/// An authority that another account has registered: AWS says that it exists, and
+/// it isn't here.
+#[tokio::test]
+async fn an_authority_of_another_account_is_told() {
+    let bench = Bench::new().await;
+    bench.way.fault(|_, call| {
+        let code = "ResourceAlreadyExistsException";
+        call.starts_with("POST /cacertificate")
+            .then_some(Fault::Refused(
+                409,
+                code,
+                "CA certificate already registered",
+            ))
+    });
+    let refused = bench.apply().await;
+    let Err(Error::AuthorityTaken { subject, region }) = &refused else {
+        panic!("{refused:?}");
+    };
+    assert!(subject.starts_with("CN=zk device CA "), "{subject}");
+    assert_eq!(region, REGION);
+    // once it is removed there, all is well
+    bench.way.clear();
+    bench.apply().await.unwrap();
+    assert_eq!(bench.plan().await, [""; 0]);
+}
+
 /// Whether a call is one for devices and their authority.
 fn is_of_devices(call: &str) -> bool {
     let ends = ["PutItem", "Scan", "GetItem"];

@@ -8,8 +8,8 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use zk_provision::{
-    Architecture, AwsDesired, AwsOptions, AwsSetup, Destroy, FunctionZip, LocalSetup, Others,
-    Secrets, Step,
+    Architecture, AwsDesired, AwsOptions, AwsSetup, Checked, Destroy, FunctionZip, LocalSetup,
+    Others, Secrets, Step,
 };
 
 use crate::arguments::{
@@ -60,7 +60,7 @@ pub(crate) async fn run(
                 Err(_) if given.lambda_zip.is_none() => None,
                 found => Some(found?),
             };
-            let found = setup.check(function.as_ref(), now).await;
+            let found = check(&setup, function.as_ref(), now).await;
             measured(outcome::checked(&found), &setup)
         }
         Command::Destroy(given) => {
@@ -192,7 +192,7 @@ async fn apply(
         let mut tell = |step: &Step| say(&outcome::line(step));
         steps = setup.apply(&desired, secrets, now, &mut tell).await?;
     }
-    let checked = setup.check(Some(&desired.function), now).await;
+    let checked = check(&setup, Some(&desired.function), now).await;
     let applied = Applied {
         plan: &plan,
         devices: &desired.devices,
@@ -202,6 +202,11 @@ async fn apply(
     };
     let outcome = outcome::applied(setup.local(), &applied, None);
     Ok((setup, outcome))
+}
+
+/// What there is, looked at piece by piece.
+async fn check(setup: &AwsSetup, function: Option<&FunctionZip>, now: SystemTime) -> Vec<Checked> {
+    setup.check(function, now).await
 }
 
 async fn destroy(
