@@ -160,7 +160,7 @@ impl StandIn {
     }
 
     /// A user of that name with this policy alone.
-    fn user(&self, name: &str, policy: &str) -> Credentials {
+    pub(crate) fn user(&self, name: &str, policy: &str) -> Credentials {
         let printed = self.boto3(&format!(
             "iam = client('iam')\n\
              iam.create_user(UserName={name:?})\n\
