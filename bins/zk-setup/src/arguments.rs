@@ -203,7 +203,8 @@ pub(crate) struct FunctionArguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) lambda_zip: Option<PathBuf>,
 
-    /// What it runs on: arm64, which costs less, or x86_64 [at first: arm64]
+    /// What it runs on: arm64, which costs less, or x86_64 [otherwise: what the file
+    /// says, arm64]
     #[arg(long, value_name = "arm64|x86_64", value_parser = architecture)]
     pub(crate) arch: Option<Architecture>,
 }
