@@ -512,7 +512,8 @@ async fn what_a_failure_stopped_is_completed_by_the_next_run() {
     }
 }
 
-/// The same for a change of key, its end, and a revocation.
+/// The same for a change of key, its end, and a revocation, at every call that
+/// changes something.
 #[tokio::test]
 async fn a_rotation_and_a_revocation_are_completed_by_the_next_run() {
     let bench = Bench::new().await;
@@ -522,46 +523,51 @@ async fn a_rotation_and_a_revocation_are_completed_by_the_next_run() {
     let now = SystemTime::now;
 
     for step in ["rotate", "finish", "revoke"] {
-        // what it asks when nothing goes wrong is known after the first time
-        let mut calls: Vec<String> = Vec::new();
-        let mut number = 0;
+        // what it asks is known once nothing has gone wrong
+        let mut failing: Option<Vec<(usize, String)>> = None;
         loop {
+            let next = failing.as_mut().map(|left| left.pop());
+            let (number, what) = match next {
+                None => (usize::MAX, "nothing".to_owned()),
+                Some(Some(next)) => next,
+                Some(None) => break,
+            };
             let (key, request) = bench.key();
             let rotate = async || {
-                let done = bench
-                    .setup
-                    .rotate_device(&request, None, &bench.passphrase, now());
+                let passphrase = &bench.passphrase;
+                let done = bench.setup.rotate_device(&request, None, passphrase, now());
                 done.await.map(|next| next.certificate.principal())
             };
-            let finish = async || bench.setup.finish_rotation(&device, now()).await.map(drop);
-            let revoke = async || bench.setup.revoke_device(&device, now()).await.map(drop);
-            let mut next = None;
+            let mut next = String::new();
             if step != "rotate" {
-                let principal = rotate().await.unwrap();
-                publish(&bench.root, &principal, &key, bench.owner.clone()).await;
-                next = Some(principal);
+                next = rotate().await.unwrap();
+                publish(&bench.root, &next, &key, bench.owner.clone()).await;
             }
             let run = async || match step {
                 "rotate" => rotate().await.map(drop),
-                "finish" => finish().await,
-                _ => revoke().await,
+                "finish" => bench.setup.finish_rotation(&device, now()).await.map(drop),
+                _ => bench.setup.revoke_device(&device, now()).await.map(drop),
             };
-            let what = calls.get(number).cloned().unwrap_or_default();
-            let faults: &[Fault] = match &what[..] {
-                "" => &[],
-                what if changes(what) => &[Fault::Lost, Fault::Unanswered],
-                _ => &[Fault::Lost],
-            };
-            for fault in faults {
-                bench.fail_at(number, fault);
+            if failing.is_some() {
+                bench.fail_at(number, &Fault::Lost);
                 let stopped = run().await;
                 assert!(stopped.is_err(), "{step}, {number} {what}: {stopped:?}");
+                // now it is among others, and is done, but for its answer
+                let lost = what.clone();
+                bench
+                    .way
+                    .fault(move |_, call| (call == lost).then_some(Fault::Unanswered));
+                let stopped = run().await;
+                assert!(stopped.is_err(), "{step}, {what}: {stopped:?}");
             }
             bench.way.clear();
             let done = run().await;
             assert!(done.is_ok(), "{step} after {what}: {done:?}");
-            if calls.is_empty() {
-                calls = bench.way.clear();
+            if failing.is_none() {
+                let calls = bench.way.clear().into_iter().enumerate();
+                let found: Vec<_> = calls.filter(|(_, call)| changes(call)).collect();
+                assert!(found.len() > 2, "{step}: {found:?}");
+                failing = Some(found);
             }
             assert_eq!(bench.plan().await, [""; 0], "{step} after {what}");
             let found = statuses(&iot).await;
@@ -570,25 +576,42 @@ async fn a_rotation_and_a_revocation_are_completed_by_the_next_run() {
                 "rotate" => assert!(active >= 2, "{what}: {found:?}"),
                 "finish" => {
                     assert_eq!(active, 1, "{what}: {found:?}");
-                    assert_eq!(found[next.as_ref().unwrap()], "ACTIVE", "{what}");
+                    assert_eq!(found[&next], "ACTIVE", "{what}");
                 }
-                // one revocation is all that a device has; the rest of the calls
-                // is looked at with another one
                 _ => {
-                    assert!(
-                        found.values().all(|status| status == "REVOKED"),
-                        "{found:?}"
-                    );
+                    let is_shut = found.values().all(|status| status == "REVOKED");
+                    assert!(is_shut, "{what}: {found:?}");
                     bench.start_anew().await;
                 }
             }
-            number += 1;
-            if number >= calls.len() {
-                break;
-            }
         }
-        assert!(calls.len() > 3, "{step}: {calls:?}");
     }
+}
+
+/// An authority that another account has registered: AWS says that it exists, and
+/// it isn't here.
+#[tokio::test]
+async fn an_authority_of_another_account_is_told() {
+    let bench = Bench::new().await;
+    bench.way.fault(|_, call| {
+        let code = "ResourceAlreadyExistsException";
+        call.starts_with("POST /cacertificate")
+            .then_some(Fault::Refused(
+                409,
+                code,
+                "CA certificate already registered",
+            ))
+    });
+    let refused = bench.apply().await;
+    let Err(Error::AuthorityTaken { subject, region }) = &refused else {
+        panic!("{refused:?}");
+    };
+    assert!(subject.starts_with("CN=zk device CA "), "{subject}");
+    assert_eq!(region, REGION);
+    // once it is removed there, all is well
+    bench.way.clear();
+    bench.apply().await.unwrap();
+    assert_eq!(bench.plan().await, [""; 0]);
 }
 
 /// Whether a call is one for devices and their authority.

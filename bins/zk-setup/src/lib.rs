@@ -25,7 +25,7 @@ use zk_provision::{
     Action, Checked, Destroy, Device, Gateway, LocalSetup, Others, Passphrase, Plan, Secrets, Step,
     Verdict,
 };
-use zk_store::{Options, Store};
+use zk_store::Store;
 
 use arguments::{
     Apply, CaCommand, Command, DesiredArguments, DeviceAdd, DeviceCommand, DeviceRotate,
@@ -307,7 +307,7 @@ async fn rotate_device(
 
 async fn store(setup: &LocalSetup) -> anyhow::Result<Store> {
     let uri = setup.store()?;
-    Store::open(&uri, Options::default())
+    Store::open(&uri, setup.store_options()?)
         .await
         .with_context(|| format!("store {uri}"))
 }

@@ -74,7 +74,7 @@ impl LocalSetup {
         let done = async {
             let mut trust = Trust::read(self)?;
             let owners = self.owner_stage(hand, &desired.owners, &trust.file)?;
-            self.reader_stage(hand, &gateway.uri, None)?;
+            self.reader_stage(hand, &gateway.uri, gateway.prefix.as_deref())?;
             let site = Site {
                 signer: &devices,
                 roots: Roots::of_gateway(gateways.certificate.as_ref()),

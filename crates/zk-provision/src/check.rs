@@ -13,7 +13,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
 use zk_envelope::{DeviceId, Timestamp};
-use zk_store::{Options, Store};
+use zk_store::Store;
 use zk_verify::DeviceRecord;
 
 use crate::config::Config;
@@ -282,8 +282,8 @@ impl LocalSetup {
     }
 
     async fn check_store(&self, found: &mut Found) -> Option<Vec<(String, DeviceRecord)>> {
-        let uri = self.store().ok()?;
-        let store = match Store::open(&uri, Options::default()).await {
+        let (uri, options) = (self.store().ok()?, self.store_options().ok()?);
+        let store = match Store::open(&uri, options).await {
             Ok(store) => store,
             Err(error) => {
                 found.error(&format!("store {uri}"), &error);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use zk_envelope::DeviceId;
-use zk_store::{Options, Store, StoreError, StoreUri};
+use zk_store::{Store, StoreError, StoreUri};
 
 use crate::check::{Answer, probe};
 use crate::device::NEXT;
@@ -194,7 +194,7 @@ impl LocalSetup {
         let path = match &uri {
             StoreUri::File(path) => path,
             other => {
-                let store = Store::open(other, Options::default()).await?;
+                let store = Store::open(other, self.store_options()?).await?;
                 let was_there = has_tables(&store).await?;
                 if !hand.plans() {
                     store.delete_tables().await?;
@@ -206,7 +206,7 @@ impl LocalSetup {
             }
         };
         if fs::metadata(path).is_ok_and(|found| found.len() > 0) {
-            let is_ours = match Store::open(&uri, Options::default()).await {
+            let is_ours = match Store::open(&uri, self.store_options()?).await {
                 Ok(store) => {
                     let found = has_tables(&store).await;
                     store.close().await;

@@ -279,12 +279,15 @@ impl LocalSetup {
         hand.file(&config_file, text.as_bytes(), PUBLIC, "as it is asked for")?;
 
         let uri = self.store_of(&config_file, &config)?;
-        let store = store_stage(hand, &uri).await?;
+        let options = options_of(&config);
+        let prefix = config.text("prefix").ok().map(str::to_owned);
+        let store = store_stage(hand, &uri, options).await?;
         let port = port_of(&config_file, &config)?;
         Ok(MadeGateway {
             certificate,
             endpoint: names.first().map(|name| endpoint(name, port)),
             uri,
+            prefix,
             store,
         })
     }
@@ -308,6 +311,15 @@ impl LocalSetup {
         let path = self.gateway_dir().join(CONFIG);
         let config = self.gateway_config(&path)?;
         self.store_of(&path, &config)
+    }
+
+    /// How it is opened: with the prefix that the gateway's configuration names.
+    ///
+    /// # Errors
+    /// As [`LocalSetup::store`].
+    pub fn store_options(&self) -> Result<Options, Error> {
+        let path = self.gateway_dir().join(CONFIG);
+        Ok(options_of(&self.gateway_config(&path)?))
     }
 
     fn store_of(&self, path: &Path, config: &Config<'_>) -> Result<StoreUri, Error> {
@@ -475,6 +487,8 @@ pub(crate) struct MadeGateway {
     /// Where devices reach it.
     pub(crate) endpoint: Option<String>,
     pub(crate) uri: StoreUri,
+    /// What the names of its tables begin with, if that is said.
+    pub(crate) prefix: Option<String>,
     /// `None` in the plan of a store.
     pub(crate) store: Option<Store>,
 }
@@ -511,7 +525,11 @@ pub(crate) fn copy_root(hand: &mut Hand<'_>, root: Option<&str>, to: &Path) -> R
 
 /// Makes what is missing of the store. In the plan of one that is no store yet
 /// it is `None`.
-async fn store_stage(hand: &mut Hand<'_>, uri: &StoreUri) -> Result<Option<Store>, Error> {
+async fn store_stage(
+    hand: &mut Hand<'_>,
+    uri: &StoreUri,
+    options: Options,
+) -> Result<Option<Store>, Error> {
     let (item, there) = match uri {
         StoreUri::File(path) => (
             Item::File(path.clone()),
@@ -521,7 +539,7 @@ async fn store_stage(hand: &mut Hand<'_>, uri: &StoreUri) -> Result<Option<Store
         other => (Item::Tables(other.clone()), Some(true)),
     };
     let store = match there {
-        Some(true) => Some(Store::open(uri, Options::default()).await?),
+        Some(true) => Some(Store::open(uri, options.clone()).await?),
         _ => None,
     };
     let complete = match &store {
@@ -543,7 +561,7 @@ async fn store_stage(hand: &mut Hand<'_>, uri: &StoreUri) -> Result<Option<Store
     }
     let mut made = None;
     if !hand.plans() {
-        made = Some(Store::create(uri, Options::default()).await?);
+        made = Some(Store::create(uri, options).await?);
     }
     hand.step(action, item, reason);
     Ok(made)
@@ -564,6 +582,14 @@ pub(crate) async fn has_tables(store: &Store) -> Result<bool, Error> {
         }
     }
     Ok(true)
+}
+
+fn options_of(config: &Config<'_>) -> Options {
+    let mut options = Options::default();
+    if let Ok(prefix) = config.text("prefix") {
+        prefix.clone_into(&mut options.prefix);
+    }
+    options
 }
 
 fn listen_of(path: &Path, config: &Config<'_>) -> Result<SocketAddr, Error> {

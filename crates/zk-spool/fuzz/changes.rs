@@ -371,11 +371,13 @@ impl Scene<'_> {
                 let (old, bytes) = (old.clone(), bytes.clone());
                 let name = self.name(name);
                 let refused = number(&name).is_some_and(|number| number >= 1 << 61);
+                // It was kept under another name, and comes back.
+                let older = self.files.get(&name) != Some(&bytes) && belongs(&name, &bytes);
                 if !keep {
                     self.files.remove(&old);
                 }
                 self.files.insert(name, bytes);
-                Some(if refused {
+                Some(if refused || older {
                     Level::Exchanged
                 } else {
                     Level::Damaged
@@ -449,6 +451,20 @@ impl Scene<'_> {
             13 => "zk-spool".into(),
             14 => format!("damaged/{below:020}.seg"),
             _ => format!("{:020}.seg", 1_u64 << 61),
+        }
+    }
+}
+
+/// Whether a spool would take the bytes for what it has written under that name.
+fn belongs(name: &str, bytes: &[u8]) -> bool {
+    match number(name) {
+        Some(number) => {
+            let mut copies = bytes.chunks_exact(SECTOR).take(2);
+            copies.any(|copy| fits(copy, header_checksum) && u64_at(copy, 16) == number)
+        }
+        None => {
+            let mut slots = bytes.chunks(SLOT_LEN);
+            name == "state" && slots.any(|slot| fits(slot, slot_checksum))
         }
     }
 }

@@ -543,3 +543,62 @@ const EXISTS: &str = "ResourceAlreadyExistsException";
 
 /// What was made a moment ago may not be known everywhere yet.
 const SOON: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_may_publish_to_its_own_topic_and_no_more() {
+        let names = Names {
+            prefix: "zk".into(),
+            partition: "aws-cn".into(),
+            region: "cn-north-1".into(),
+            account: "123456789012".into(),
+        };
+        let policy = policy(&names, &"pi-01".parse().unwrap());
+        let wanted = json!([
+            [
+                "iot:Publish",
+                "arn:aws-cn:iot:cn-north-1:123456789012:topic/Zymkey/pi-01"
+            ],
+            [
+                "iot:Connect",
+                "arn:aws-cn:iot:cn-north-1:123456789012:client/pi-01"
+            ],
+        ]);
+        let statements = policy["Statement"].as_array().unwrap();
+        let found: Vec<_> = statements
+            .iter()
+            .map(|statement| json!([statement["Action"], statement["Resource"]]))
+            .collect();
+        assert_eq!(Value::from(found), wanted);
+        assert!(
+            statements
+                .iter()
+                .all(|statement| statement["Effect"] == "Allow")
+        );
+        // AWS takes 2048 characters
+        let longest = names.thing(&"d".repeat(64).parse().unwrap());
+        assert!(longest.len() <= 128 && policy.to_string().len() < 2048);
+    }
+
+    /// A store may have others, of which AWS would not even be asked.
+    #[test]
+    fn ids_of_certificates_are_told_from_other_principals() {
+        let id = "0a".repeat(32);
+        assert!(is_id(&id));
+        for other in [
+            "",
+            "000000000000",
+            "AROAEXAMPLE:session",
+            &id[1..],
+            &format!("{id}0"),
+        ] {
+            assert!(!is_id(other), "{other}");
+        }
+        let arn = format!("arn:aws:iot:eu-central-1:123456789012:cert/{id}");
+        assert_eq!(id_in(&arn), id);
+    }
+}

@@ -23,24 +23,18 @@ impl Account {
         authority: Option<&str>,
     ) -> Result<(), Error> {
         let authorities = self.our_authorities().await?;
+        let things = self.our_things().await?;
         let mut removed = BTreeSet::new();
-        for thing in self.our_things().await? {
-            for arn in self.attached_to(&thing).await? {
-                if !hand.plans() {
-                    self.detach_from_thing(&thing, &arn).await?;
+        for thing in &things {
+            for arn in self.attached_to(thing).await? {
+                if is_id(id_in(&arn)) {
+                    self.remove_certificate(hand, &arn, Some(thing)).await?;
+                    removed.insert(id_in(&arn).to_owned());
+                } else if !hand.plans() {
+                    // something else than a certificate is not ours to remove
+                    self.detach_from_thing(thing, &arn).await?;
                 }
-                // something else than a certificate is not ours to remove
-                if !is_id(id_in(&arn)) {
-                    continue;
-                }
-                self.remove_certificate(hand, &arn).await?;
-                removed.insert(id_in(&arn).to_owned());
             }
-            self.remove_policy(hand, &thing).await?;
-            if !hand.plans() {
-                self.delete_thing(&thing).await?;
-            }
-            hand.resource(Action::Removed, THING, &thing, "");
         }
         // What a run that was interrupted has made, and hung on nothing.
         let known: BTreeSet<_> = authority
@@ -59,7 +53,7 @@ impl Account {
                     let reason = "it hangs on something that isn't ours";
                     hand.resource(Action::Kept, CERTIFICATE, id_in(&arn), reason);
                 } else {
-                    self.remove_certificate(hand, &arn).await?;
+                    self.remove_certificate(hand, &arn, None).await?;
                 }
             }
             if !authorities.contains(authority) {
@@ -76,6 +70,13 @@ impl Account {
                 }
                 hand.resource(Action::Removed, AUTHORITY, authority, "");
             }
+        }
+        for thing in &things {
+            self.remove_policy(hand, thing).await?;
+            if !hand.plans() {
+                self.delete_thing(thing).await?;
+            }
+            hand.resource(Action::Removed, THING, thing, "");
         }
         for policy in self.policies_by_prefix().await? {
             let is_told = |step: &crate::Step| matches!(&step.item, crate::Item::Resource { kind: POLICY, name } if *name == policy);
@@ -180,7 +181,14 @@ impl Account {
         }
     }
 
-    async fn remove_certificate(&self, hand: &mut Hand<'_>, arn: &str) -> Result<(), Error> {
+    /// Takes it off its `thing` only when it lets nobody in any more: what a run
+    /// that is interrupted leaves is found by that, or hangs on nothing.
+    async fn remove_certificate(
+        &self,
+        hand: &mut Hand<'_>,
+        arn: &str,
+        thing: Option<&str>,
+    ) -> Result<(), Error> {
         let id = id_in(arn);
         if !hand.plans() {
             for policy in self.policies_of(arn).await? {
@@ -189,6 +197,9 @@ impl Account {
             }
             if let Some(CertificateStatus::Active) = self.status_of(id).await? {
                 self.set_status(id, CertificateStatus::Inactive).await?;
+            }
+            if let Some(thing) = thing {
+                self.detach_from_thing(thing, arn).await?;
             }
             let delete = async || {
                 let deleted = self.iot.delete_certificate().certificate_id(id);
