@@ -450,6 +450,28 @@ async fn mistakes_are_told_before_anything_is_done() {
     world.json(0, &["plan"]);
 }
 
+/// MiniStack has no such accounts: it is what AWS answers.
+#[tokio::test]
+async fn an_authority_of_another_account_is_named_and_nothing_is_stuck() {
+    let bench = Bench::new().await;
+    bench.way.fault(|_, call| {
+        let answer = "CA Certificate already exists.";
+        let taken = Fault::Refused(409, "ResourceAlreadyExistsException", answer);
+        call.starts_with("POST /cacertificate").then_some(taken)
+    });
+    let taken = bench.apply().await.unwrap_err();
+    assert!(matches!(taken, Error::AuthorityTaken { .. }), "{taken:?}");
+    let said = taken.to_string();
+    for part in ["in another AWS account of eu-central-1", "empty directory"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    assert_eq!(inventory(&bench.root).await, BTreeSet::new());
+    // there it was removed
+    bench.way.clear();
+    bench.apply().await.unwrap();
+    assert_eq!(bench.plan().await, [""; 0]);
+}
+
 /// Whatever is asked of AWS for the devices may fail, or be done and its answer be
 /// lost: the next run completes it, and makes nothing twice.
 #[tokio::test]

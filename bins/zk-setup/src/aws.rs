@@ -125,8 +125,8 @@ impl Place<'_> {
         }
         done.with_context(|| {
             format!(
-                "nothing is set up in {} yet, so this goes to AWS, for which something is missing: \
-                 mend that, or, for a gateway of your own, give --target local",
+                "nothing is set up in {} yet, so this goes to AWS, and did not get far: mend that, \
+                 or, for a gateway of your own, give --target local",
                 self.arguments.dir.display()
             )
         })
