@@ -377,6 +377,14 @@ async fn mistakes_are_told_before_anything_is_done() {
         .env("AWS_ACCESS_KEY_ID", nobody.access_key_id())
         .env("AWS_SECRET_ACCESS_KEY", nobody.secret_access_key());
     says(&ended(rightless, 1), &["zk-setup policy"]);
+    says(
+        &world.fails(1, &["device", "revoke", "pi-01"]),
+        &["zk holds no setup", "zk-setup apply", "--dir"],
+    );
+    says(
+        &world.fails(1, &["plan", "--region", "EU Central"]),
+        &["\"EU Central\" is none of AWS's", "eu-central-1"],
+    );
     assert!(!world.path("zk").exists());
     assert_eq!(inventory(&world.root()).await, BTreeSet::new());
 

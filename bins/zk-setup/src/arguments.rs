@@ -477,7 +477,7 @@ Examples:
   zk-setup apply --device pi-01 --hsm zymkey:slot=0
   zk-setup apply --device pi-02 --csr pi-02.csr.pem --hsm zymkey:slot=0
   zk-setup apply --target local --device pi-01 --name gateway.example
-  zk-setup apply --region eu-central-1 --prefix greenhouse --device pi-01
+  zk-setup apply --region eu-central-1 --prefix greenhouse
   zk-setup apply --file zk-setup.toml
   zk-setup apply                       renews what is due, makes what is missing
 

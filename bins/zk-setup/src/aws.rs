@@ -243,14 +243,19 @@ async fn destroy(
     };
     let plan = setup.plan_destroy(what).await?;
     if !plan.has_changes() {
-        return Ok(outcome::destroyed(setup.local(), &plan.steps));
+        let place = place_of(setup);
+        return Ok(outcome::destroyed(setup.local(), &plan.steps, Some(&place)));
     }
     if !given.yes {
         question::about_destruction(setup.local(), &plan, Some(&place_of(setup)))?;
     }
     let mut tell = |step: &Step| say(&outcome::line(step));
     let steps = setup.destroy(what, &mut tell).await?;
-    Ok(outcome::destroyed(setup.local(), &steps))
+    Ok(outcome::destroyed(
+        setup.local(),
+        &steps,
+        Some(&place_of(setup)),
+    ))
 }
 
 async fn init_authority(

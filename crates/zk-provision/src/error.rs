@@ -277,7 +277,11 @@ pub enum Error {
     },
 
     /// The directory has no certificate authorities.
-    #[error("{} holds no setup: run `zk-setup ca init` first, or name another directory with --dir", dir.display())]
+    #[error(
+        "{} holds no setup: make one with `zk-setup apply`, or begin with `zk-setup ca init`, or \
+         name another directory with --dir",
+        dir.display()
+    )]
     NoAuthorities {
         /// The operator's directory.
         dir: PathBuf,
