@@ -377,6 +377,14 @@ async fn mistakes_are_told_before_anything_is_done() {
         .env("AWS_ACCESS_KEY_ID", nobody.access_key_id())
         .env("AWS_SECRET_ACCESS_KEY", nobody.secret_access_key());
     says(&ended(rightless, 1), &["zk-setup policy"]);
+    says(
+        &world.fails(1, &["device", "revoke", "pi-01"]),
+        &["zk holds no setup", "zk-setup apply", "--dir"],
+    );
+    says(
+        &world.fails(1, &["plan", "--region", "EU Central"]),
+        &["\"EU Central\" is none of AWS's", "eu-central-1"],
+    );
     assert!(!world.path("zk").exists());
     assert_eq!(inventory(&world.root()).await, BTreeSet::new());
 
@@ -448,6 +456,28 @@ async fn mistakes_are_told_before_anything_is_done() {
     assert_eq!(world.files(), files);
     assert_eq!(inventory(&world.root()).await, all);
     world.json(0, &["plan"]);
+}
+
+/// MiniStack has no such accounts: it is what AWS answers.
+#[tokio::test]
+async fn an_authority_of_another_account_is_named_and_nothing_is_stuck() {
+    let bench = Bench::new().await;
+    bench.way.fault(|_, call| {
+        let answer = "CA Certificate already exists.";
+        let taken = Fault::Refused(409, "ResourceAlreadyExistsException", answer);
+        call.starts_with("POST /cacertificate").then_some(taken)
+    });
+    let taken = bench.apply().await.unwrap_err();
+    assert!(matches!(taken, Error::AuthorityTaken { .. }), "{taken:?}");
+    let said = taken.to_string();
+    for part in ["in another AWS account of eu-central-1", "empty directory"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    assert_eq!(inventory(&bench.root).await, BTreeSet::new());
+    // there it was removed
+    bench.way.clear();
+    bench.apply().await.unwrap();
+    assert_eq!(bench.plan().await, [""; 0]);
 }
 
 /// Whatever is asked of AWS for the devices may fail, or be done and its answer be

@@ -59,7 +59,8 @@ pub enum Target {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "AWS")]
 pub(crate) struct AwsArguments {
-    /// A profile of ~/.aws/config
+    /// Whose credentials: a profile of ~/.aws/config [otherwise: those that AWS's own
+    /// tools would take]
     #[arg(long, global = true, env = "AWS_PROFILE", value_name = "NAME")]
     pub(crate) profile: Option<String>,
 
@@ -203,7 +204,8 @@ pub(crate) struct FunctionArguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) lambda_zip: Option<PathBuf>,
 
-    /// What it runs on: arm64, which costs less, or x86_64 [at first: arm64]
+    /// What it runs on: arm64, which costs less, or x86_64 [otherwise: what the file
+    /// says, arm64]
     #[arg(long, value_name = "arm64|x86_64", value_parser = architecture)]
     pub(crate) arch: Option<Architecture>,
 }
@@ -439,7 +441,7 @@ Examples:
   zk-setup policy                                        what the operator may do in AWS
 
 One thing at a time:
-  zk-setup ca init
+  zk-setup ca init --target local
   zk-setup gateway init --name gateway.example --name 192.0.2.7
   zk-setup device add pi-01 --csr pi-01.csr.pem --owner owner.pub.pem
   zk-setup device add pi-02 --hsm zymkey:slot=0          run on the device itself
@@ -473,8 +475,9 @@ Exit codes: 0 nothing to do, 1 failed, 2 wrong arguments, 3 something to do.";
 const APPLY_HELP: &str = "\
 Examples:
   zk-setup apply --device pi-01 --hsm zymkey:slot=0
-  zk-setup apply --device pi-02 --csr pi-02.csr.pem --name gateway.example
-  zk-setup apply --region eu-central-1 --prefix greenhouse --device pi-01
+  zk-setup apply --device pi-02 --csr pi-02.csr.pem --hsm zymkey:slot=0
+  zk-setup apply --target local --device pi-01 --name gateway.example
+  zk-setup apply --region eu-central-1 --prefix greenhouse
   zk-setup apply --file zk-setup.toml
   zk-setup apply                       renews what is due, makes what is missing
 

@@ -125,8 +125,8 @@ impl Place<'_> {
         }
         done.with_context(|| {
             format!(
-                "nothing is set up in {} yet, so this goes to AWS, for which something is missing: \
-                 mend that, or, for a gateway of your own, give --target local",
+                "nothing is set up in {} yet, so this goes to AWS, and did not get far: mend that, \
+                 or, for a gateway of your own, give --target local",
                 self.arguments.dir.display()
             )
         })
@@ -243,14 +243,19 @@ async fn destroy(
     };
     let plan = setup.plan_destroy(what).await?;
     if !plan.has_changes() {
-        return Ok(outcome::destroyed(setup.local(), &plan.steps));
+        let place = place_of(setup);
+        return Ok(outcome::destroyed(setup.local(), &plan.steps, Some(&place)));
     }
     if !given.yes {
         question::about_destruction(setup.local(), &plan, Some(&place_of(setup)))?;
     }
     let mut tell = |step: &Step| say(&outcome::line(step));
     let steps = setup.destroy(what, &mut tell).await?;
-    Ok(outcome::destroyed(setup.local(), &steps))
+    Ok(outcome::destroyed(
+        setup.local(),
+        &steps,
+        Some(&place_of(setup)),
+    ))
 }
 
 async fn init_authority(

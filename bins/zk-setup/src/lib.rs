@@ -219,14 +219,14 @@ async fn destroy(
     };
     let plan = setup.plan_destroy(what).await?;
     if !plan.has_changes() {
-        return Ok(outcome::destroyed(setup, &plan.steps));
+        return Ok(outcome::destroyed(setup, &plan.steps, None));
     }
     if !given.yes {
         question::about_destruction(setup, &plan, None)?;
     }
     let mut tell = |step: &Step| say(&outcome::line(step));
     let steps = setup.destroy(what, &mut tell).await?;
-    Ok(outcome::destroyed(setup, &steps))
+    Ok(outcome::destroyed(setup, &steps, None))
 }
 
 async fn init_gateway(

@@ -282,14 +282,18 @@ fn conspicuous(one: &Checked) -> Option<String> {
     ))
 }
 
-pub(crate) fn destroyed(setup: &LocalSetup, steps: &[Step]) -> Outcome {
+/// `place`: where else it was looked for.
+pub(crate) fn destroyed(setup: &LocalSetup, steps: &[Step], place: Option<&str>) -> Outcome {
     let is_removed = |step: &&Step| step.action == Action::Removed;
     let removed = steps.iter().filter(is_removed).count();
     let kept: Vec<_> = steps.iter().filter(|step| !is_removed(step)).collect();
     let text = match (removed, kept.len()) {
         (0, 0) => format!(
-            "there is nothing of zk-setup's in {}",
-            setup.dir().display()
+            "there is nothing of zk-setup's in {}{}",
+            setup.dir().display(),
+            place
+                .map(|place| format!(", nor in {place}"))
+                .unwrap_or_default()
         ),
         (0, kept) => format!("nothing to remove; {kept} left as they are"),
         (removed, kept) => format!("{removed} removed, {kept} left as they are"),

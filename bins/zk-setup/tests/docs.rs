@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use zk_setup::SetupFile;
+use clap::{Command, CommandFactory, Parser};
+use zk_setup::{Arguments, SetupFile};
 
 #[test]
 fn the_reference_has_every_key_and_no_other() {
@@ -55,6 +56,41 @@ fn the_template_is_taken_as_it_is_and_with_everything_that_it_shows() {
     assert!(full.aws.lambda_zip.is_some() && full.aws.roots.is_some());
     let device = &full.devices[&"pi-01".parse().unwrap()];
     assert!(device.csr.is_some() && device.hsm.is_some() && device.endpoint.is_some());
+}
+
+#[test]
+fn examples_in_the_help_can_be_typed() {
+    let mut seen = 0;
+    let mut open = vec![Arguments::command()];
+    while let Some(command) = open.pop() {
+        open.extend(command.get_subcommands().cloned());
+        for line in examples(&command) {
+            let words = line.split_whitespace();
+            let parsed = Arguments::try_parse_from(words);
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            seen += 1;
+        }
+    }
+    assert!(seen > 25, "{seen}");
+}
+
+/// The command's own lines, without what is said of them and what the shell does.
+fn examples(command: &Command) -> Vec<String> {
+    let help = command.get_after_help().map(ToString::to_string);
+    let help = help.unwrap_or_default();
+    help.lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| line.starts_with("zk-setup "))
+        .map(|line| {
+            let line = line.split("   ").next().unwrap();
+            let line = line.split(" | ").next().unwrap();
+            line.split(" > ")
+                .next()
+                .unwrap()
+                .trim_end_matches(" |")
+                .to_owned()
+        })
+        .collect()
 }
 
 #[test]

@@ -121,7 +121,7 @@ pub enum Error {
     #[cfg(feature = "aws")]
     #[error(
         "not permitted: {action} on {resource} ({said}): have it added to your policy; \
-         `zk-setup policy` prints all that is needed"
+         `zk-setup policy`, for the same --region and --prefix, prints all that is needed"
     )]
     Denied {
         /// The permission that is missing: `service:Action`.
@@ -257,8 +257,8 @@ pub enum Error {
     /// Nothing was found to sign requests to AWS with.
     #[cfg(feature = "aws")]
     #[error(
-        "no AWS credentials ({said}): log in (`aws sso login`, `aws configure`), and name the \
-         profile with --profile or AWS_PROFILE"
+        "no AWS credentials: log in (`aws sso login`, `aws configure`), and name the profile with \
+         --profile or AWS_PROFILE; `aws configure list-profiles` shows those there are ({said})"
     )]
     NoCredentials {
         /// Where they were looked for.
@@ -277,7 +277,11 @@ pub enum Error {
     },
 
     /// The directory has no certificate authorities.
-    #[error("{} holds no setup: run `zk-setup ca init` first, or name another directory with --dir", dir.display())]
+    #[error(
+        "{} holds no setup: make one with `zk-setup apply`, or begin with `zk-setup ca init`, or \
+         name another directory with --dir",
+        dir.display()
+    )]
     NoAuthorities {
         /// The operator's directory.
         dir: PathBuf,
@@ -435,6 +439,14 @@ pub enum Error {
     /// The system's random source failed; nothing was made.
     #[error("the system's random source failed: {0}")]
     Random(#[from] getrandom::Error),
+
+    /// A region that AWS can't have.
+    #[cfg(feature = "aws")]
+    #[error("region {region:?} is none of AWS's: they are called as in eu-central-1")]
+    Region {
+        /// The region.
+        region: String,
+    },
 
     /// The certificate request was refused.
     #[error("certificate request: {0}")]

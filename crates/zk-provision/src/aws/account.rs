@@ -55,6 +55,7 @@ impl Account {
     pub(crate) async fn over(config: &SdkConfig, prefix: &str) -> Result<Self, Error> {
         check_prefix(prefix)?;
         let region = config.region().ok_or(Error::NoRegion)?.to_string();
+        check_region(&region)?;
         let calls = Calls::default();
         macro_rules! client {
             ($sdk:ident) => {
@@ -257,5 +258,52 @@ pub(crate) fn check_prefix(prefix: &str) -> Result<(), Error> {
     }
 }
 
+/// Whether it looks like one: which there are, AWS alone knows.
+pub(crate) fn check_region(region: &str) -> Result<(), Error> {
+    let mut parts = region.rsplit('-');
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
+    let ends_well = parts.next().is_some_and(is_number);
+    if ends_well && region.len() <= 32 && parts.clone().count() >= 2 && parts.all(is_word) {
+        Ok(())
+    } else {
+        Err(Error::Region {
+            region: region.to_owned(),
+        })
+    }
+}
+
 /// The tag that says of what is found under a name that it is ours: the prefix.
 pub(crate) const TAG: &str = "zk:set-up";
+
+#[cfg(test)]
+mod tests {
+    use super::check_region;
+
+    #[test]
+    fn regions_are_called_as_regions_are() {
+        for region in [
+            "eu-central-1",
+            "us-gov-west-1",
+            "cn-north-1",
+            "ap-southeast-2",
+            "us-isob-east-1",
+            "eusc-de-east-1",
+        ] {
+            assert!(check_region(region).is_ok(), "{region}");
+        }
+        for region in [
+            "",
+            "*",
+            "EU Central",
+            "eu-central",
+            "eu-central-1a",
+            "eu--1",
+            "europe-1",
+            "eu-central-1.evil.example",
+            "-central-1",
+        ] {
+            assert!(check_region(region).is_err(), "{region}");
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::Error;
-use crate::aws::account::{Names, check_prefix};
+use crate::aws::account::{Names, check_prefix, check_region};
 
 /// The IAM policy of an operator of a set-up with this prefix, as JSON: exactly
 /// what plan, apply, check, destroy and the operations on devices ask, and of
@@ -20,9 +20,10 @@ use crate::aws::account::{Names, check_prefix};
 /// ```
 ///
 /// # Errors
-/// [`Error::Prefix`], [`Error::AccountId`].
+/// [`Error::Prefix`], [`Error::Region`], [`Error::AccountId`].
 pub fn operator_policy(account: &str, region: &str, prefix: &str) -> Result<String, Error> {
     check_prefix(prefix)?;
+    check_region(region)?;
     if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
         return Err(Error::AccountId {
             given: account.to_owned(),
@@ -209,8 +210,8 @@ const REGISTRY: &[&str] = &[
 /// Whether a device has connected.
 const READINGS: &[&str] = &["dynamodb:GetItem", "dynamodb:Query"];
 
-/// Whether what was forged has got there.
-const QUARANTINE: &[&str] = &["dynamodb:GetItem"];
+/// Whether what was forged has got there, and what was not.
+const QUARANTINE: &[&str] = &["dynamodb:GetItem", "dynamodb:Scan"];
 
 const SQS: &[&str] = &[
     "sqs:CreateQueue",
@@ -259,6 +260,8 @@ mod tests {
         }
         let refused = operator_policy("123456789012", "eu-central-1", "*");
         assert!(matches!(refused, Err(Error::Prefix { .. })));
+        let refused = operator_policy("123456789012", "*", "zk");
+        assert!(matches!(refused, Err(Error::Region { .. })));
     }
 
     /// Every call of this crate is named where it is made, as its permission.

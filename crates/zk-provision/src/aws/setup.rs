@@ -388,13 +388,18 @@ impl AwsSetup {
     /// refuses its certificates at once.
     ///
     /// # Errors
-    /// As [`LocalSetup::revoke_device`] and [`AwsSetup::apply`].
+    /// As [`LocalSetup::revoke_device`] and [`AwsSetup::apply`];
+    /// [`Error::NoAuthorities`] without a directory.
     pub async fn revoke_device(
         &self,
         device: &DeviceId,
         now: SystemTime,
     ) -> Result<RevokedDevice, Error> {
         clock_is_set(now)?;
+        if !self.local.dir().is_dir() {
+            let dir = self.local.dir().to_owned();
+            return Err(Error::NoAuthorities { dir });
+        }
         let signer = Signer::default();
         let store = self.store()?;
         let _lock = files::lock(self.local.dir())?;
