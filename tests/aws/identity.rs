@@ -527,7 +527,7 @@ async fn a_rotation_and_a_revocation_are_completed_by_the_next_run() {
         // what it asks is known once nothing has gone wrong
         let mut failing: Option<Vec<String>> = None;
         loop {
-            let next = failing.as_mut().map(|left| left.pop());
+            let next = failing.as_mut().map(Vec::pop);
             let what = match next {
                 None => "nothing".to_owned(),
                 Some(Some(next)) => next,
