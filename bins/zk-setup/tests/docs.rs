@@ -82,7 +82,7 @@ fn examples(command: &Command) -> Vec<String> {
         .filter_map(|line| line.strip_prefix("  "))
         .filter(|line| line.starts_with("zk-setup "))
         .map(|line| {
-            let line = line.split("   ").next().unwrap();
+            let line = line.split("  ").next().unwrap();
             let line = line.split(" | ").next().unwrap();
             line.split(" > ")
                 .next()
