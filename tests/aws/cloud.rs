@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_iam::config::Credentials;
 use stand_in::{Fault, REGION, StandIn, Way, changes, root};
@@ -32,7 +32,7 @@ impl Operator {
     /// One who may do no more than the printed policy says.
     async fn of(server: &StandIn) -> Self {
         let policy = operator_policy(&server.account(), REGION, "zk").unwrap();
-        let credentials = server.user("operator", &policy);
+        let credentials = server.operator("operator", &policy);
         Self::with(server, &credentials, false).await.unwrap()
     }
 
@@ -77,15 +77,18 @@ impl Operator {
             authorities: Some(&self.passphrase),
             owner: Some(&self.passphrase),
         };
-        self.setup
-            .apply(desired, secrets, SystemTime::now(), &mut |_| {})
-            .await
+        patient(async || {
+            let tell = &mut |_: &Step| {};
+            let now = SystemTime::now();
+            self.setup.apply(desired, secrets, now, tell).await
+        })
+        .await
     }
 
     async fn destroy(&self, data: bool) -> Result<Vec<Step>, Error> {
         // the authority stays: making one takes a while
         let what = Destroy { data, keys: false };
-        self.setup.destroy(what, &mut |_| {}).await
+        patient(async || self.setup.destroy(what, &mut |_| {}).await).await
     }
 
     /// Nothing is to be done.
@@ -93,6 +96,20 @@ impl Operator {
         let plan = self.plan().await.unwrap();
         assert!(!plan.has_changes(), "{}", said(&plan.steps));
     }
+}
+
+/// A test beside this one that starts a program shares the lock of the directory
+/// with it, until it has become that program.
+async fn patient(
+    mut run: impl AsyncFnMut() -> Result<Vec<Step>, Error>,
+) -> Result<Vec<Step>, Error> {
+    for _ in 0..1000 {
+        match run().await {
+            Err(Error::Busy { .. }) => tokio::time::sleep(Duration::from_millis(1)).await,
+            done => return done,
+        }
+    }
+    run().await
 }
 
 /// A zip file with a program of that architecture, which can't run, for these
@@ -119,10 +136,14 @@ fn write_zip(path: &Path, name: &str, mode: u32, bytes: &[u8]) {
     zip.finish().unwrap();
 }
 
-/// The steps in the account that are not kept.
+/// The steps in the account that are not kept, but for the authority, whose name a
+/// plan may not know yet.
 fn done(steps: &[Step]) -> Vec<String> {
-    let in_account =
-        |step: &&Step| matches!(step.item, Item::Resource { .. }) && step.action != Action::Kept;
+    let in_account = |step: &&Step| {
+        let is_shared = |kind: &str| !kind.contains("CA certificate");
+        step.action != Action::Kept
+            && matches!(step.item, Item::Resource { kind, .. } if is_shared(kind))
+    };
     let steps = steps.iter().filter(in_account);
     steps
         .map(|step| format!("{} {}", step.action, step.item))
@@ -594,6 +615,7 @@ async fn the_next_run_completes_what_a_failure_stopped() {
             assert_eq!(inventory(&server), ALL, "after {what}");
             operator.destroy(true).await.unwrap();
         }
+        let is_unanswered = matches!(fault, Fault::Unanswered);
         for &number in &taking {
             operator.apply().await.unwrap();
             let fault = fault.clone();
@@ -602,7 +624,9 @@ async fn the_next_run_completes_what_a_failure_stopped() {
                 .fault(move |n, _| (n == number).then(|| fault.clone()));
             let stopped = operator.destroy(true).await;
             let what = &destroying[number];
-            assert!(stopped.is_err(), "{number} {what}: {stopped:?}");
+            // whether that one is gone is looked at, as its error doesn't tell
+            let is_gone = what.starts_with("DELETE /rules/") && is_unanswered;
+            assert_eq!(stopped.is_ok(), is_gone, "{number} {what}: {stopped:?}");
             operator.way.clear();
             operator
                 .destroy(true)
@@ -630,7 +654,7 @@ async fn the_next_run_completes_what_a_failure_stopped() {
 async fn an_answer_that_is_lost_is_no_failure() {
     let server = StandIn::ministack();
     let policy = operator_policy(&server.account(), REGION, "zk").unwrap();
-    let credentials = server.user("operator", &policy);
+    let credentials = server.operator("operator", &policy);
     let operator = Operator::with(&server, &credentials, true).await.unwrap();
     let every_first = || {
         let mut last = String::new();
@@ -738,7 +762,10 @@ async fn failures_say_what_to_do() {
     for credentials in [
         Credentials::new("AKIAAAAAAAAAAAAAAAAA", "x", None, None, "test"),
         {
-            let good = server.user("other", r#"{"Version":"2012-10-17","Statement":[]}"#);
+            let good = server.operator(
+                "other",
+                &operator_policy(&server.account(), REGION, "zk").unwrap(),
+            );
             Credentials::new(good.access_key_id(), "x", None, None, "test")
         },
     ] {
@@ -754,15 +781,15 @@ async fn failures_say_what_to_do() {
     let cases = [
         ("dynamodb:CreateTable", "zk-devices"),
         ("sqs:CreateQueue", "zk-dead-letters"),
+        ("logs:PutRetentionPolicy", "zk-verifier"),
         ("iam:CreateRole", "zk-verifier"),
         ("lambda:CreateFunction", "zk-verifier"),
         ("iot:CreateTopicRule", "zk_verify"),
-        ("logs:PutRetentionPolicy", "zk-verifier"),
     ];
     for (number, (missing, on)) in cases.into_iter().enumerate() {
         let less = policy.replace(&format!("\"{missing}\""), "\"sqs:GetQueueUrl\"");
         assert_ne!(less, policy);
-        let credentials = server.user(&format!("less-{number}"), &less);
+        let credentials = server.operator(&format!("less-{number}"), &less);
         let operator = Operator::with(&server, &credentials, false).await.unwrap();
         let stopped = operator.apply().await.unwrap_err();
         let Error::Denied {
@@ -861,4 +888,22 @@ async fn a_queue_with_messages_is_kept_with_the_data() {
     assert_eq!(inventory(&server), kept);
     operator.destroy(true).await.unwrap();
     assert_eq!(inventory(&server), "");
+}
+
+/// moto can't play all of it: of certificates and of tags in IoT it knows too
+/// little. But what is missing, it says in AWS's words.
+#[tokio::test]
+async fn an_empty_account_is_one_on_moto_too() {
+    let server = StandIn::moto();
+    let operator = Operator::with(&server, &root(), false).await.unwrap();
+    operator.way.clear();
+    let plan = operator.plan().await.unwrap();
+    let planned = done(&plan.steps);
+    assert_eq!(planned.len(), 11, "{planned:?}");
+    assert!(
+        planned.iter().all(|step| step.starts_with("created ")),
+        "{planned:?}"
+    );
+    let none: Vec<String> = Vec::new();
+    assert_eq!(operator.way.changes(), none);
 }

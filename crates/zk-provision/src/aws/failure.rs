@@ -28,8 +28,8 @@ where
         };
         let kind = match &code {
             Some(code) => Kind::of(code, error.message().unwrap_or_default()),
-            None if is_unreachable(&error) => Kind::Unreachable,
             None if no_credentials(&error) => Kind::NoCredentials,
+            None if is_unreachable(&error) => Kind::Unreachable,
             None => Kind::Other,
         };
         kind.into_error(operation, resource, code, said)
@@ -171,11 +171,10 @@ fn denied(said: &str) -> Option<(String, Option<String>)> {
 
 /// Whether there was no answer at all.
 fn is_unreachable<E, R>(error: &SdkError<E, R>) -> bool {
-    match error {
-        SdkError::TimeoutError(_) => true,
-        SdkError::DispatchFailure(failure) => failure.is_io() || failure.is_timeout(),
-        _ => false,
-    }
+    matches!(
+        error,
+        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_)
+    )
 }
 
 /// Whether the request was never sent, because there was nothing to sign it with.

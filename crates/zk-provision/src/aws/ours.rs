@@ -24,14 +24,6 @@ impl Names {
         ]
     }
 
-    /// What the names of AWS's hosts end with.
-    pub(crate) fn dns_suffix(&self) -> &'static str {
-        match &self.partition[..] {
-            "aws-cn" => "amazonaws.com.cn",
-            _ => "amazonaws.com",
-        }
-    }
-
     /// Whether what was found under one of our names, with these tags, is ours;
     /// if so, whether the tags are all as they are to be.
     pub(crate) fn own<K, V>(

@@ -4,7 +4,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
 /// A policy of these statements.
-pub(super) fn policy(statements: Value) -> Value {
+pub(super) fn policy(statements: &[Value]) -> Value {
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
@@ -62,13 +62,13 @@ mod tests {
     use super::*;
 
     fn wanted() -> Value {
-        policy(json!([
-            { "Effect": "Allow", "Action": ["b:B", "a:A"], "Resource": "r" },
-            {
+        policy(&[
+            json!({ "Effect": "Allow", "Action": ["b:B", "a:A"], "Resource": "r" }),
+            json!({
                 "Effect": "Allow", "Action": "c:C", "Resource": ["s", "t"],
                 "Condition": { "StringEquals": { "aws:SourceAccount": "1" } },
-            },
-        ]))
+            }),
+        ])
     }
 
     #[test]
@@ -79,7 +79,7 @@ mod tests {
             {"Action":["a:A","b:B"],"Resource":["r"],"Effect":"Allow"}],
             "Version":"2012-10-17"}"#;
         assert!(says_the_same(there, &wanted()));
-        let one = policy(json!([{ "Effect": "Allow", "Action": "a:A", "Resource": "r" }]));
+        let one = policy(&[json!({ "Effect": "Allow", "Action": "a:A", "Resource": "r" })]);
         let there = r#"{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"a:A","Resource":"r"}}"#;
         assert!(says_the_same(there, &one));
     }

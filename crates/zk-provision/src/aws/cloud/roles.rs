@@ -41,27 +41,23 @@ impl Role {
     /// and messages that failed too often.
     pub(super) fn of_function(names: &Names) -> Self {
         let table = |name: &str| names.arn("dynamodb", &format!("table/{}-{name}", names.prefix));
-        let writes = [
-            "dynamodb:GetItem",
-            "dynamodb:PutItem",
-            "dynamodb:UpdateItem",
-        ];
         let streams = names.arn("logs", &format!("log-group:{}:*", names.log_group()));
         Self {
             name: names.function(),
             trust: trust(names, "lambda.amazonaws.com"),
-            rights: policy(json!([
-                allow(json!("dynamodb:GetItem"), json!(table("devices"))),
+            rights: policy(&[
+                allow(&["dynamodb:GetItem"], &[table("devices")]),
                 allow(
-                    json!(writes),
-                    json!([table("readings"), table("quarantine")])
+                    &[
+                        "dynamodb:GetItem",
+                        "dynamodb:PutItem",
+                        "dynamodb:UpdateItem",
+                    ],
+                    &[table("readings"), table("quarantine")],
                 ),
-                allow(
-                    json!(["logs:CreateLogStream", "logs:PutLogEvents"]),
-                    json!(streams)
-                ),
-                allow(json!("sqs:SendMessage"), json!(queue::arn(names))),
-            ])),
+                allow(&["logs:CreateLogStream", "logs:PutLogEvents"], &[streams]),
+                allow(&["sqs:SendMessage"], &[queue::arn(names)]),
+            ]),
         }
     }
 
@@ -70,10 +66,7 @@ impl Role {
         Self {
             name: names.rule_role(),
             trust: trust(names, "iot.amazonaws.com"),
-            rights: policy(json!([allow(
-                json!("sqs:SendMessage"),
-                json!(queue::arn(names))
-            )])),
+            rights: policy(&[allow(&["sqs:SendMessage"], &[queue::arn(names)])]),
         }
     }
 
@@ -82,17 +75,17 @@ impl Role {
     }
 }
 
-fn allow(action: Value, resource: Value) -> Value {
-    json!({ "Effect": "Allow", "Action": action, "Resource": resource })
+fn allow(actions: &[&str], resources: &[String]) -> Value {
+    json!({ "Effect": "Allow", "Action": actions, "Resource": resources })
 }
 
 fn trust(names: &Names, service: &str) -> Value {
-    policy(json!([{
+    policy(&[json!({
         "Effect": "Allow",
         "Principal": { "Service": service },
         "Action": "sts:AssumeRole",
         "Condition": { "StringEquals": { "aws:SourceAccount": names.account } },
-    }]))
+    })])
 }
 
 pub(super) async fn look(account: &Account, role: &Role) -> Result<Option<Found>, Error> {
