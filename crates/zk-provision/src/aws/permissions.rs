@@ -209,8 +209,8 @@ const REGISTRY: &[&str] = &[
 /// Whether a device has connected.
 const READINGS: &[&str] = &["dynamodb:GetItem", "dynamodb:Query"];
 
-/// Whether what was forged has got there.
-const QUARANTINE: &[&str] = &["dynamodb:GetItem"];
+/// Whether what was forged has got there, and why what was not.
+const QUARANTINE: &[&str] = &["dynamodb:GetItem", "dynamodb:Scan"];
 
 const SQS: &[&str] = &[
     "sqs:CreateQueue",
