@@ -102,10 +102,9 @@ impl SetupFile {
         if let Some(StoreUri::File(path)) = &mut file.gateway.store {
             *path = base.join(&*path);
         }
-        for path in [&mut file.aws.lambda_zip, &mut file.aws.roots] {
-            if let Some(path) = path {
-                *path = base.join(&*path);
-            }
+        let in_aws = [&mut file.aws.lambda_zip, &mut file.aws.roots];
+        for path in in_aws.into_iter().flatten() {
+            *path = base.join(&*path);
         }
         for (name, device) in &mut file.devices {
             if let Some(path) = &mut device.csr {

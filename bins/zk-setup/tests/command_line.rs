@@ -931,7 +931,7 @@ fn check_publishes_as_the_device() {
     assert!(cause.contains("signer-mismatch"), "{cause}");
 
     let at = zk_envelope::Timestamp::from(std::time::SystemTime::UNIX_EPOCH);
-    change(&|record| record.certificate = zk_envelope::KeyState::Revoked { at });
+    change(&|record| record.certificate = KeyState::Revoked { at });
     drop(runtime);
     let _runtime = place.gateway(&listen);
     let (code, found) = check();
