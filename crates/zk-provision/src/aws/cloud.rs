@@ -8,6 +8,8 @@ mod roles;
 mod rule;
 mod tables;
 
+use roles::Role;
+
 use crate::Error;
 use crate::aws::FunctionZip;
 use crate::aws::account::Account;
@@ -21,23 +23,30 @@ pub(crate) async fn cloud_stage(
     account: &Account,
     zip: &FunctionZip,
 ) -> Result<(), Error> {
-    let tables = tables::look(account).await?;
-    let queue = queue::look(account).await?;
-    let log_group = logs::look(account).await?;
-    let function_role = roles::Role::of_function(&account.names);
-    let found_function_role = roles::look(account, &function_role).await?;
-    let rule_role = roles::Role::of_rule(&account.names);
-    let found_rule_role = roles::look(account, &rule_role).await?;
-    let function = function::look(account).await?;
-    let rule = rule::look(account).await?;
+    let names = &account.names;
+    let (function_role, rule_role) = (Role::of_function(names), Role::of_rule(names));
+    // What is asked of an SDK is large, and would all be one future.
+    let tables = Box::pin(tables::look(account)).await?;
+    let queue = Box::pin(queue::look(account)).await?;
+    let log_group = Box::pin(logs::look(account)).await?;
+    let found_function_role = Box::pin(roles::look(account, &function_role)).await?;
+    let found_rule_role = Box::pin(roles::look(account, &rule_role)).await?;
+    let function = Box::pin(function::look(account)).await?;
+    let rule = Box::pin(rule::look(account)).await?;
 
-    tables::make(hand, account, tables).await?;
-    let queue = queue::make(hand, account, queue).await?;
-    logs::make(hand, account, log_group).await?;
-    roles::make(hand, account, &function_role, found_function_role).await?;
-    roles::make(hand, account, &rule_role, found_rule_role).await?;
-    function::make(hand, account, zip, function).await?;
-    rule::make(hand, account, rule, queue.as_deref()).await
+    Box::pin(tables::make(hand, account, tables)).await?;
+    let queue = Box::pin(queue::make(hand, account, queue)).await?;
+    Box::pin(logs::make(hand, account, log_group)).await?;
+    Box::pin(roles::make(
+        hand,
+        account,
+        &function_role,
+        found_function_role,
+    ))
+    .await?;
+    Box::pin(roles::make(hand, account, &rule_role, found_rule_role)).await?;
+    Box::pin(function::make(hand, account, zip, function)).await?;
+    Box::pin(rule::make(hand, account, rule, queue.as_deref())).await
 }
 
 /// Takes it away again, what uses something before what it uses. Tables stay
@@ -47,13 +56,15 @@ pub(crate) async fn cloud_destroy_stage(
     account: &Account,
     with_data: bool,
 ) -> Result<(), Error> {
-    rule::remove(hand, account).await?;
-    function::remove(hand, account).await?;
-    logs::remove(hand, account).await?;
-    roles::remove(hand, account, &roles::Role::of_function(&account.names)).await?;
-    roles::remove(hand, account, &roles::Role::of_rule(&account.names)).await?;
-    queue::remove(hand, account, with_data).await?;
-    tables::remove(hand, account, with_data).await
+    let names = &account.names;
+    Box::pin(rule::remove(hand, account)).await?;
+    Box::pin(function::remove(hand, account)).await?;
+    Box::pin(logs::remove(hand, account)).await?;
+    for role in [Role::of_function(names), Role::of_rule(names)] {
+        Box::pin(roles::remove(hand, account, &role)).await?;
+    }
+    Box::pin(queue::remove(hand, account, with_data)).await?;
+    Box::pin(tables::remove(hand, account, with_data)).await
 }
 
 /// What is there under one of our names, if it is ours. If it isn't, that it

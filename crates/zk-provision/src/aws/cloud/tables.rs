@@ -250,15 +250,14 @@ async fn mend(
         if tag_it {
             tag_table(account, table).await?;
         }
-        if bill || protect {
-            let mut request = account
-                .dynamodb
-                .update_table()
-                .table_name(&table.name)
-                .deletion_protection_enabled(true);
-            if bill {
-                request = request.billing_mode(BillingMode::PayPerRequest);
-            }
+        let update = || account.dynamodb.update_table().table_name(&table.name);
+        let protection = update().deletion_protection_enabled(true);
+        let billing = update().billing_mode(BillingMode::PayPerRequest);
+        // AWS takes one change at a time
+        for request in [(protect, protection), (bill, billing)]
+            .into_iter()
+            .filter_map(|(is_due, request)| is_due.then_some(request))
+        {
             let changed = request.send().await;
             changed.map_err(failed("dynamodb:UpdateTable", &resource))?;
             settled(account, table).await?;
