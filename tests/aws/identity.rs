@@ -7,7 +7,6 @@
 //! `cargo test --workspace --features zk-tests/aws --test aws_identity`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-#[allow(dead_code)]
 mod stand_in;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,7 @@
 //! MiniStack and moto, which play AWS on this machine, and the way to them, on
 //! which requests are counted and go astray.
+// each test needs a part of it
+#![allow(dead_code)]
 
 use std::fmt;
 use std::fs;
@@ -30,6 +32,7 @@ pub(crate) const REGION: &str = "eu-central-1";
 pub(crate) struct StandIn {
     process: Child,
     at: SocketAddr,
+    mqtt: u16,
     dir: TempDir,
     python: Mutex<Option<Python>>,
 }
@@ -50,6 +53,8 @@ impl StandIn {
                 .env("AUTH", "true")
                 .env("BIND_HOST", "127.0.0.1")
                 .env("GATEWAY_PORT", port.to_string())
+                // for the functions that it runs
+                .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}"))
                 .env("IOT_MTLS_PORT", other.to_string());
         })
     }
@@ -87,6 +92,7 @@ impl StandIn {
         let mut this = Self {
             process,
             at,
+            mqtt: other_port,
             dir,
             python: Mutex::new(None),
         };
@@ -106,6 +112,11 @@ impl StandIn {
     /// Its URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.at)
+    }
+
+    /// Where MiniStack takes MQTT over TLS, on 127.0.0.1.
+    pub(crate) fn mqtt(&self) -> u16 {
+        self.mqtt
     }
 
     /// A configuration for it with these credentials, over that way.
@@ -250,7 +261,8 @@ pub(crate) fn root() -> Credentials {
     Credentials::new("test", "test", None, None, "test")
 }
 
-fn environment() -> PathBuf {
+/// Where `cargo xtask test aws` installs it all.
+pub(crate) fn environment() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     root.join("target/venv-aws")
 }

@@ -108,6 +108,7 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             Ok(())
         })?;
         stage(&mut stages, "lambda", || lambda_on_stand_ins(&root, &zip))?;
+        stage(&mut stages, "AWS", || set_up_on_stand_ins(&root, &zip))?;
     }
     if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
@@ -224,6 +225,23 @@ fn lambda_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The tests of a set-up in AWS, which run the programs, and upload `zip`.
+fn set_up_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
+    let tests = targets(["aws_cloud", "aws_identity", "aws_end_to_end"]);
+    let features = ["--features", "zk-tests/aws"];
+    // with the tests, as without them the programs' dependencies were others
+    let mut build = cargo_command(root);
+    build
+        .arg("build")
+        .args(&TEST[1..])
+        .args(features)
+        .args(&tests);
+    finish(build.args(["--bin", "zk-setup", "--bin", "zk-reader"]))?;
+    let mut command = cargo_command(root);
+    command.args(TEST).args(features).args(&tests);
+    finish(command.env("ZK_TEST_LAMBDA_ZIP", zip))
+}
+
 /// DynamoDB's stand-in, which ends when its standard input does.
 pub(crate) struct Dynalite {
     child: Child,
@@ -315,7 +333,7 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
         ]);
     }
     if needs(Area::Aws) {
-        programs.push(("curl --version", "curl"));
+        programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
     }
     if needs(Area::Store) || needs(Area::Aws) {
         programs.extend(NODE);

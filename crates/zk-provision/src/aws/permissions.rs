@@ -210,7 +210,7 @@ const REGISTRY: &[&str] = &[
 /// Whether a device has connected.
 const READINGS: &[&str] = &["dynamodb:GetItem", "dynamodb:Query"];
 
-/// Whether what was forged has got there, and what was not.
+/// Whether what was forged has got there, and why what was not.
 const QUARANTINE: &[&str] = &["dynamodb:GetItem", "dynamodb:Scan"];
 
 const SQS: &[&str] = &[
