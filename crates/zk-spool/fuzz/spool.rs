@@ -135,8 +135,10 @@ struct Run {
     peeked: Vec<Record>,
     losses: Vec<Loss>,
     appended: u64,
-    /// An error of the medium was asked for.
+    /// An error of the medium was asked for, since something was done to the files or
+    /// ever.
     failing: bool,
+    failed: bool,
 }
 
 impl Run {
@@ -225,6 +227,7 @@ impl Run {
             }
             Op::Fail(after) => {
                 self.failing = true;
+                self.failed = true;
                 self.storage
                     .fail_at(self.storage.operations() + 1 + u64::from(*after % 16));
                 return Some(spool);
@@ -253,6 +256,11 @@ impl Run {
         let after = self.storage.after_cut(cut);
         drop(spool);
         self.storage = after;
+        // Where the log ends, and so what an unfinished window has lost, is told by what
+        // may not be true.
+        if self.level > Level::Damaged {
+            self.waiting.clear();
+        }
     }
 
     // ---- appending ----
@@ -562,6 +570,14 @@ impl Run {
             level,
             ..
         } = scene;
+        let names: BTreeSet<&String> = before.keys().chain(files.keys()).collect();
+        let differs = |name: &&String| before.get(*name) != files.get(*name);
+        let touched: BTreeSet<&String> = names
+            .into_iter()
+            .filter(differs)
+            .chain(unreadable.iter().map(|(name, _)| name))
+            .collect();
+        let touched = touched.len();
         self.storage = FaultStorage::new();
         for (name, bytes) in &files {
             self.storage.put(name, bytes.clone());
@@ -575,11 +591,11 @@ impl Run {
         self.delivered.clear();
         let newest = segments(&before).last().map_or(0, |(number, _)| number);
         self.highest = self.highest.max(newest);
-        let left = Left::of(&before, &files, self.highest);
         let len = |files: &Files, name: &str| files.get(name).map_or(0, Vec::len);
         let gone = segments(&before).any(|(_, name)| len(&files, &name) < len(&before, &name));
         self.versions.push(before);
-        self.expect(level, left);
+        let left = Left::of(&self.versions, &files, &self.unreadable, self.highest);
+        self.expect(level, left, touched);
 
         // All that comes of it is looked at in a copy.
         let mut looked = self.inspect(&files);
@@ -603,14 +619,22 @@ impl Run {
         self.open()
     }
 
-    /// What can be asked of what is there now.
-    fn expect(&mut self, level: Level, left: Left) {
+    /// What can be asked of what is there now, after so many files were changed.
+    fn expect(&mut self, level: Level, left: Left, touched: usize) {
         self.level = level;
         if left.unaware {
             self.level = level.max(Level::Exchanged);
         }
         self.durable = left.durable;
-        if left.nothing || self.level > Level::Damaged {
+        if self.level > Level::Damaged {
+            self.durable.clear();
+        }
+        // What two damaged files no longer tell of each other, or one since it was damaged
+        // before, is not modelled here: of that it is not asked that losses are named. Nor
+        // where an operation failed between a loss and its copy, which one damaged slot
+        // then makes forgotten.
+        let simple = self.changes == 1 && touched <= 1 && !self.failed;
+        if left.nothing || self.level > Level::Damaged || !simple {
             self.waiting.clear();
         }
         match self.level {
@@ -632,7 +656,7 @@ impl Run {
     fn check_kept(&mut self, spool: &Spool, before: &[Loss]) {
         let after = spool.losses().unwrap();
         let forgotten = |loss: &Loss| loss.reason == Reason::Several;
-        if self.level > Level::Damaged || after.iter().any(forgotten) {
+        if self.level > Level::Damaged || self.failed || after.iter().any(forgotten) {
             return;
         }
         for loss in before {
