@@ -535,7 +535,7 @@ impl Left {
         highest: u64,
     ) -> Self {
         let before = versions.last().unwrap_or(after);
-        // What can't be read tells as little as what is overwritten.
+        // What can't be read tells as little as what is damaged.
         let mut after = after.clone();
         for (name, place) in unreadable {
             let Some(bytes) = after.get_mut(name) else {
@@ -543,7 +543,7 @@ impl Left {
             };
             let end = place.end.min(bytes.len() as u64) as usize;
             if let Some(bytes) = bytes.get_mut(place.start as usize..end) {
-                bytes.fill(0);
+                bytes.iter_mut().for_each(|byte| *byte ^= 0xA5);
             }
         }
         let after = &after;
