@@ -246,6 +246,18 @@ fn whole_frames(number: u64, stream: [u8; 16], segment: &[u8]) -> impl Iterator<
     })
 }
 
+/// Whether all but the newest end with a `sealed` frame.
+pub(crate) fn all_sealed(files: &Files) -> bool {
+    let mut older: Vec<_> = segments(files).collect();
+    older.pop();
+    older.iter().all(|(number, name)| {
+        let bytes = &files[name];
+        let stream = header_of(*number, bytes).unwrap_or_default();
+        let last = whole_frames(*number, stream, bytes).last();
+        last.is_some_and(|frame| frame[12..14] == [0, 4] && bytes.ends_with(frame))
+    })
+}
+
 /// The sequence behind a frame's.
 fn next(frame: &[u8]) -> u64 {
     u64_at(frame, 16).wrapping_add(array(frame, 14).map_or(0, u16::from_be_bytes).into())
