@@ -3,9 +3,9 @@
 //! nobody wrote under a checksum that is right. It may also begin in a directory
 //! of any content.
 //!
-//! Whatever is in the files, the spool opens or refuses them, is drained in an end,
-//! gives no sequence out twice, and names or delivers what it took itself. What may
-//! be asked beyond that depends on what was done to them: [`Level`].
+//! Whatever is in the files, the spool opens or refuses them, and is drained in an end.
+//! How far it may be asked that no sequence is given out twice, and that what it took
+//! is delivered or named, depends on what was done to them: [`Level`].
 #![no_main]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -511,7 +511,8 @@ impl Run {
         let Some(spool) = self.again(spool) else {
             return;
         };
-        assert_eq!(spool.stream(), stream);
+        // Forged numbers may have come to their end.
+        assert!(spool.stream() == stream || self.level == Level::Forged);
         self.drain(&spool);
     }
 
