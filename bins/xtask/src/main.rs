@@ -75,7 +75,7 @@ fn main() -> ExitCode {
             target,
             seconds,
             keep,
-        } => fuzz::run(target, seconds, keep),
+        } => fuzz::run(target, seconds, None, keep),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
