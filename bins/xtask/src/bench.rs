@@ -54,10 +54,12 @@ enum Area {
     Gateway,
     /// The Lambda function over dynalite, against bare writes to it; its program.
     Lambda,
+    /// A set-up in AWS looked at, made and taken away: calls and time, on MiniStack.
+    Aws,
 }
 
 impl Area {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Seal,
         Self::Hsm,
         Self::Verify,
@@ -65,6 +67,7 @@ impl Area {
         Self::Store,
         Self::Gateway,
         Self::Lambda,
+        Self::Aws,
     ];
 
     /// The bench targets, and what to tell each.
@@ -77,6 +80,7 @@ impl Area {
             Self::Store => &[("gateway", &["store"])],
             Self::Gateway => &[("gateway", &["nginx"])],
             Self::Lambda => &[("lambda", &[])],
+            Self::Aws => &[("aws", &[])],
         }
     }
 }
@@ -148,6 +152,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("measuring {}", format!("{area:?}").to_lowercase());
         rows.extend(match area {
             Area::Lambda => measure_lambda(&root, &executables, &machine)?,
+            Area::Aws => {
+                let zip = lambda::build(&root, lambda::Arch::host()?)?;
+                let environment = [
+                    ("PATH", aws_path(&root)?),
+                    ("ZK_BENCH_LAMBDA_ZIP", zip.into()),
+                ];
+                measure(&executables, &machine, area, &environment)?
+            }
             _ => measure(&executables, &machine, area, &[])?,
         });
     }
