@@ -198,3 +198,70 @@ fn gateway_toml_is_documented_as_it_is_parsed() {
         Ok(format!("{config:?}"))
     });
 }
+
+/// Each command of the page, as its program takes it: with `--help` behind it nothing
+/// is done, but all before that has to be understood.
+#[test]
+fn the_way_through_aws_is_typed_as_it_stands() {
+    let page = fs::read_to_string(root().join("docs/provisioning.md")).unwrap();
+    let programs = std::env::current_exe().unwrap();
+    // target/debug/deps/docs-HASH
+    let programs = programs.parent().unwrap().parent().unwrap();
+    let mut seen = Vec::new();
+    for line in page.lines().filter(|line| line.starts_with("    ")) {
+        // what it is fed with, and where its output goes, is the shell's
+        let command = line.trim().rsplit(" | ").next().unwrap();
+        let command = command.split(" > ").next().unwrap();
+        let mut words = command.split_whitespace();
+        let program = words.next().unwrap();
+        if !["zk-setup", "zk-ctl", "zk-agent", "zk-reader"].contains(&program) {
+            continue;
+        }
+        let path = programs.join(program);
+        assert!(
+            path.exists(),
+            "{} is missing: `cargo build --workspace` makes it",
+            path.display()
+        );
+        let output = std::process::Command::new(path)
+            .args(words)
+            .arg("--help")
+            .env_clear()
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {said}");
+        seen.push(program.to_owned());
+    }
+    assert!(seen.len() > 25, "{seen:?}");
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 4, "{seen:?}");
+}
+
+/// What the page says that a program says stands in one.
+#[test]
+fn what_is_said_to_be_told_is_told() {
+    let page = fs::read_to_string(root().join("docs/provisioning.md")).unwrap();
+    let table = page.split("| it says | what to do |").nth(1).unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    let mut sources = String::new();
+    for file in [
+        "crates/zk-provision/src/error.rs",
+        "crates/zk-hsm/src/error.rs",
+        "bins/zk-setup/src/aws.rs",
+        "bins/zk-setup/src/question.rs",
+    ] {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        // a text may go on in the next line
+        let lines = text.split("\\\n").map(str::trim_start);
+        sources.push_str(&lines.collect::<String>());
+    }
+    let mut rows = 0;
+    for row in table.lines().filter(|row| row.starts_with("| `")) {
+        let said = row.split('`').nth(1).unwrap();
+        assert!(sources.contains(said), "nothing says {said:?}");
+        rows += 1;
+    }
+    assert!(rows > 20, "{rows}");
+}

@@ -41,7 +41,22 @@ impl Nginx {
     /// # Panics
     /// If it can't be started.
     pub fn start(certificate: &Path, key: &Path, clients: &Path, answer: &str) -> Self {
-        let mut tries = (0..10).filter_map(|_| Self::try_start(certificate, key, clients, answer));
+        let answer = format!("return 200 '{answer}';");
+        Self::start_with(certificate, key, clients, &answer)
+    }
+
+    /// The same, but what comes from a client with a certificate is passed on as
+    /// nginx's directives `pass` say.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub fn in_front(certificate: &Path, key: &Path, clients: &Path, pass: &str) -> Self {
+        let location = format!("location / {{ {pass} }}");
+        Self::start_with(certificate, key, clients, &location)
+    }
+
+    fn start_with(certificate: &Path, key: &Path, clients: &Path, server: &str) -> Self {
+        let mut tries = (0..10).filter_map(|_| Self::try_start(certificate, key, clients, server));
         tries.next().expect("free ports")
     }
 
@@ -52,7 +67,7 @@ impl Nginx {
     }
 
     /// `None` if a port that was free has been taken meanwhile.
-    fn try_start(certificate: &Path, key: &Path, clients: &Path, answer: &str) -> Option<Self> {
+    fn try_start(certificate: &Path, key: &Path, clients: &Path, server: &str) -> Option<Self> {
         let dir = TempDir::new().unwrap();
         let mut servers = String::new();
         let mut ports = Vec::new();
@@ -65,11 +80,7 @@ impl Nginx {
                 free.push(listener);
                 ports.push(((version, how), port));
                 let listen = format!("listen 127.0.0.1:{port} ssl; ssl_protocols {version};");
-                writeln!(
-                    servers,
-                    "server {{ {listen} {how} return 200 '{answer}'; }}"
-                )
-                .unwrap();
+                writeln!(servers, "server {{ {listen} {how} {server} }}").unwrap();
             }
         }
         drop(free);

@@ -2,6 +2,7 @@
 //! rows.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use zk_bench::{Bar, Row};
 
-use crate::test::{cargo_command, system_programs, workspace_root};
+use crate::lambda;
+use crate::test::{
+    Dynalite, NODE, aws_path, cargo_command, npm_packages, system_programs, workspace_root,
+};
 
 /// What to measure, where, and how to say it.
 #[derive(clap::Args, Debug)]
@@ -48,16 +52,22 @@ enum Area {
     Store,
     /// The gateway with its store off, against nginx.
     Gateway,
+    /// The Lambda function over dynalite, against bare writes to it; its program.
+    Lambda,
+    /// A set-up in AWS looked at, made and taken away: calls and time, on MiniStack.
+    Aws,
 }
 
 impl Area {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Seal,
         Self::Hsm,
         Self::Verify,
         Self::Spool,
         Self::Store,
         Self::Gateway,
+        Self::Lambda,
+        Self::Aws,
     ];
 
     /// The bench targets, and what to tell each.
@@ -69,6 +79,8 @@ impl Area {
             Self::Spool => &[("spool", &[]), ("rivals", &[])],
             Self::Store => &[("gateway", &["store"])],
             Self::Gateway => &[("gateway", &["nginx"])],
+            Self::Lambda => &[("lambda", &[])],
+            Self::Aws => &[("aws", &[])],
         }
     }
 }
@@ -105,6 +117,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if areas.contains(&Area::Spool) {
         system_programs(&[("strace --version", "strace")])?;
     }
+    if areas.contains(&Area::Lambda) {
+        system_programs(&NODE)?;
+        npm_packages(&root)?;
+    }
     let dir = arguments.dir.clone();
     let dir = dir.unwrap_or_else(|| root.join("target/bench"));
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -134,7 +150,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut rows = Vec::new();
     for area in areas {
         eprintln!("measuring {}", format!("{area:?}").to_lowercase());
-        rows.extend(measure(&executables, &machine, area)?);
+        rows.extend(match area {
+            Area::Lambda => measure_lambda(&root, &executables, &machine)?,
+            Area::Aws => {
+                let zip = lambda::build(&root, lambda::Arch::host()?)?;
+                let environment = [
+                    ("PATH", aws_path(&root)?),
+                    ("ZK_BENCH_LAMBDA_ZIP", zip.into()),
+                ];
+                measure(&executables, &machine, area, &environment)?
+            }
+            _ => measure(&executables, &machine, area, &[])?,
+        });
     }
     let report = Report { machine, rows };
     if arguments.json {
@@ -190,6 +217,7 @@ fn measure(
     executables: &HashMap<String, PathBuf>,
     machine: &Machine,
     area: Area,
+    environment: &[(&str, OsString)],
 ) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (name, arguments) in area.targets() {
@@ -199,6 +227,7 @@ fn measure(
         command
             .args(*arguments)
             .env("ZK_BENCH_DIR", &machine.directory)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start the bench")?;
         let stdout = child.stdout.take().context("no output")?;
@@ -211,6 +240,27 @@ fn measure(
         let status = child.wait()?;
         ensure!(status.success(), "the bench of {area:?} failed: {status}");
     }
+    Ok(rows)
+}
+
+/// With the zip, and with DynamoDB's stand-in.
+fn measure_lambda(
+    root: &Path,
+    executables: &HashMap<String, PathBuf>,
+    machine: &Machine,
+) -> Result<Vec<Row>> {
+    let zip = lambda::build(root, lambda::Arch::host()?)?;
+    let dynalite = Dynalite::start(root)?;
+    let environment = [
+        ("PATH", aws_path(root)?),
+        ("ZK_BENCH_LAMBDA_ZIP", zip.into()),
+        ("ZK_BENCH_DYNALITE", dynalite.endpoint().into()),
+        ("AWS_ENDPOINT_URL_DYNAMODB", dynalite.endpoint().into()),
+        ("AWS_ACCESS_KEY_ID", "test".into()),
+        ("AWS_SECRET_ACCESS_KEY", "test".into()),
+    ];
+    let rows = measure(executables, machine, Area::Lambda, &environment)?;
+    dynalite.stop()?;
     Ok(rows)
 }
 

@@ -69,13 +69,18 @@ impl Target {
     }
 }
 
-/// Runs the targets, or one, each for so many seconds.
-pub(crate) fn run(target: Option<Target>, seconds: u64, keep: bool) -> Result<()> {
+/// Runs the targets, or one, each for so many seconds. With a `seed` the inputs are the same each time, as far as the seconds reach.
+pub(crate) fn run(
+    target: Option<Target>,
+    seconds: u64,
+    seed: Option<u32>,
+    keep: bool,
+) -> Result<()> {
     let root = test::workspace_root()?;
     let targets = target.map_or(Target::ALL.to_vec(), |target| vec![target]);
     let programs = build(&root, &targets)?;
     for (target, program) in targets.iter().zip(&programs) {
-        fuzz(&root, *target, program, seconds)?;
+        fuzz(&root, *target, program, seconds, seed)?;
         if keep {
             minimise(&root, *target, program)?;
         }
@@ -130,7 +135,13 @@ fn build(root: &Path, targets: &[Target]) -> Result<Vec<PathBuf>> {
 }
 
 /// First the corpus, then what comes of it.
-fn fuzz(root: &Path, target: Target, program: &Path, seconds: u64) -> Result<()> {
+fn fuzz(
+    root: &Path,
+    target: Target,
+    program: &Path,
+    seconds: u64,
+    seed: Option<u32>,
+) -> Result<()> {
     let work = work(root, target);
     let found = work.join("corpus");
     fs::create_dir_all(&found)?;
@@ -141,6 +152,9 @@ fn fuzz(root: &Path, target: Target, program: &Path, seconds: u64) -> Result<()>
     run.arg(format!("-artifact_prefix={}", findings.display()));
     run.arg(format!("-max_total_time={seconds}"));
     run.arg("-print_final_stats=1");
+    if let Some(seed) = seed {
+        run.arg(format!("-seed={seed}"));
+    }
     let dictionary = home.join("dictionary.txt");
     if dictionary.exists() {
         run.arg(format!("-dict={}", dictionary.display()));

@@ -1,10 +1,11 @@
 //! The developers' commands: `cargo xtask test`, `cargo xtask fuzz`, `cargo xtask
-//! bench`.
+//! bench`, `cargo xtask lambda`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod fuzz;
+mod lambda;
 mod test;
 
 use std::process::ExitCode;
@@ -54,17 +55,27 @@ enum Command {
                       cargo xtask bench verify --json > verify.json"
     )]
     Bench(bench::Arguments),
+    /// Builds zk-verifier-lambda as a zip for AWS Lambda, below target/lambda/.
+    ///
+    /// The compiler for it, Zig's, is installed below target/: docs/lambda.md.
+    #[command(after_help = "Examples:\n  cargo xtask lambda\n  cargo xtask lambda --arch x86_64")]
+    Lambda {
+        /// The architecture of the function.
+        #[arg(long, value_enum, default_value_t = lambda::Arch::Arm64)]
+        arch: lambda::Arch,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Lambda { arch } => lambda::run(arch),
         Command::Test { area } => test::run(area),
         Command::Fuzz {
             target,
             seconds,
             keep,
-        } => fuzz::run(target, seconds, keep),
+        } => fuzz::run(target, seconds, None, keep),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

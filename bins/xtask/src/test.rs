@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::fuzz;
+use crate::{fuzz, lambda};
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -25,9 +25,13 @@ pub(crate) enum Area {
     Peers,
     /// The store on the embedded engine and on dynalite.
     Store,
+    /// What goes to AWS, against its stand-ins: MiniStack, moto, cargo-lambda. Alone,
+    /// it builds the Lambda function as it is uploaded; among all, it takes the one
+    /// that the tests have built, and leaves out whole set-ups, which take minutes.
+    Aws,
     /// The demo, built and run as the README says, also on a simulated chip.
     Demo,
-    /// Each fuzz target, for a short time.
+    /// Each fuzz target, for a short time and with the same inputs each time.
     Fuzz,
     /// What takes too long for every day, and is not among all: the spool's power
     /// cuts, more than 100,000 of them, kills and a million records; ten minutes of
@@ -74,7 +78,7 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             let tests = targets(tests.iter().map(String::as_str));
             stage(&mut stages, "embedded engine", || test(&root, &tests))?;
         }
-        Some(Area::Demo | Area::Fuzz) => {}
+        Some(Area::Aws | Area::Demo | Area::Fuzz) => {}
         Some(Area::Long) => {
             stage(&mut stages, "spool", || {
                 let mut command = cargo_command(&root);
@@ -93,6 +97,22 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
     if wanted(Area::Store) {
         stage(&mut stages, "dynalite", || store_on_dynalite(&root))?;
     }
+    if wanted(Area::Aws) {
+        let mut zip = PathBuf::new();
+        stage(&mut stages, "lambda zip", || {
+            zip = match area {
+                // the tests have built the program, only not for what is shipped
+                None => lambda::zip_of_tests(&root)?,
+                Some(_) => lambda::build(&root, lambda::Arch::host()?)?,
+            };
+            Ok(())
+        })?;
+        stage(&mut stages, "lambda", || lambda_on_stand_ins(&root, &zip))?;
+        // It fails at each of some hundred calls: that takes minutes.
+        if area.is_some() {
+            stage(&mut stages, "AWS", || set_up_on_stand_ins(&root, &zip))?;
+        }
+    }
     if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
         stage(&mut stages, "demo", || cargo(&root, &demo))?;
@@ -100,7 +120,10 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
         stage(&mut stages, "demo on a chip", || cargo(&root, &demo))?;
     }
     if wanted(Area::Fuzz) {
-        stage(&mut stages, "fuzz", || fuzz::run(None, FUZZING, false))?;
+        // New inputs are for who has time to look into what they find.
+        stage(&mut stages, "fuzz", || {
+            fuzz::run(None, FUZZING, Some(1), false)
+        })?;
     }
     println!("\nstage                 seconds");
     for (name, took) in stages {
@@ -156,7 +179,7 @@ fn store_on_dynalite(root: &Path) -> Result<()> {
         .args(TEST)
         .args(targets(names.iter().map(String::as_str)))
         .env("ZK_TEST_STORE", "dynamodb:us-east-1")
-        .env("AWS_ENDPOINT_URL_DYNAMODB", &dynalite.endpoint)
+        .env("AWS_ENDPOINT_URL_DYNAMODB", dynalite.endpoint())
         .env("AWS_ACCESS_KEY_ID", "test")
         .env("AWS_SECRET_ACCESS_KEY", "test")
         .stdout(Stdio::piped());
@@ -188,8 +211,45 @@ fn store_on_dynalite(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The tests of the function that is in `zip`.
+fn lambda_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
+    let dynalite = Dynalite::start(root)?;
+    let mut command = cargo_command(root);
+    command
+        .args(TEST)
+        .args(["--features", "zk-tests/aws"])
+        .args(targets(["lambda"]))
+        .env("PATH", aws_path(root)?)
+        .env("ZK_TEST_LAMBDA_ZIP", zip)
+        .env("ZK_TEST_DYNALITE", dynalite.endpoint())
+        .env("AWS_ENDPOINT_URL_DYNAMODB", dynalite.endpoint())
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test");
+    finish(&mut command)?;
+    let requests = dynalite.stop()?;
+    ensure!(requests > 0, "they ran on something else");
+    Ok(())
+}
+
+/// The tests of a set-up in AWS, which run the programs, and upload `zip`.
+fn set_up_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
+    let tests = targets(["aws_cloud", "aws_identity", "aws_end_to_end"]);
+    let features = ["--features", "zk-tests/aws"];
+    // with the tests, as without them the programs' dependencies were others
+    let mut build = cargo_command(root);
+    build
+        .arg("build")
+        .args(&TEST[1..])
+        .args(features)
+        .args(&tests);
+    finish(build.args(["--bin", "zk-setup", "--bin", "zk-reader"]))?;
+    let mut command = cargo_command(root);
+    command.args(TEST).args(features).args(&tests);
+    finish(command.env("ZK_TEST_LAMBDA_ZIP", zip))
+}
+
 /// DynamoDB's stand-in, which ends when its standard input does.
-struct Dynalite {
+pub(crate) struct Dynalite {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
@@ -197,7 +257,7 @@ struct Dynalite {
 }
 
 impl Dynalite {
-    fn start(root: &Path) -> Result<Self> {
+    pub(crate) fn start(root: &Path) -> Result<Self> {
         let mut command = Command::new("node");
         command
             .args(["--eval", DYNALITE])
@@ -218,8 +278,12 @@ impl Dynalite {
         })
     }
 
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// How many requests it had.
-    fn stop(mut self) -> Result<u64> {
+    pub(crate) fn stop(mut self) -> Result<u64> {
         drop(self.stdin);
         let mut requests = String::new();
         self.stdout.read_to_string(&mut requests)?;
@@ -263,8 +327,8 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
         // zk-hsm's tests make C libraries, and look for leaks
         programs.extend([("cc --version", "gcc"), ("valgrind --version", "valgrind")]);
     }
-    if needs(Area::Python) {
-        programs.push(("python3 -c __import__('ensurepip')", "python3 python3-venv"));
+    if needs(Area::Python) || needs(Area::Aws) {
+        programs.push(PYTHON);
     }
     if needs(Area::Peers) {
         programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
@@ -274,45 +338,68 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
             ("cc --version", "gcc"),
         ]);
     }
-    if needs(Area::Store) {
-        programs.extend([("node --version", "nodejs"), ("npm --version", "npm")]);
+    if needs(Area::Aws) {
+        programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
+    }
+    if needs(Area::Store) || needs(Area::Aws) {
+        programs.extend(NODE);
     }
     if needs(Area::Fuzz) {
         programs.push(("c++ --version", "g++"));
     }
     system_programs(&programs)?;
     if needs(Area::Python) {
-        python_packages(root)?;
+        let environment = root.join("target/venv");
+        python_packages(&environment, &[], &root.join("tests/requirements.txt"))?;
+        python_packages(&environment, &["--no-deps"], &root.join("tests/zku.txt"))?;
     }
-    if needs(Area::Store) {
+    if needs(Area::Store) || needs(Area::Aws) {
         npm_packages(root)?;
+    }
+    if needs(Area::Aws) {
+        aws_packages(root)?;
     }
     Ok(())
 }
 
-fn python_packages(root: &Path) -> Result<()> {
-    let environment = root.join("target/venv");
+/// The stand-ins of AWS, and the tools of its Lambda.
+///
+/// They have an environment of their own, as they want certain versions of
+/// packages that the others want too.
+pub(crate) fn aws_packages(root: &Path) -> Result<()> {
+    system_programs(&[PYTHON])?;
+    let environment = root.join("target/venv-aws");
+    python_packages(&environment, &[], &root.join("tests/aws-requirements.txt"))
+}
+
+/// PATH with AWS's stand-ins and the tools of its Lambda in front.
+pub(crate) fn aws_path(root: &Path) -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let rest = env::split_paths(&path);
+    Ok(env::join_paths(
+        [root.join("target/venv-aws/bin")].into_iter().chain(rest),
+    )?)
+}
+
+/// Installs `packages` in a Python environment, which is made if need be.
+fn python_packages(environment: &Path, arguments: &[&str], packages: &Path) -> Result<()> {
     let python = environment.join("bin/python");
     if !python.exists() {
         let mut make = Command::new("python3");
-        finish(make.args(["-m", "venv"]).arg(&environment))?;
+        finish(make.args(["-m", "venv"]).arg(environment))?;
     }
-    let pip = |arguments: &[&str], packages| {
-        let mut install = Command::new(&python);
-        finish(
-            install
-                .args(["-m", "pip", "install", "--quiet"])
-                .args(["--disable-pip-version-check"])
-                .args(arguments)
-                .arg("--requirement")
-                .arg(root.join(packages)),
-        )
-    };
-    pip(&[], "tests/requirements.txt")?;
-    pip(&["--no-deps"], "tests/zku.txt")
+    let mut install = Command::new(&python);
+    finish(
+        install
+            .args(["-m", "pip", "install", "--quiet"])
+            .args(["--disable-pip-version-check"])
+            .args(arguments)
+            .arg("--requirement")
+            .arg(packages),
+    )
 }
 
-fn npm_packages(root: &Path) -> Result<()> {
+pub(crate) fn npm_packages(root: &Path) -> Result<()> {
     let directory = root.join("target/node");
     fs::create_dir_all(&directory)?;
     let wanted = root.join("tests/package.json");
@@ -398,6 +485,12 @@ pub(crate) fn workspace_root() -> Result<PathBuf> {
     let root = here.ancestors().nth(2).context("the workspace has moved")?;
     Ok(root.to_path_buf())
 }
+
+/// Python that can make environments.
+const PYTHON: (&str, &str) = ("python3 -c __import__('ensurepip')", "python3 python3-venv");
+
+/// What runs npm's packages, and installs them.
+pub(crate) const NODE: [(&str, &str); 2] = [("node --version", "nodejs"), ("npm --version", "npm")];
 
 /// Seconds for each fuzz target: time for its corpus, and a little more.
 const FUZZING: u64 = 15;

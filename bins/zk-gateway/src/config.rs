@@ -21,6 +21,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where records go.
     pub store: StoreUri,
+    /// What the names of its tables begin with.
+    pub prefix: String,
     /// Certificates and key.
     pub tls: TlsFiles,
     /// Sizes, numbers and times that no client goes past.
@@ -52,6 +54,10 @@ impl Config {
             listen: over.listen.unwrap_or(file.listen),
             metrics: over.metrics.or(file.metrics),
             store: over.store.unwrap_or(store),
+            prefix: over
+                .prefix
+                .or(file.prefix)
+                .unwrap_or_else(|| "zk".to_owned()),
             tls: TlsFiles {
                 certificate: directory.join(file.tls.certificate),
                 key: directory.join(file.tls.key),
@@ -71,6 +77,8 @@ pub struct Overrides {
     pub metrics: Option<SocketAddr>,
     /// In place of `store`.
     pub store: Option<StoreUri>,
+    /// In place of `prefix`.
+    pub prefix: Option<String>,
 }
 
 /// PEM files.
@@ -172,6 +180,7 @@ struct File {
     metrics: Option<SocketAddr>,
     #[serde(deserialize_with = "parsed")]
     store: StoreUri,
+    prefix: Option<String>,
     tls: TlsFiles,
     #[serde(default)]
     limits: Limits,

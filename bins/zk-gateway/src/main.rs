@@ -49,6 +49,10 @@ struct Arguments {
     )]
     store: Option<StoreUri>,
 
+    /// What the names of the store's tables begin with, in place of what the file says
+    #[arg(long, env = "ZK_GATEWAY_PREFIX", value_name = "PREFIX")]
+    prefix: Option<String>,
+
     /// What to log: a level, or a filter such as info,zk_gateway=debug
     #[arg(long, env = "ZK_GATEWAY_LOG", default_value = "info", value_parser = log_filter)]
     log: String,
@@ -108,6 +112,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         listen,
         metrics,
         store,
+        prefix,
         ..
     } = arguments;
     let config = Config::load(
@@ -116,12 +121,13 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
             listen,
             metrics,
             store,
+            prefix,
         },
     )?;
     Error::check_clock(SystemTime::now())?;
     raise_file_limit(&config.limits);
     let tls = load_tls(&config.tls)?;
-    let store = open(config.store).await?;
+    let store = open(config.store, config.prefix).await?;
     if arguments.check {
         info!("everything is right");
         return Ok(());
@@ -175,9 +181,13 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn open(uri: StoreUri) -> Result<Store, Error> {
+async fn open(uri: StoreUri, prefix: String) -> Result<Store, Error> {
+    let options = Options {
+        prefix,
+        ..Options::default()
+    };
     let opened = async {
-        let store = Store::open(&uri, Options::default()).await?;
+        let store = Store::open(&uri, options).await?;
         // shows now, rather than to the first device, whether the tables are there
         store.device("0").await?;
         Ok(store)

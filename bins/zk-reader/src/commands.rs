@@ -18,7 +18,7 @@ use zk_envelope::{DeviceId, OwnerKey, Timestamp, TrustFile};
 use zk_reader::{
     Difference, Reader, Registry, State, Table, Wanted, all_times, describe, findings_json,
 };
-use zk_store::{Options, Store};
+use zk_store::Store;
 
 use crate::config::Settings;
 use crate::when::When;
@@ -263,9 +263,9 @@ impl Tally {
 }
 
 async fn open(settings: &Settings) -> Result<(Reader, Store), Failure> {
-    let (uri, key, trust) = (settings.store()?, settings.key()?, settings.trust()?);
+    let (_, key, trust) = (settings.store()?, settings.key()?, settings.trust()?);
     let trust = TrustFile::read(trust)?;
-    let store = Store::open(uri, Options::default()).await?;
+    let store = settings.open_store().await?;
     // Nobody types a passphrase for a file that is not there.
     std::fs::metadata(key).with_context(|| key.display().to_string())?;
     let (passphrase, source) = passphrase::known(settings.passphrase_file.as_deref())?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Deserializer, de};
-use zk_store::StoreUri;
+use zk_store::{Options, Store, StoreUri};
 
 use crate::{Common, Failure};
 
@@ -14,6 +14,7 @@ use crate::{Common, Failure};
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     store: Option<StoreUri>,
+    prefix: Option<String>,
     key: Option<PathBuf>,
     trust: Option<PathBuf>,
     pub(crate) passphrase_file: Option<PathBuf>,
@@ -30,6 +31,7 @@ impl Settings {
         };
         Ok(Self {
             store: given.store.or(file.store),
+            prefix: given.prefix.or(file.prefix),
             key: given.key.or(file.key),
             trust: given.trust.or(file.trust),
             passphrase_file: given.passphrase_file.or(file.passphrase_file),
@@ -38,6 +40,14 @@ impl Settings {
 
     pub(crate) fn store(&self) -> Result<&StoreUri, Failure> {
         required(self.store.as_ref(), "store", "file:PATH or dynamodb:REGION")
+    }
+
+    pub(crate) async fn open_store(&self) -> Result<Store, Failure> {
+        let mut options = Options::default();
+        if let Some(prefix) = &self.prefix {
+            options.prefix.clone_from(prefix);
+        }
+        Ok(Store::open(self.store()?, options).await?)
     }
 
     pub(crate) fn key(&self) -> Result<&Path, Failure> {
@@ -68,6 +78,7 @@ impl Settings {
         let joined = |path: Option<PathBuf>| path.map(|path| directory.join(path));
         Ok(Self {
             store,
+            prefix: file.prefix,
             key: joined(file.key),
             trust: joined(file.trust),
             passphrase_file: joined(file.passphrase_file),
@@ -81,6 +92,7 @@ impl Settings {
 struct File {
     #[serde(default, deserialize_with = "uri")]
     store: Option<StoreUri>,
+    prefix: Option<String>,
     key: Option<PathBuf>,
     trust: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,

@@ -43,6 +43,10 @@ struct Common {
     /// Where the records are: file:PATH or dynamodb:REGION.
     #[arg(long, global = true, help_heading = SETTINGS, env = "ZK_READER_STORE", value_name = "URI")]
     store: Option<StoreUri>,
+    /// What the names of the store's tables begin with: of another set-up than
+    /// zk in DynamoDB.
+    #[arg(long, global = true, help_heading = SETTINGS, env = "ZK_READER_PREFIX", value_name = "PREFIX")]
+    prefix: Option<String>,
     /// The owner's key, as `zk-reader keygen` makes it.
     #[arg(long, global = true, help_heading = SETTINGS, env = "ZK_READER_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
@@ -53,7 +57,7 @@ struct Common {
     /// ZK_OWNER_PASSPHRASE is used, or the terminal asked.
     #[arg(long, global = true, help_heading = SETTINGS, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
-    /// Defaults for store, key, trust and passphrase-file, in TOML. Without it
+    /// Defaults for store, prefix, key, trust and passphrase-file, in TOML. Without it
     /// ~/.config/zk/reader.toml, if there is one.
     #[arg(long, global = true, help_heading = SETTINGS, value_name = "FILE")]
     config: Option<PathBuf>,

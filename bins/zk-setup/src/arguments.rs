@@ -5,19 +5,24 @@ use std::path::PathBuf;
 
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
-use clap::{Arg, ArgGroup, Args, Parser, Subcommand};
+use clap::{Arg, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use rustls_pki_types::ServerName;
 use zk_envelope::DeviceId;
 use zk_hsm::HsmUri;
-use zk_publish::{Target, TargetError};
+use zk_provision::Architecture;
+use zk_publish::TargetError;
 use zk_store::StoreUri;
 
-/// Sets up certificate authorities, a gateway of your own, and devices.
+use crate::cost::Cost;
+use crate::credentials::CredentialsCommand;
+
+/// Sets up devices, and what takes in their readings: in an AWS account, or on a
+/// gateway of your own.
 ///
-/// Everything lies in one directory on the operator's machine. `apply` makes it
-/// what it is to be, `plan` says beforehand what that takes; the commands below
-/// them do one thing each. Every command can be run again, keeps what is there
-/// and makes what is missing.
+/// Authorities, keys and each device's files lie in one directory on the
+/// operator's machine. `apply` makes everything what it is to be, `plan` says
+/// beforehand what that takes; the commands below them do one thing each. Every
+/// command can be run again, keeps what is there and makes what is missing.
 #[derive(Clone, Debug, Parser)]
 #[command(version, after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -29,8 +34,49 @@ pub struct Arguments {
     #[arg(long, global = true)]
     pub json: bool,
 
+    /// Where readings go [otherwise: what the directory was set up for; a new one:
+    /// aws]
+    #[arg(long, global = true, env = "ZK_SETUP_TARGET", value_enum)]
+    pub target: Option<Target>,
+
+    #[command(flatten)]
+    pub(crate) aws: AwsArguments,
+
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Where readings go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// An AWS account: IoT Core, Lambda, DynamoDB
+    Aws,
+    /// A gateway of your own: zk-gateway
+    Local,
+}
+
+/// How AWS is reached. Credentials come from where AWS's own tools find them.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "AWS")]
+pub(crate) struct AwsArguments {
+    /// Whose credentials: a profile of ~/.aws/config [otherwise: those that AWS's own
+    /// tools would take]
+    #[arg(long, global = true, env = "AWS_PROFILE", value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+
+    /// The region [otherwise: AWS_REGION, the set-up's aws.toml, the profile]
+    #[arg(long, global = true, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+
+    /// What every name in the account begins with [otherwise: the set-up's
+    /// aws.toml, zk]
+    #[arg(long, global = true, env = "ZK_SETUP_PREFIX", value_name = "PREFIX")]
+    pub(crate) prefix: Option<String>,
+
+    /// Asks something else than AWS [otherwise: AWS_ENDPOINT_URL and what else
+    /// AWS's own tools go by]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) endpoint_url: Option<String>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -44,9 +90,10 @@ pub(crate) enum Command {
 
     /// Makes the set-up what it is to be: from nothing, or from whatever is there
     ///
-    /// Missing authorities, gateway, store, owner's key and devices are made,
-    /// certificates that are due are renewed, changes of key are finished; then
-    /// all is checked. After a failure, run it again.
+    /// Missing authorities, owner's key, devices, and the gateway with its store or
+    /// whatever it takes in AWS, are made; certificates that are due are renewed,
+    /// changes of key are finished; then all is checked. After a failure, run it
+    /// again.
     #[command(after_help = APPLY_HELP)]
     Apply(Apply),
 
@@ -56,11 +103,14 @@ pub(crate) enum Command {
     /// Exit status 3 if `apply` had anything to do, or a device is not in order.
     Status(DesiredArguments),
 
-    /// Looks at every file, key, certificate, table and device, and whether the
-    /// gateway answers on this machine
+    /// Looks at every file, key, certificate, table and device, and at the gateway
+    /// on this machine or everything in AWS
     ///
-    /// Changes nothing. Exit status 3 if anything is wrong; a warning is not.
-    Check,
+    /// Where a device's key is in this machine, and the gateway or AWS answers, a good
+    /// and a forged message are published as the device, on streams of their own, and
+    /// awaited among the readings and in quarantine. Nothing else is changed. Exit status 3
+    /// if anything is wrong; a warning is not.
+    Check(FunctionArguments),
 
     /// Removes what was made here; the data and the keys only when told
     ///
@@ -71,17 +121,28 @@ pub(crate) enum Command {
     /// Prints a commented zk-setup.toml, for `plan --file` and `apply --file`
     Template,
 
+    /// Prints the IAM policy that the operator needs for all of this, and no more
+    #[command(after_help = POLICY_HELP)]
+    Policy(Policy),
+
     /// The certificate authorities
     #[command(subcommand)]
     Ca(CaCommand),
 
-    /// The gateway
+    /// The gateway of your own
     #[command(subcommand)]
     Gateway(GatewayCommand),
 
     /// The devices
     #[command(subcommand)]
     Device(DeviceCommand),
+
+    /// AWS keys that only an HSM of this machine unlocks
+    #[command(subcommand)]
+    Credentials(CredentialsCommand),
+
+    /// Shows what a device's readings cost in AWS, by its price list
+    Cost(Cost),
 }
 
 /// What the set-up is to be. Without any of it: what is there, made whole.
@@ -106,7 +167,8 @@ pub(crate) struct DesiredArguments {
     #[arg(long, value_name = "FILE", requires = "device")]
     pub(crate) csr: Option<PathBuf>,
 
-    /// Where the device publishes to [at first: the gateway's first name]
+    /// Where the device publishes to [at first: the account's endpoint in AWS, or
+    /// the gateway's first name]
     #[arg(long, value_name = "HOST:PORT", value_parser = endpoint, requires = "device")]
     pub(crate) endpoint: Option<String>,
 
@@ -128,6 +190,24 @@ pub(crate) struct DesiredArguments {
     /// gateway.toml]
     #[arg(long, value_name = "file:PATH|dynamodb:REGION")]
     pub(crate) store: Option<StoreUri>,
+
+    #[command(flatten)]
+    pub(crate) function: FunctionArguments,
+}
+
+/// The program that runs in AWS.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "AWS")]
+pub(crate) struct FunctionArguments {
+    /// The program that verifies in AWS, as `cargo xtask lambda` builds it
+    /// [otherwise: zk-verifier-lambda-ARCH.zip beside zk-setup]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lambda_zip: Option<PathBuf>,
+
+    /// What it runs on: arm64, which costs less, or x86_64 [otherwise: what the file
+    /// says, arm64]
+    #[arg(long, value_name = "arm64|x86_64", value_parser = architecture)]
+    pub(crate) arch: Option<Architecture>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -135,7 +215,8 @@ pub(crate) struct Apply {
     #[command(flatten)]
     pub(crate) desired: DesiredArguments,
 
-    /// Asks nothing. Without a terminal it is needed where a device is removed
+    /// Asks nothing. Without a terminal it is needed where a device is removed, and
+    /// for anything in AWS
     #[arg(long)]
     pub(crate) yes: bool,
 
@@ -165,10 +246,22 @@ pub(crate) struct Destroy {
     pub(crate) yes: bool,
 }
 
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Policy {
+    /// The account, 12 digits; with it AWS is not asked, only a region is needed
+    /// [otherwise: that of the credentials]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) account: Option<String>,
+}
+
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum CaCommand {
-    /// Makes the two authorities: one signs devices, one the gateway
+    /// Makes the authority that signs devices: for AWS, where it is registered,
+    /// that is all; for a gateway, another one signs that
     Init(PassphraseSource),
+
+    /// Shows the authorities, and what AWS says of the devices' one
+    Show,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -243,7 +336,8 @@ pub(crate) struct DeviceAdd {
     #[arg(long = "owner", value_name = "FILE")]
     pub(crate) owners: Vec<PathBuf>,
 
-    /// Where the device publishes to [at first: the gateway's first name]
+    /// Where the device publishes to [at first: the account's endpoint in AWS, or
+    /// the gateway's first name]
     #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
     pub(crate) endpoint: Option<String>,
 
@@ -254,7 +348,7 @@ pub(crate) struct DeviceAdd {
 /// Parses the key's URI. What is wrong with one is said without the URI: a PIN
 /// may stand in it where none belongs.
 #[derive(Clone)]
-struct KeyUri;
+pub(crate) struct KeyUri;
 
 impl TypedValueParser for KeyUri {
     type Value = HsmUri;
@@ -314,9 +408,16 @@ pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, &'static str> {
         .map_err(|_| "give an IP address and a port, like 0.0.0.0:8443 or [::]:8443")
 }
 
+pub(crate) fn architecture(text: &str) -> Result<Architecture, &'static str> {
+    [Architecture::Arm64, Architecture::X86_64]
+        .into_iter()
+        .find(|known| known.as_str() == text)
+        .ok_or("give arm64 or x86_64")
+}
+
 /// As the agent will read it.
 pub(crate) fn endpoint(text: &str) -> Result<String, TargetError> {
-    Target::new(text, "Zymkey/name").map(|_| text.to_owned())
+    zk_publish::Target::new(text, "Zymkey/name").map(|_| text.to_owned())
 }
 
 pub(crate) fn server_name(name: &str) -> Result<ServerName<'static>, String> {
@@ -329,28 +430,35 @@ pub(crate) const DEFAULT_DIR: &str = "zk";
 const AFTER_HELP: &str = "\
 Examples:
   zk-setup apply --device pi-01 --hsm zymkey:slot=0      everything, from nothing
+  zk-setup apply --target local --device pi-01 --hsm zymkey:slot=0
+                                                         the same for your own gateway
   zk-setup template > zk-setup.toml
   zk-setup plan --file zk-setup.toml
   zk-setup apply --file zk-setup.toml
   zk-setup status --json
   zk-setup check
   zk-setup destroy
+  zk-setup policy                                        what the operator may do in AWS
 
 One thing at a time:
-  zk-setup ca init
+  zk-setup ca init --target local
   zk-setup gateway init --name gateway.example --name 192.0.2.7
   zk-setup device add pi-01 --csr pi-01.csr.pem --owner owner.pub.pem
   zk-setup device add pi-02 --hsm zymkey:slot=0          run on the device itself
   zk-setup device list --json
   zk-setup device rotate pi-01 --csr new.csr.pem
   zk-setup device revoke pi-01
+  zk-setup credentials seal ops --hsm zymkey:slot=0      AWS keys for this machine
+  zk-setup cost --readings-per-hour 360 --sensors 4      in AWS
 
 In the directory:
-  ca/              the authorities; their keys are encrypted with a passphrase
+  aws.toml         where in AWS: region, prefix, account; or
   gateway/         what zk-gateway needs: gateway.toml, certificate, key, store
+  ca/              the authorities; their keys are encrypted with a passphrase
   devices/NAME/    what zk-agent needs on the device: agent.toml, certificates
   trust.toml       what owners need: which keys speak for which device
   owner.pem        the owner's key, if apply has made it, and reader.toml with it
+  credentials/     AWS keys that an HSM has locked
 
 Exit codes: 0 done, or nothing to do; 1 failed (run it again once the cause is
 mended); 2 wrong arguments; 3 plan, status: something is to do; check, apply:
@@ -367,19 +475,28 @@ Exit codes: 0 nothing to do, 1 failed, 2 wrong arguments, 3 something to do.";
 const APPLY_HELP: &str = "\
 Examples:
   zk-setup apply --device pi-01 --hsm zymkey:slot=0
-  zk-setup apply --device pi-02 --csr pi-02.csr.pem --name gateway.example
+  zk-setup apply --device pi-02 --csr pi-02.csr.pem --hsm zymkey:slot=0
+  zk-setup apply --target local --device pi-01 --name gateway.example
+  zk-setup apply --region eu-central-1 --prefix greenhouse
   zk-setup apply --file zk-setup.toml
   zk-setup apply                       renews what is due, makes what is missing
 
-At a terminal it asks before it changes anything. Elsewhere it goes on, unless a
-device would be removed: that revokes its key for good, and takes --yes.
+At a terminal it asks before it changes anything. Elsewhere it goes on for a gateway
+of your own, unless a device would be removed: that revokes its key for good, and
+takes --yes. So does anything in AWS, which may cost money.
 
 Exit codes: 0 done, and all is well; 1 failed: run it again; 2 wrong arguments;
 3 done, and something is wrong.";
 
+const POLICY_HELP: &str = "\
+Examples:
+  zk-setup policy > operator.json
+  zk-setup policy --account 123456789012 --region eu-central-1 --prefix greenhouse
+  aws iam create-policy --policy-name zk-operator --policy-document file://operator.json";
+
 const DESTROY_HELP: &str = "\
 Examples:
-  zk-setup destroy                          gateway and devices; readings stay
+  zk-setup destroy                          all but readings and keys
   zk-setup destroy --with-data --with-keys  everything
 
 Exit codes: 0 done, or nothing was there; 1 failed: run it again; 2 wrong

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use rustls_pki_types::ServerName;
 use zk_envelope::{DeviceId, OwnerPublicKey, TrustFile};
 use zk_hsm::{BackendKind, Hsm, HsmUri, create_soft_key};
@@ -15,24 +15,80 @@ use zk_provision::{
 };
 use zk_store::StoreUri;
 
-use crate::arguments::DesiredArguments;
-use crate::file::SetupFile;
+use crate::arguments::{DesiredArguments, FunctionArguments};
+use crate::file::{AwsTable, SetupFile};
 
-/// The file, and over it what the command line says. Also the devices whose keys
-/// are in this machine.
+/// What is asked for, wherever readings go.
+pub(crate) struct Wanted {
+    pub(crate) owners: Vec<OwnerPublicKey>,
+    pub(crate) devices: BTreeMap<DeviceId, DesiredDevice>,
+    pub(crate) others: Others,
+    /// The devices whose keys are in this machine.
+    pub(crate) here: BTreeSet<DeviceId>,
+}
+
+/// The file, or nothing.
+pub(crate) fn file(arguments: &DesiredArguments) -> anyhow::Result<Option<SetupFile>> {
+    arguments.file.as_deref().map(SetupFile::read).transpose()
+}
+
+/// What is to be of a gateway: the file, and over it what the command line says.
+/// Also the devices whose keys are in this machine.
 pub(crate) fn desired(
     setup: &LocalSetup,
     arguments: &DesiredArguments,
 ) -> anyhow::Result<(Desired, BTreeSet<DeviceId>)> {
-    let file = arguments.file.as_deref().map(SetupFile::read).transpose()?;
+    let file = file(arguments)?;
+    without_function(&arguments.function)?;
+    let gateway = file.as_ref().map(|file| file.gateway.clone());
+    let gateway = gateway.unwrap_or_default();
+    if file
+        .as_ref()
+        .is_some_and(|file| file.aws != AwsTable::default())
+    {
+        bail!("[aws] in the file is for --target aws; this is a set-up with a gateway");
+    }
+    let wanted = wanted(setup, arguments, file)?;
+    let desired = Desired {
+        gateway: Gateway {
+            names: match &arguments.names[..] {
+                [] => gateway.names,
+                names => names.to_vec(),
+            },
+            listen: arguments.listen.or(gateway.listen),
+            store: absolute(arguments.store.clone())?.or(gateway.store),
+        },
+        names_at_first: names_of_this_machine(),
+        owners: wanted.owners,
+        devices: wanted.devices,
+        others: wanted.others,
+    };
+    Ok((desired, wanted.here))
+}
+
+/// A gateway runs no function.
+pub(crate) fn without_function(given: &FunctionArguments) -> anyhow::Result<()> {
+    ensure!(
+        given.lambda_zip.is_none() && given.arch.is_none(),
+        "--lambda-zip and --arch are for --target aws; this is a set-up with a gateway"
+    );
+    Ok(())
+}
+
+/// Owners and devices: the file, and over it what the command line says.
+pub(crate) fn wanted(
+    setup: &LocalSetup,
+    arguments: &DesiredArguments,
+    file: Option<SetupFile>,
+) -> anyhow::Result<Wanted> {
     let others = match file {
         Some(_) => Others::Remove,
         None => Others::Keep,
     };
     let SetupFile {
         owners,
-        gateway,
         devices: tables,
+        ..
     } = file.unwrap_or_default();
     let given = |flag: &[PathBuf], file: Vec<PathBuf>| match flag {
         [] => file,
@@ -62,21 +118,12 @@ pub(crate) fn desired(
         let device = device(setup, name, csr, hsm, arguments.endpoint.clone())?;
         add(name.clone(), device, csr);
     }
-    let desired = Desired {
-        gateway: Gateway {
-            names: match &arguments.names[..] {
-                [] => gateway.names,
-                names => names.to_vec(),
-            },
-            listen: arguments.listen.or(gateway.listen),
-            store: absolute(arguments.store.clone())?.or(gateway.store),
-        },
-        names_at_first: names_of_this_machine(),
+    Ok(Wanted {
         owners: owner_keys(&given(&arguments.owners, owners))?,
         devices,
         others,
-    };
-    Ok((desired, here))
+        here,
+    })
 }
 
 fn device(
@@ -104,8 +151,11 @@ fn device(
 }
 
 /// Makes the keys that are yet to be made, and says so.
-pub(crate) fn make_keys(desired: &mut Desired, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-    for (name, device) in &mut desired.devices {
+pub(crate) fn make_keys(
+    devices: &mut BTreeMap<DeviceId, DesiredDevice>,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<()> {
+    for (name, device) in devices {
         if let DesiredKey::ToBeMade(path) = &device.key {
             let uri = make_soft_key(path)?;
             say(&format!("created  {}", path.display()));

@@ -11,6 +11,7 @@ use rustls_pki_types::ServerName;
 use serde::{Deserialize, Deserializer, de};
 use zk_envelope::DeviceId;
 use zk_hsm::HsmUri;
+use zk_provision::Architecture;
 use zk_store::StoreUri;
 
 use crate::arguments;
@@ -24,16 +25,19 @@ pub struct SetupFile {
     /// Files with the public keys that all devices encrypt for.
     #[serde(default)]
     pub owners: Vec<PathBuf>,
-    /// The gateway.
+    /// The gateway, if readings go to one.
     #[serde(default)]
     pub gateway: GatewayTable,
+    /// AWS, if readings go there.
+    #[serde(default)]
+    pub aws: AwsTable,
     /// The devices.
     #[serde(default)]
     pub devices: BTreeMap<DeviceId, DeviceTable>,
 }
 
 /// `[gateway]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GatewayTable {
     /// The host names and addresses in its certificate; devices are told the
@@ -46,6 +50,23 @@ pub struct GatewayTable {
     /// Where device records and readings are kept.
     #[serde(default, deserialize_with = "parsed")]
     pub store: Option<StoreUri>,
+}
+
+/// `[aws]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AwsTable {
+    /// The region.
+    pub region: Option<String>,
+    /// What every name begins with.
+    pub prefix: Option<String>,
+    /// The program that verifies.
+    pub lambda_zip: Option<PathBuf>,
+    /// What it runs on.
+    #[serde(default, deserialize_with = "arch")]
+    pub arch: Option<Architecture>,
+    /// Who signs the certificate of what devices publish to, in place of Amazon.
+    pub roots: Option<PathBuf>,
 }
 
 /// `[devices.NAME]`
@@ -79,6 +100,10 @@ impl SetupFile {
             *path = base.join(&*path);
         }
         if let Some(StoreUri::File(path)) = &mut file.gateway.store {
+            *path = base.join(&*path);
+        }
+        let in_aws = [&mut file.aws.lambda_zip, &mut file.aws.roots];
+        for path in in_aws.into_iter().flatten() {
             *path = base.join(&*path);
         }
         for (name, device) in &mut file.devices {
@@ -122,6 +147,13 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAdd
     let text = String::deserialize(deserializer)?;
     let address = arguments::socket_address(&text);
     address
+        .map(Some)
+        .map_err(|error| de::Error::custom(format_args!("{text:?}: {error}")))
+}
+
+fn arch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Architecture>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    arguments::architecture(&text)
         .map(Some)
         .map_err(|error| de::Error::custom(format_args!("{text:?}: {error}")))
 }

@@ -1,5 +1,5 @@
-//! The operator's tool: certificate authorities, a gateway of one's own, and its
-//! devices.
+//! The operator's tool: devices, and what takes in their readings, in an AWS account
+//! or on a gateway of one's own.
 //!
 //! The work is done by [`zk_provision`]; here are the command line, zk-setup.toml,
 //! the questions, and what a person or a script reads of the result. The
@@ -7,25 +7,34 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod aws;
+mod cost;
+mod credentials;
 mod desired;
 mod file;
 mod outcome;
 mod passphrase;
 mod question;
+mod self_test;
+mod target;
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use zk_provision::{Action, Destroy, Device, Gateway, LocalSetup, Others, Secrets, Step};
-use zk_store::{Options, Store};
+use zk_provision::{
+    Action, Checked, Destroy, Device, Gateway, LocalSetup, Others, Passphrase, Plan, Secrets, Step,
+    Verdict,
+};
+use zk_store::Store;
 
-pub use arguments::Arguments;
 use arguments::{
     Apply, CaCommand, Command, DesiredArguments, DeviceAdd, DeviceCommand, DeviceRotate,
     GatewayCommand, GatewayInit,
 };
-pub use file::{DeviceTable, GatewayTable, SetupFile};
+pub use arguments::{Arguments, Target};
+pub use file::{AwsTable, DeviceTable, GatewayTable, SetupFile};
 pub use outcome::Outcome;
+use self_test::SelfTest;
 
 /// Does what the command line says. `say` hears, line by line, of each step of a
 /// long command when it is done.
@@ -33,12 +42,23 @@ pub use outcome::Outcome;
 /// # Errors
 /// What happened, and with what; running the command again is safe.
 pub fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
+    // what is done on this machine alone
+    match &arguments.command {
+        Command::Credentials(command) => return credentials::run(&arguments.dir, command),
+        Command::Cost(given) => return cost::run(given),
+        _ => {}
+    }
     let setup = LocalSetup::new(&arguments.dir);
+    let begun = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let now = SystemTime::now();
     runtime.block_on(async {
+        let chosen = target::of(&setup, arguments)?;
+        if chosen.is_aws() && !matches!(arguments.command, Command::Template) {
+            return aws::run(arguments, &chosen, now, begun, say).await;
+        }
         match &arguments.command {
             Command::Plan(given) => {
                 let (desired, _) = desired::desired(&setup, given)?;
@@ -46,15 +66,27 @@ pub fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<O
             }
             Command::Apply(given) => apply(&setup, given, now, say).await,
             Command::Status(given) => status(&setup, given, now).await,
-            Command::Check => Ok(outcome::checked(&setup.check(now).await)),
+            Command::Check(function) => {
+                desired::without_function(function)?;
+                check(&setup, now).await
+            }
             Command::Destroy(given) => destroy(&setup, given, say).await,
             Command::Template => Ok(Outcome::template(file::TEMPLATE)),
             Command::Ca(CaCommand::Init(source)) => {
                 let new = !setup.dir().join("ca/gateway-ca.key.pem").exists();
                 let passphrase = passphrase::get(source, new)?;
                 let steps = setup.init_authorities(&passphrase, now)?;
-                Ok(outcome::authorities(&setup, &steps))
+                let next = "gateway init --name HOST";
+                Ok(outcome::authorities(&setup, &steps, next))
             }
+            Command::Ca(CaCommand::Show) => {
+                Ok(outcome::shown_authorities(&setup.authorities()?, None))
+            }
+            Command::Policy(_) => {
+                bail!("a policy is for --target aws; this is a set-up with a gateway")
+            }
+            // these never come here
+            Command::Credentials(_) | Command::Cost(_) => bail!("not a command of a set-up"),
             Command::Gateway(GatewayCommand::Init(init)) => init_gateway(&setup, init, now).await,
             Command::Device(command) => {
                 let store = store(&setup).await?;
@@ -77,24 +109,14 @@ async fn apply(
     let mut steps = plan.steps.clone();
     if plan.has_changes() {
         if !given.yes {
-            question::about(&plan)?;
+            question::about(&plan, None)?;
         }
         // somebody may add a device while this one is being asked
         if desired.others == Others::Remove {
             desired.others = Others::RemoveThese(plan.revokes.clone());
         }
-        // whoever can't answer is better told before anything is done
-        let needed = plan.needs;
-        let authorities = needed.authorities.map(|age| {
-            let is_new = age == zk_provision::Age::New;
-            passphrase::get(&given.passphrase, is_new)
-        });
-        let owner = needed.owner.map(|age| {
-            let is_new = age == zk_provision::Age::New;
-            passphrase::of_owner(given.owner_passphrase_file.as_deref(), is_new)
-        });
-        let (authorities, owner) = (authorities.transpose()?, owner.transpose()?);
-        desired::make_keys(&mut desired, say)?;
+        let (authorities, owner) = passphrases(&plan, given)?;
+        desired::make_keys(&mut desired.devices, say)?;
         let secrets = Secrets {
             authorities: authorities.as_ref(),
             owner: owner.as_ref(),
@@ -103,9 +125,31 @@ async fn apply(
         steps = setup.apply(&desired, secrets, now, &mut tell).await?;
     }
     let checked = setup.check(now).await;
-    Ok(outcome::applied(
-        setup, &plan, &desired, &here, &steps, &checked,
-    ))
+    let applied = outcome::Applied {
+        plan: &plan,
+        devices: &desired.devices,
+        here: &here,
+        steps: &steps,
+        found: &checked,
+    };
+    Ok(outcome::applied(setup, &applied, Some(&desired)))
+}
+
+/// The passphrases that a plan needs: whoever can't answer is better told before
+/// anything is done.
+fn passphrases(
+    plan: &Plan,
+    given: &Apply,
+) -> anyhow::Result<(Option<Passphrase>, Option<Passphrase>)> {
+    let authorities = plan.needs.authorities.map(|age| {
+        let is_new = age == zk_provision::Age::New;
+        passphrase::get(&given.passphrase, is_new)
+    });
+    let owner = plan.needs.owner.map(|age| {
+        let is_new = age == zk_provision::Age::New;
+        passphrase::of_owner(given.owner_passphrase_file.as_deref(), is_new)
+    });
+    Ok((authorities.transpose()?, owner.transpose()?))
 }
 
 async fn status(
@@ -133,6 +177,27 @@ async fn status(
     Ok(outcome::status(&plan, &devices, &expiries))
 }
 
+/// Looks at everything; and where the gateway answers and a device's key is in
+/// this machine, sees whether what the device publishes gets where it belongs.
+async fn check(setup: &LocalSetup, now: SystemTime) -> anyhow::Result<Outcome> {
+    let mut found = setup.check(now).await;
+    let is_up = |one: &Checked| one.what.starts_with("gateway at") && one.verdict == Verdict::Good;
+    if found.iter().any(is_up) {
+        let store = store(setup).await?;
+        for dir in setup.device_dirs()? {
+            let test = SelfTest {
+                dir: &dir,
+                store: &store,
+                settling: Duration::ZERO,
+                clue: "look at the gateway's log; does it write to this store?",
+            };
+            found.extend(test.run().await);
+        }
+        store.close().await;
+    }
+    Ok(outcome::checked(&found))
+}
+
 fn is_store(setup: &LocalSetup, step: &Step) -> bool {
     use zk_provision::Item;
     use zk_store::StoreUri;
@@ -154,14 +219,14 @@ async fn destroy(
     };
     let plan = setup.plan_destroy(what).await?;
     if !plan.has_changes() {
-        return Ok(outcome::destroyed(setup, &plan.steps));
+        return Ok(outcome::destroyed(setup, &plan.steps, None));
     }
     if !given.yes {
-        question::about_destruction(setup, &plan)?;
+        question::about_destruction(setup, &plan, None)?;
     }
     let mut tell = |step: &Step| say(&outcome::line(step));
     let steps = setup.destroy(what, &mut tell).await?;
-    Ok(outcome::destroyed(setup, &steps))
+    Ok(outcome::destroyed(setup, &steps, None))
 }
 
 async fn init_gateway(
@@ -191,7 +256,8 @@ async fn device(
         DeviceCommand::Rotate(rotate) => rotate_device(setup, rotate, store, now).await,
         DeviceCommand::Revoke { name } => {
             let revoked = setup.revoke_device(name, store, now).await?;
-            Ok(outcome::revoked(setup, &revoked))
+            let soon = "A running gateway refuses it within a minute.";
+            Ok(outcome::revoked(setup, &revoked, soon))
         }
     }
 }
@@ -202,16 +268,19 @@ async fn add_device(
     store: &Store,
     now: SystemTime,
 ) -> anyhow::Result<Outcome> {
-    let owners = desired::owner_keys(&add.owners)?;
-    let device = Device {
-        request: desired::request(&add.name, add.csr.as_deref(), add.hsm.as_ref())?,
-        hsm: add.hsm.as_ref().map(ToString::to_string),
-        endpoint: add.endpoint.clone(),
-        owners,
-    };
+    let device = wanted_device(add)?;
     let passphrase = passphrase::get(&add.passphrase, false)?;
     let added = setup.add_device(&device, &passphrase, store, now).await?;
     Ok(outcome::added(setup, &added))
+}
+
+fn wanted_device(add: &DeviceAdd) -> anyhow::Result<Device> {
+    Ok(Device {
+        owners: desired::owner_keys(&add.owners)?,
+        request: desired::request(&add.name, add.csr.as_deref(), add.hsm.as_ref())?,
+        hsm: add.hsm.as_ref().map(ToString::to_string),
+        endpoint: add.endpoint.clone(),
+    })
 }
 
 async fn rotate_device(
@@ -238,7 +307,7 @@ async fn rotate_device(
 
 async fn store(setup: &LocalSetup) -> anyhow::Result<Store> {
     let uri = setup.store()?;
-    Store::open(&uri, Options::default())
+    Store::open(&uri, setup.store_options()?)
         .await
         .with_context(|| format!("store {uri}"))
 }

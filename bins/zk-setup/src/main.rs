@@ -7,19 +7,27 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use zk_setup::Arguments;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::WARN)
+    let logged = Targets::new()
+        .with_default(LevelFilter::WARN)
+        // it tells of each place where it looked in vain
+        .with_target("aws_config", LevelFilter::ERROR);
+    let to_stderr = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         // it would tell them to the standard error that it can't write to
-        .log_internal_errors(false)
+        .log_internal_errors(false);
+    tracing_subscriber::registry()
+        .with(to_stderr.with_filter(logged))
         .init();
     // A script gets one object; whoever looks on sees what happens all the same.
     // Whoever has gone away doesn't keep the work from being done.
@@ -32,7 +40,7 @@ fn main() -> ExitCode {
     };
     match zk_setup::run(&arguments, &mut say) {
         Ok(outcome) => {
-            let text = if arguments.json {
+            let text = if arguments.json && !outcome.json.is_null() {
                 outcome.json.to_string()
             } else {
                 outcome.text

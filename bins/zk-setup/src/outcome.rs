@@ -1,12 +1,13 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use zk_envelope::{DeviceId, KeyState, Timestamp};
 use zk_provision::{
-    Action, AddedDevice, Checked, Desired, DeviceEntry, Expiry, FinishedRotation, GatewayFiles,
-    Item, LocalSetup, Plan, RevokedDevice, Standing, Step, Verdict,
+    Action, AddedDevice, AuthorityEntry, AwsSetup, Checked, Desired, DesiredDevice, DeviceEntry,
+    Expiry, FinishedRotation, GatewayFiles, Item, LocalSetup, Plan, RevokedDevice, Standing, Step,
+    Verdict,
 };
 
 use crate::arguments::DEFAULT_DIR;
@@ -34,6 +35,26 @@ impl Outcome {
         }
     }
 
+    /// Adds what it took to ask AWS.
+    pub(crate) fn measured(mut self, calls: u64, took: Duration) -> Self {
+        self.json["calls"] = json!(calls);
+        self.json["seconds"] = json!((took.as_secs_f64() * 1000.0).round() / 1000.0);
+        self
+    }
+
+    /// Adds where in AWS it is.
+    pub(crate) fn placed(mut self, setup: &AwsSetup) -> Self {
+        self.json["account"] = json!(setup.account());
+        self.json["region"] = json!(setup.region());
+        self.json["prefix"] = json!(setup.prefix());
+        self
+    }
+
+    pub(crate) fn policy(policy: &str) -> Self {
+        let json = serde_json::from_str(policy).unwrap_or_default();
+        Self::new(policy.to_owned(), json, Vec::new())
+    }
+
     pub(crate) fn template(text: &str) -> Self {
         let json = json!({ "template": text });
         Self::new(text.trim_end().to_owned(), json, Vec::new())
@@ -56,14 +77,28 @@ pub(crate) fn plan(plan: &Plan) -> Outcome {
     }
 }
 
+/// What an `apply` came to.
+pub(crate) struct Applied<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) devices: &'a BTreeMap<DeviceId, DesiredDevice>,
+    pub(crate) here: &'a BTreeSet<DeviceId>,
+    pub(crate) steps: &'a [Step],
+    pub(crate) found: &'a [Checked],
+}
+
+/// `gateway`: what was asked for, where there is one.
 pub(crate) fn applied(
     setup: &LocalSetup,
-    plan: &Plan,
-    desired: &Desired,
-    here: &BTreeSet<DeviceId>,
-    steps: &[Step],
-    found: &[Checked],
+    applied: &Applied<'_>,
+    gateway: Option<&Desired>,
 ) -> Outcome {
+    let &Applied {
+        plan,
+        devices,
+        here,
+        steps,
+        found,
+    } = applied;
     let dir = setup.dir().display();
     let was_made = |path: &Path| {
         steps
@@ -94,7 +129,10 @@ pub(crate) fn applied(
             owner.display()
         ));
     }
-    if desired.gateway.names.is_empty() && was_made(&setup.dir().join("gateway/gateway.crt.pem")) {
+    if let Some(desired) = gateway
+        && desired.gateway.names.is_empty()
+        && was_made(&setup.dir().join("gateway/gateway.crt.pem"))
+    {
         let names = desired.names_at_first.iter().map(|name| name.to_str());
         hints.push(format!(
             "The gateway's names are {}, since none were given: devices reach it under no other. \
@@ -104,8 +142,10 @@ pub(crate) fn applied(
     }
     if plan.has_changes() {
         hints.push("Next:".to_owned());
-        hints.push(format!("  zk-gateway --config {dir}/gateway/gateway.toml"));
-        for name in desired.devices.keys() {
+        if gateway.is_some() {
+            hints.push(format!("  zk-gateway --config {dir}/gateway/gateway.toml"));
+        }
+        for name in devices.keys() {
             let agent = setup.dir().join("devices").join(name.as_str());
             hints.push(if here.contains(name) {
                 format!(
@@ -242,14 +282,18 @@ fn conspicuous(one: &Checked) -> Option<String> {
     ))
 }
 
-pub(crate) fn destroyed(setup: &LocalSetup, steps: &[Step]) -> Outcome {
+/// `place`: where else it was looked for.
+pub(crate) fn destroyed(setup: &LocalSetup, steps: &[Step], place: Option<&str>) -> Outcome {
     let is_removed = |step: &&Step| step.action == Action::Removed;
     let removed = steps.iter().filter(is_removed).count();
     let kept: Vec<_> = steps.iter().filter(|step| !is_removed(step)).collect();
     let text = match (removed, kept.len()) {
         (0, 0) => format!(
-            "there is nothing of zk-setup's in {}",
-            setup.dir().display()
+            "there is nothing of zk-setup's in {}{}",
+            setup.dir().display(),
+            place
+                .map(|place| format!(", nor in {place}"))
+                .unwrap_or_default()
         ),
         (0, kept) => format!("nothing to remove; {kept} left as they are"),
         (removed, kept) => format!("{removed} removed, {kept} left as they are"),
@@ -383,7 +427,7 @@ fn changes(plan: &Plan, wanted: impl Fn(&Step) -> bool) -> Vec<Value> {
 }
 
 /// Text that may hold what a store or a file says, made fit for a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let shown = |c: char| match c {
         '"' | '\'' | '\\' => c.to_string(),
         _ => c.escape_debug().to_string(),
@@ -391,16 +435,58 @@ fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-pub(crate) fn authorities(setup: &LocalSetup, steps: &[Step]) -> Outcome {
+pub(crate) fn authorities(setup: &LocalSetup, steps: &[Step], next: &str) -> Outcome {
     let dir = setup.dir().display();
     Outcome::new(
         lines(steps),
         json!({ "dir": shown(setup.dir()), "steps": list(steps) }),
         vec![
             format!("Back up {dir}/ca and its passphrase: without them no device can be added."),
-            format!("Next: {} gateway init --name HOST", command(setup)),
+            format!("Next: {} {next}", command(setup)),
         ],
     )
+}
+
+/// `status`: what AWS says of the one that signs devices, where it is asked.
+pub(crate) fn shown_authorities(
+    entries: &[AuthorityEntry],
+    status: Option<Option<&'static str>>,
+) -> Outcome {
+    let status_of = |entry: &AuthorityEntry| match status {
+        Some(status) if entry.signs == "device" => Some(status.unwrap_or("not registered")),
+        _ => None,
+    };
+    let one = |entry: &AuthorityEntry| {
+        let aws = status_of(entry).map(|status| format!("\n  in AWS IoT   {status}"));
+        format!(
+            "{}\n  signs        {}s\n  key          {}\n  certificate  {}, until {}\n  file         \
+             {}{}",
+            entry.subject,
+            entry.signs,
+            entry.key,
+            entry.id,
+            day(entry.expires),
+            entry.file.display(),
+            aws.unwrap_or_default(),
+        )
+    };
+    let object = |entry: &AuthorityEntry| {
+        json!({
+            "signs": entry.signs,
+            "subject": entry.subject,
+            "key": entry.key.to_string(),
+            "id": entry.id,
+            "file": shown(&entry.file),
+            "expiresAt": instant(entry.expires),
+            "inAws": status_of(entry),
+        })
+    };
+    let text = match entries {
+        [] => "there are no authorities yet".to_owned(),
+        entries => entries.iter().map(one).collect::<Vec<_>>().join("\n"),
+    };
+    let json = json!({ "authorities": entries.iter().map(object).collect::<Vec<_>>() });
+    Outcome::new(text, json, Vec::new())
 }
 
 pub(crate) fn gateway(setup: &LocalSetup, files: &GatewayFiles) -> Outcome {
@@ -466,13 +552,13 @@ pub(crate) fn added(setup: &LocalSetup, added: &AddedDevice) -> Outcome {
     )
 }
 
-pub(crate) fn revoked(setup: &LocalSetup, revoked: &RevokedDevice) -> Outcome {
+pub(crate) fn revoked(setup: &LocalSetup, revoked: &RevokedDevice, soon: &str) -> Outcome {
     let RevokedDevice { device, steps, .. } = revoked;
     Outcome::new(
         format!("{}\ndevice {device} is revoked", lines(steps)),
         json!({ "device": device.as_str(), "steps": list(steps) }),
         vec![
-            "A running gateway refuses it within a minute.".to_owned(),
+            soon.to_owned(),
             format!("Give {} to the owners.", setup.trust_file().display()),
         ],
     )

@@ -331,6 +331,7 @@ fn a_person_is_asked_for_the_passphrase_and_twice_for_a_new_one() {
     detached
         .arg("--wait")
         .arg(env!("CARGO_BIN_EXE_zk-setup"))
+        .env("ZK_SETUP_TARGET", "local")
         .args(init);
     let alone = Place::run(detached.current_dir(place.0.path()).stdin(Stdio::null()));
     assert_eq!(alone.code, 1);
@@ -830,28 +831,7 @@ fn a_running_gateway_is_found_and_not_pulled_away() {
     };
     assert_eq!(gateway_of(&place.json(&["check"])), "warning");
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let overrides = zk_gateway::Overrides::default();
-    let config = zk_gateway::Config::load(&place.path("zk/gateway/gateway.toml"), overrides);
-    let config = config.unwrap();
-    let (listener, gateway) = runtime.block_on(async {
-        let store = zk_store::Store::open(&config.store, zk_store::Options::default());
-        let tls = zk_gateway::Tls::load(&config.tls).unwrap();
-        let gateway = zk_gateway::Gateway::new(store.await.unwrap(), tls, config.limits);
-        (
-            tokio::net::TcpListener::bind(&listen).await.unwrap(),
-            gateway,
-        )
-    });
-    runtime.spawn(zk_gateway::run(
-        listener,
-        gateway,
-        std::future::pending::<()>(),
-    ));
+    let runtime = place.gateway(&listen);
     assert_eq!(gateway_of(&place.json(&["check"])), "ok");
     let refused = place.fails(1, &["destroy", "--yes"]);
     assert!(
@@ -874,6 +854,92 @@ fn a_running_gateway_is_found_and_not_pulled_away() {
     assert_eq!(found.code, 3, "{}", found.out);
     let found: Value = serde_json::from_str(&found.out).unwrap();
     assert_eq!(gateway_of(&found), "wrong");
+}
+
+/// With a real gateway: what the device publishes is looked for in the store, and
+/// what keeps it from getting there is named.
+#[test]
+fn check_publishes_as_the_device() {
+    let place = Place::new();
+    let listen = place.free_address();
+    let key = format!("soft:{}", place.path("key.pem").display());
+    place.ok(&[
+        "apply",
+        "--device",
+        "pi-01",
+        "--hsm",
+        &key,
+        "--listen",
+        &listen,
+        "--name",
+        "localhost",
+    ]);
+    let runtime = place.gateway(&listen);
+    let check = || {
+        let ended = place.without_passphrase(&["check", "--json"]);
+        let json: Value = serde_json::from_str(&ended.out).unwrap();
+        let checks = json["checks"].as_array().unwrap().iter();
+        let of_test = checks.filter(|one| one["item"].as_str().unwrap().starts_with("self-test"));
+        let told = |one: &Value| {
+            let [item, state, cause] = ["item", "state", "cause"].map(|name| one[name].as_str());
+            let cause = cause.unwrap_or_default().to_owned();
+            (state.unwrap().to_owned(), item.unwrap().to_owned(), cause)
+        };
+        (ended.code, of_test.map(told).collect::<Vec<_>>())
+    };
+
+    let (code, found) = check();
+    assert_eq!(code, 0, "{found:?}");
+    assert!(found.iter().all(|(state, ..)| state == "ok"), "{found:?}");
+    assert_eq!(found.len(), 3, "{found:?}");
+    let again = check();
+    assert_eq!(again.0, 0, "{again:?}");
+
+    // the key is somewhere else: nothing is wrong with that
+    fs::rename(place.path("key.pem"), place.path("away.pem")).unwrap();
+    let (code, found) = check();
+    assert_eq!((code, found[0].0.as_str()), (0, "warning"), "{found:?}");
+    fs::rename(place.path("away.pem"), place.path("key.pem")).unwrap();
+
+    // the registry knows the certificate, and another key
+    let uri: zk_store::StoreUri = format!("file:{}", place.path("zk/gateway/store.db").display())
+        .parse()
+        .unwrap();
+    let change = |change: &dyn Fn(&mut zk_verify::DeviceRecord)| {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let store = zk_store::Store::open(&uri, zk_store::Options::default());
+            let store = store.await.unwrap();
+            for (principal, _) in store.devices().await.unwrap() {
+                store.update_device(&principal, change).await.unwrap();
+            }
+            store.close().await;
+        });
+    };
+    let other = p256::ecdsa::SigningKey::from_slice(&[9; 32]).unwrap();
+    change(&|record| record.keys[0].key = *other.verifying_key());
+    // a running gateway remembers what it has read: this one is new
+    drop(runtime);
+    let runtime = place.gateway(&listen);
+    let (code, found) = check();
+    assert_eq!(code, 3, "{found:?}");
+    let (state, item, cause) = found.last().unwrap();
+    assert_eq!(
+        (state.as_str(), item.as_str()),
+        ("wrong", "self-test of pi-01: the good message")
+    );
+    assert!(cause.contains("signer-mismatch"), "{cause}");
+
+    let at = zk_envelope::Timestamp::from(std::time::SystemTime::UNIX_EPOCH);
+    change(&|record| record.certificate = KeyState::Revoked { at });
+    drop(runtime);
+    let _runtime = place.gateway(&listen);
+    let (code, found) = check();
+    assert_eq!(code, 3, "{found:?}");
+    let (state, item, cause) = found.last().unwrap();
+    assert_eq!(state, "wrong");
+    assert!(item.contains("publishing to localhost:"), "{item}");
+    assert!(cause.contains("forbidden"), "{cause}");
 }
 
 #[test]
@@ -909,6 +975,7 @@ fn what_is_missing_is_said_before_anything_is_done() {
     detached
         .arg("--wait")
         .arg(env!("CARGO_BIN_EXE_zk-setup"))
+        .env("ZK_SETUP_TARGET", "local")
         .args(["apply", "--passphrase-file", "passphrase"])
         .env_remove("ZK_OWNER_PASSPHRASE");
     let alone = Place::run(detached.current_dir(place.0.path()).stdin(Stdio::null()));
@@ -1003,6 +1070,33 @@ struct Ended {
 }
 
 impl Place {
+    /// A real gateway of the set-up, until the runtime is dropped.
+    fn gateway(&self, listen: &str) -> tokio::runtime::Runtime {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let overrides = zk_gateway::Overrides::default();
+        let config = zk_gateway::Config::load(&self.path("zk/gateway/gateway.toml"), overrides);
+        let config = config.unwrap();
+        let (listener, gateway) = runtime.block_on(async {
+            let store = zk_store::Store::open(&config.store, zk_store::Options::default());
+            let tls = zk_gateway::Tls::load(&config.tls).unwrap();
+            let gateway = zk_gateway::Gateway::new(store.await.unwrap(), tls, config.limits);
+            (
+                tokio::net::TcpListener::bind(listen).await.unwrap(),
+                gateway,
+            )
+        });
+        runtime.spawn(zk_gateway::run(
+            listener,
+            gateway,
+            std::future::pending::<()>(),
+        ));
+        runtime
+    }
+
     fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         place.secret("passphrase", &format!("{PASSPHRASE}\n"), 0o600);
@@ -1087,6 +1181,8 @@ impl Place {
         }
         command
             .args(arguments)
+            // a new directory is for AWS otherwise
+            .env("ZK_SETUP_TARGET", "local")
             // where SoftHSM2 has its tokens; others don't look at it
             .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
             .current_dir(self.0.path())
@@ -1126,6 +1222,7 @@ impl Place {
         let line = format!("{} {}", env!("CARGO_BIN_EXE_zk-setup"), arguments.join(" "));
         let spawned = Command::new("script")
             .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env("ZK_SETUP_TARGET", "local")
             .env_remove("ZK_SETUP_PASSPHRASE")
             .env_remove("ZK_SETUP_PASSPHRASE_FILE")
             .current_dir(self.0.path())

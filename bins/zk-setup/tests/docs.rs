@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use zk_setup::SetupFile;
+use clap::{Command, CommandFactory, Parser};
+use zk_setup::{Arguments, SetupFile};
 
 #[test]
 fn the_reference_has_every_key_and_no_other() {
@@ -15,6 +16,7 @@ fn the_reference_has_every_key_and_no_other() {
     for (heading, opening) in [
         ("### top", ""),
         ("### `[gateway]`", "[gateway]\n"),
+        ("### `[aws]`", "[aws]\n"),
         ("### `[devices.NAME]`", "[devices.pi-01]\n"),
     ] {
         let section = page.split(&format!("\n{heading}\n")).nth(1).expect(heading);
@@ -30,7 +32,7 @@ fn the_reference_has_every_key_and_no_other() {
         assert_eq!(documented, allowed, "{heading}");
         tables += 1;
     }
-    assert_eq!(tables, 3);
+    assert_eq!(tables, 4);
 }
 
 #[test]
@@ -50,8 +52,45 @@ fn the_template_is_taken_as_it_is_and_with_everything_that_it_shows() {
     assert_eq!(full.owners.len(), 1);
     assert_eq!(full.gateway.names.len(), 2);
     assert!(full.gateway.listen.is_some() && full.gateway.store.is_some());
+    assert!(full.aws.region.is_some() && full.aws.prefix.is_some() && full.aws.arch.is_some());
+    assert!(full.aws.lambda_zip.is_some() && full.aws.roots.is_some());
     let device = &full.devices[&"pi-01".parse().unwrap()];
     assert!(device.csr.is_some() && device.hsm.is_some() && device.endpoint.is_some());
+}
+
+#[test]
+fn examples_in_the_help_can_be_typed() {
+    let mut seen = 0;
+    let mut open = vec![Arguments::command()];
+    while let Some(command) = open.pop() {
+        open.extend(command.get_subcommands().cloned());
+        for line in examples(&command) {
+            let words = line.split_whitespace();
+            let parsed = Arguments::try_parse_from(words);
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            seen += 1;
+        }
+    }
+    assert!(seen > 25, "{seen}");
+}
+
+/// The command's own lines, without what is said of them and what the shell does.
+fn examples(command: &Command) -> Vec<String> {
+    let help = command.get_after_help().map(ToString::to_string);
+    let help = help.unwrap_or_default();
+    help.lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| line.starts_with("zk-setup "))
+        .map(|line| {
+            let line = line.split("  ").next().unwrap();
+            let line = line.split(" | ").next().unwrap();
+            line.split(" > ")
+                .next()
+                .unwrap()
+                .trim_end_matches(" |")
+                .to_owned()
+        })
+        .collect()
 }
 
 #[test]
@@ -74,6 +113,7 @@ fn mistakes_name_file_line_and_what_is_allowed() {
             "[gateway]\nstore = \"elsewhere\"\n",
             &["line 2", "file:PATH"],
         ),
+        ("[aws]\narch = \"mips\"\n", &["line 2", "arm64 or x86_64"]),
         ("[devices.\"a b\"]\n", &["line 1"]),
         (
             "[devices.pi-01]\nhsm = \"soft:key.pem\"\n",

@@ -1,13 +1,16 @@
 //! From what is there to what is to be.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
+
+use zk_envelope::DeviceId;
 
 use crate::authority::clock_is_set;
 use crate::desired::{Desired, DesiredDevice, Others};
-use crate::device::{Site, Trust, revoked_at};
+use crate::device::{Gate, Roots, Site, Trust, revoked_at};
 use crate::hand::{Hand, Secrets};
 use crate::local::Role;
+use crate::owner::Owners;
 use crate::report::{Plan, Step};
 use crate::{Error, LocalSetup, files};
 
@@ -71,58 +74,75 @@ impl LocalSetup {
         let done = async {
             let mut trust = Trust::read(self)?;
             let owners = self.owner_stage(hand, &desired.owners, &trust.file)?;
-            self.reader_stage(hand, &gateway.uri)?;
+            self.reader_stage(hand, &gateway.uri, gateway.prefix.as_deref())?;
             let site = Site {
                 signer: &devices,
-                roots: gateways.certificate.as_ref(),
+                roots: Roots::of_gateway(gateways.certificate.as_ref()),
                 endpoint: gateway.endpoint.clone(),
                 records: match &gateway.store {
                     Some(store) => store.devices().await?,
                     None => Vec::new(),
                 },
                 store: gateway.store.as_ref(),
+                gate: Gate::Store,
             };
-            let mut names: BTreeSet<_> = desired.devices.keys().cloned().collect();
-            names.extend(trust.file.devices.keys().cloned());
-            if desired.others != Others::Keep {
-                names.extend(site.records.iter().map(|(_, record)| record.device.clone()));
-            }
-            for name in &names {
-                let as_it_is = DesiredDevice::default();
-                let wanted = match desired.devices.get(name) {
-                    Some(wanted) => wanted,
-                    None if desired.others != Others::Keep => {
-                        let agreed = match &desired.others {
-                            Others::RemoveThese(agreed) => Some(&agreed[..]),
-                            Others::Keep | Others::Remove => None,
-                        };
-                        self.remove_stage(hand, name, agreed, &mut trust, &site)
-                            .await?;
-                        continue;
-                    }
-                    None if trust.active_key(name).is_some() => &as_it_is,
-                    None => {
-                        // a revocation that was interrupted
-                        let is_open = site.records.iter().any(|(_, record)| {
-                            record.device == *name && revoked_at(record.certificate).is_none()
-                        });
-                        if is_open && !trust.is_open(name) {
-                            let (store, records) = (site.store, &site.records);
-                            self.revoke_stage(hand, name, &mut trust, store, records)
-                                .await?;
-                        }
-                        continue;
-                    }
-                };
-                self.device_stage(hand, name, wanted, &owners, &mut trust, &site)
-                    .await?;
-            }
-            Ok(())
+            let wanted = (&desired.devices, &desired.others);
+            self.devices_stage(hand, wanted, &owners, &mut trust, &site)
+                .await
         };
         let done = done.await;
         if let Some(store) = gateway.store {
             store.close().await;
         }
         done
+    }
+
+    /// Makes all devices what they are to be: those that are named, and those
+    /// that are there.
+    pub(crate) async fn devices_stage(
+        &self,
+        hand: &mut Hand<'_>,
+        (devices, others): (&BTreeMap<DeviceId, DesiredDevice>, &Others),
+        owners: &Owners,
+        trust: &mut Trust,
+        site: &Site<'_>,
+    ) -> Result<(), Error> {
+        let mut names: BTreeSet<_> = devices.keys().cloned().collect();
+        names.extend(trust.file.devices.keys().cloned());
+        if *others != Others::Keep {
+            names.extend(site.records.iter().map(|(_, record)| record.device.clone()));
+        }
+        for name in &names {
+            let as_it_is = DesiredDevice::default();
+            let wanted = match devices.get(name) {
+                Some(wanted) => wanted,
+                None if *others != Others::Keep => {
+                    let agreed = match others {
+                        Others::RemoveThese(agreed) => Some(&agreed[..]),
+                        Others::Keep | Others::Remove => None,
+                    };
+                    self.remove_stage(hand, name, agreed, trust, site).await?;
+                    continue;
+                }
+                None if trust.active_key(name).is_some() => &as_it_is,
+                None => {
+                    // a revocation that was interrupted
+                    let is_open = site.records.iter().any(|(_, record)| {
+                        record.device == *name && revoked_at(record.certificate).is_none()
+                    });
+                    if !trust.is_open(name) {
+                        if is_open {
+                            self.revoke_stage(hand, name, trust, site).await?;
+                        } else {
+                            site.shut(hand, name).await?;
+                        }
+                    }
+                    continue;
+                }
+            };
+            self.device_stage(hand, name, wanted, owners, trust, site)
+                .await?;
+        }
+        Ok(())
     }
 }

@@ -112,6 +112,14 @@ impl Authority {
         )
     }
 
+    /// Signs the certificate that shows to AWS IoT that the authority's key is at
+    /// hand: common name = `code`, for a key that nobody keeps, for a day.
+    #[cfg(feature = "aws")]
+    pub(crate) fn issue_proof(&self, code: &str, now: SystemTime) -> Result<Certificate, Error> {
+        let key = SigningKey::from(&crate::keys::generate()?);
+        self.issue(subject(code)?, Usage::Proof, key.verifying_key(), DAY, now)
+    }
+
     fn issue(
         &self,
         subject: Name,
@@ -136,7 +144,7 @@ impl Authority {
     }
 }
 
-/// The extensions of our three kinds of certificate (RFC 5280, section 4.2).
+/// The extensions of our kinds of certificate (RFC 5280, section 4.2).
 struct Profile {
     subject: Name,
     issuer: Option<Name>,
@@ -147,6 +155,8 @@ enum Usage {
     Authority,
     Device,
     Gateway(GeneralNames),
+    #[cfg(feature = "aws")]
+    Proof,
 }
 
 impl BuilderProfile for Profile {
@@ -182,6 +192,8 @@ impl BuilderProfile for Profile {
         ];
         let purpose = match &self.usage {
             Usage::Authority => return Ok(all),
+            #[cfg(feature = "aws")]
+            Usage::Proof => return Ok(all),
             Usage::Device => ID_KP_CLIENT_AUTH,
             Usage::Gateway(names) => {
                 all.push(SubjectAltName(names.clone()).to_extension(&self.subject, &[])?);
@@ -251,6 +263,8 @@ fn general_name(name: &ServerName<'_>) -> Result<GeneralName, Error> {
 }
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
+#[cfg(feature = "aws")]
+const DAY: Duration = HOUR.saturating_mul(24);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// 2020-01-01: before that, nobody has set the clock.

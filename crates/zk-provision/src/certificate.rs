@@ -7,6 +7,8 @@ use rustls_pki_types::ServerName;
 use x509_cert::der::pem::{self, LineEnding, PemLabel};
 use x509_cert::der::referenced::OwnedToRef;
 use x509_cert::der::{self, Decode};
+#[cfg(feature = "aws")]
+use x509_cert::ext::pkix::BasicConstraints;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
@@ -57,6 +59,21 @@ impl Certificate {
             .validity()
             .not_after
             .to_system_time()
+    }
+
+    /// Whom it is about.
+    pub(crate) fn subject(&self) -> String {
+        self.parsed.tbs_certificate().subject().to_string()
+    }
+
+    /// Whether it may sign others.
+    #[cfg(feature = "aws")]
+    pub(crate) fn is_authority(&self) -> bool {
+        let constraints = self
+            .parsed
+            .tbs_certificate()
+            .get_extension::<BasicConstraints>();
+        matches!(constraints, Ok(Some((_, constraints))) if constraints.ca)
     }
 
     /// The host names and addresses that it is for, in its order.

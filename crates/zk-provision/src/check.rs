@@ -13,17 +13,17 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
 use zk_envelope::{DeviceId, Timestamp};
-use zk_store::{Options, Store};
+use zk_store::Store;
 use zk_verify::DeviceRecord;
 
 use crate::config::Config;
 use crate::device::{
-    AGENT, CERTIFICATE as DEVICE_CERTIFICATE, ROOTS as DEVICE_ROOTS, Trust, by_device, standing,
+    AGENT, AMAZON_ROOTS, CERTIFICATE as DEVICE_CERTIFICATE, Roots, Trust, by_device, standing,
 };
 use crate::local::{
     CERTIFICATE, CONFIG, KEY, ROOTS, Role, has_tables, not_a_key, read_certificate,
 };
-use crate::report::{Checked, Expiry, Standing, Verdict};
+use crate::report::{Action, Checked, Expiry, Standing, Verdict};
 use crate::{Certificate, Error, LocalSetup, files, keys};
 
 impl LocalSetup {
@@ -50,8 +50,9 @@ impl LocalSetup {
         let records = self.check_store(&mut found).await;
         let rest = Rest {
             issuer: devices.as_ref(),
-            roots: gateways.as_ref(),
+            roots: Roots::of_gateway(gateways.as_ref()),
             gateway: gateway.as_ref(),
+            endpoint: None,
             now,
         };
         self.check_devices(&mut found, records.as_deref(), &rest);
@@ -69,6 +70,77 @@ impl LocalSetup {
             && let Some(name) = gateway.names().first()
         {
             check_answer(&mut found, probe(listen, roots, name), gateway);
+        }
+        found.0
+    }
+
+    /// The same for a set-up in AWS, and there.
+    #[cfg(feature = "aws")]
+    pub(crate) async fn check_aws(
+        &self,
+        setup: &crate::AwsSetup,
+        function: Option<&crate::FunctionZip>,
+        now: SystemTime,
+    ) -> Vec<Checked> {
+        let mut found = Found::default();
+        if !self.dir().is_dir() {
+            found.bad(
+                &self.dir().display(),
+                "there is no set-up",
+                "make one with `zk-setup apply`, or name its directory with --dir",
+            );
+            return found.0;
+        }
+        self.check_modes(&mut found);
+        let devices = self.check_authority(&mut found, Role::Device, now);
+        let account = format!("AWS account {}, {}", setup.account(), setup.region());
+        let endpoint = match setup.endpoint().await {
+            Ok(endpoint) => {
+                found.good(&account);
+                Some(endpoint)
+            }
+            Err(error) => {
+                found.error(&account, &error);
+                None
+            }
+        };
+        let records = match setup.store() {
+            Ok(store) => store.devices().await.map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        let records = match records {
+            Ok(records) => Some(records),
+            Err(error) => {
+                found.error(&format!("tables {}-*", setup.prefix()), &error);
+                None
+            }
+        };
+        let rest = Rest {
+            issuer: devices.as_ref(),
+            roots: Roots {
+                file: AMAZON_ROOTS,
+                pem: Some(crate::AwsSetup::AMAZON_ROOTS),
+            },
+            gateway: None,
+            endpoint: endpoint.as_deref(),
+            now,
+        };
+        self.check_devices(&mut found, records.as_deref(), &rest);
+        match setup.drift(function, now).await {
+            Ok(steps) => {
+                for step in steps {
+                    if step.action == Action::Kept {
+                        found.good(&step.item);
+                        continue;
+                    }
+                    let cause = match &step.reason[..] {
+                        "" => "missing",
+                        reason => reason,
+                    };
+                    found.bad(&step.item, cause, APPLY);
+                }
+            }
+            Err(error) => found.error(&account, &error),
         }
         found.0
     }
@@ -180,7 +252,11 @@ impl LocalSetup {
             Ok(_) => found.good(&config.display()),
             Err(error) => found.error(&config.display(), &error),
         }
-        check_root(found, &self.gateway_file(ROOTS), devices);
+        check_root(
+            found,
+            &self.gateway_file(ROOTS),
+            devices.map(Certificate::pem),
+        );
         let file = self.gateway_file(CERTIFICATE);
         let certificate = found.certificate(&file)?;
         let key_file = self.gateway_file(KEY);
@@ -206,8 +282,8 @@ impl LocalSetup {
     }
 
     async fn check_store(&self, found: &mut Found) -> Option<Vec<(String, DeviceRecord)>> {
-        let uri = self.store().ok()?;
-        let store = match Store::open(&uri, Options::default()).await {
+        let (uri, options) = (self.store().ok()?, self.store_options().ok()?);
+        let store = match Store::open(&uri, options).await {
             Ok(store) => store,
             Err(error) => {
                 found.error(&format!("store {uri}"), &error);
@@ -295,7 +371,16 @@ impl LocalSetup {
                 found.good(&what);
             }
         }
-        check_root(found, &dir.join(DEVICE_ROOTS), rest.roots);
+        let roots = dir.join(rest.roots.file);
+        if rest.roots.file == AMAZON_ROOTS && differs(&roots, rest.roots.pem) {
+            found.warn(
+                &roots.display(),
+                "other authorities than Amazon's",
+                "if nothing stands in for AWS, run `zk-setup apply`",
+            );
+        } else {
+            check_root(found, &roots, rest.roots.pem);
+        }
         let mut owners: Vec<_> = trust
             .owners(name)
             .map(|owner| (format!("owner-{}.pub.pem", owner.id()), owner.to_pem()))
@@ -336,6 +421,15 @@ impl LocalSetup {
                 format!("target.endpoint is {host}, which the gateway's certificate doesn't name"),
                 "give the gateway that name: zk-setup gateway init --name, with all its names",
             );
+        } else if let Some(endpoint) = rest.endpoint
+            && let Ok(named) = agent.text("target.endpoint")
+            && named != endpoint
+        {
+            found.warn(
+                &file.display(),
+                format!("target.endpoint is {named}, and AWS IoT is at {endpoint}"),
+                format!("if it isn't meant so: target.endpoint = \"{endpoint}\""),
+            );
         } else {
             found.good(&file.display());
         }
@@ -344,10 +438,12 @@ impl LocalSetup {
 
 /// What the devices' files have to fit, as far as it is there.
 struct Rest<'a> {
-    /// The authority that signs devices, and that of the gateway.
+    /// The authority that signs devices.
     issuer: Option<&'a Certificate>,
-    roots: Option<&'a Certificate>,
+    roots: Roots<'a>,
     gateway: Option<&'a Certificate>,
+    /// Where devices are to publish to, if that is known.
+    endpoint: Option<&'a str>,
     now: SystemTime,
 }
 
@@ -444,16 +540,22 @@ fn check_answer(found: &mut Found, answer: Answer, certificate: &Certificate) {
     }
 }
 
-fn check_root(found: &mut Found, path: &Path, root: Option<&Certificate>) {
+fn check_root(found: &mut Found, path: &Path, root: Option<&str>) {
     match files::read(path) {
         Ok(None) => found.bad(&path.display(), "missing", APPLY),
-        Ok(Some(pem)) if root.is_some_and(|root| *root.pem().as_bytes() != **pem) => {
-            let cause = "not the certificate of this set-up's authority";
+        Ok(Some(pem)) if root.is_some_and(|root| *root.as_bytes() != **pem) => {
+            let cause = "not what this set-up's devices are to believe";
             found.bad(&path.display(), cause, APPLY);
         }
         Ok(Some(_)) => found.good(&path.display()),
         Err(error) => found.error(&path.display(), &error),
     }
+}
+
+/// Whether there is a file with something else in it.
+fn differs(path: &Path, wanted: Option<&str>) -> bool {
+    let found = files::read(path).ok().flatten();
+    found.is_some_and(|found| wanted.is_some_and(|wanted| *wanted.as_bytes() != **found))
 }
 
 /// The host of `host:port`.

@@ -8,6 +8,8 @@ use toml_edit::{Array, DocumentMut, Item, TableLike, Value};
 use crate::{Error, files};
 
 pub(crate) const AGENT: &str = include_str!("../templates/agent.toml");
+#[cfg(feature = "aws")]
+pub(crate) const AWS: &str = include_str!("../templates/aws.toml");
 pub(crate) const GATEWAY: &str = include_str!("../templates/gateway.toml");
 pub(crate) const READER: &str = include_str!("../templates/reader.toml");
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use zk_envelope::DeviceId;
-use zk_store::{Options, Store, StoreError, StoreUri};
+use zk_store::{Store, StoreError, StoreUri};
 
 use crate::check::{Answer, probe};
 use crate::device::NEXT;
@@ -67,15 +67,22 @@ impl LocalSetup {
         let lock = files::lock(self.dir())?;
         let mut hand = Hand::that_does(SystemTime::UNIX_EPOCH, Secrets::default(), tell);
         let done = self.destroy_stage(&mut hand, what).await;
+        let done = done.and_then(|()| self.remove_dir(&mut hand));
+        drop(lock);
+        done.map(|()| hand.steps)
+    }
+
+    /// Removes the directory, if nothing is left in it but the lock.
+    pub(crate) fn remove_dir(&self, hand: &mut Hand<'_>) -> Result<(), Error> {
         let is_foreign = |step: &Step| step.action != Action::Kept || step.reason == FOREIGN;
-        if done.is_ok() && hand.steps.iter().all(is_foreign) {
+        let is_of_dir = |step: &&Step| matches!(step.item, Item::File(_));
+        if hand.steps.iter().filter(is_of_dir).all(is_foreign) {
             files::remove(&self.dir().join(files::LOCK))?;
             if files::remove_dir_if_empty(self.dir())? {
                 hand.step_file(Action::Removed, self.dir(), "");
             }
         }
-        drop(lock);
-        done.map(|()| hand.steps)
+        Ok(())
     }
 
     /// Where the gateway answers as the one of this set-up.
@@ -89,7 +96,11 @@ impl LocalSetup {
         }
     }
 
-    async fn destroy_stage(&self, hand: &mut Hand<'_>, what: Destroy) -> Result<(), Error> {
+    pub(crate) async fn destroy_stage(
+        &self,
+        hand: &mut Hand<'_>,
+        what: Destroy,
+    ) -> Result<(), Error> {
         let devices = self.devices_dir();
         if is_dir(&devices) {
             for dir in files::list(&devices)? {
@@ -110,6 +121,7 @@ impl LocalSetup {
             self.gateway_file(CONFIG),
             self.trust_file(),
             self.reader_file(),
+            self.aws_file(),
         ];
         let mut keys = vec![self.owner_public_file(), self.owner_key_file()];
         for role in [Role::Device, Role::Gateway] {
@@ -182,7 +194,7 @@ impl LocalSetup {
         let path = match &uri {
             StoreUri::File(path) => path,
             other => {
-                let store = Store::open(other, Options::default()).await?;
+                let store = Store::open(other, self.store_options()?).await?;
                 let was_there = has_tables(&store).await?;
                 if !hand.plans() {
                     store.delete_tables().await?;
@@ -194,7 +206,7 @@ impl LocalSetup {
             }
         };
         if fs::metadata(path).is_ok_and(|found| found.len() > 0) {
-            let is_ours = match Store::open(&uri, Options::default()).await {
+            let is_ours = match Store::open(&uri, self.store_options()?).await {
                 Ok(store) => {
                     let found = has_tables(&store).await;
                     store.close().await;

@@ -11,6 +11,8 @@ use zk_store::Store;
 use zk_verify::DeviceRecord;
 
 use crate::authority::clock_is_set;
+#[cfg(feature = "aws")]
+use crate::aws::Account;
 use crate::config::{self, Config};
 use crate::desired::{DesiredDevice, DesiredKey};
 use crate::destroy::is_dir;
@@ -63,18 +65,35 @@ impl LocalSetup {
         now: SystemTime,
     ) -> Result<AddedDevice, Error> {
         clock_is_set(now)?;
-        let name = device.request.device();
         let signer = Signer::of(self.device_authority(passphrase)?);
         let roots = self.authority_certificate(Role::Gateway)?;
         let _lock = files::lock(self.dir())?;
-        let mut trust = Trust::read(self)?;
         let site = Site {
             signer: &signer,
-            roots: Some(&roots),
+            roots: Roots::of_gateway(Some(&roots)),
             endpoint: self.endpoint().ok(),
             records: store.devices().await?,
             store: Some(store),
+            gate: Gate::Store,
         };
+        let secrets = Secrets {
+            authorities: Some(passphrase),
+            owner: None,
+        };
+        let mut tell = |_: &Step| {};
+        let hand = Hand::that_does(now, secrets, &mut tell);
+        self.add_stage(hand, device, &site).await
+    }
+
+    /// Makes one device what it is to be.
+    pub(crate) async fn add_stage(
+        &self,
+        mut hand: Hand<'_>,
+        device: &Device,
+        site: &Site<'_>,
+    ) -> Result<AddedDevice, Error> {
+        let name = device.request.device();
+        let mut trust = Trust::read(self)?;
         let desired = DesiredDevice {
             key: DesiredKey::Request(device.request.clone()),
             hsm: device.hsm.clone(),
@@ -84,14 +103,8 @@ impl LocalSetup {
             [] => Owners::AsTheyAre,
             given => Owners::Given(given.to_vec()),
         };
-        let secrets = Secrets {
-            authorities: Some(passphrase),
-            owner: None,
-        };
-        let mut tell = |_: &Step| {};
-        let mut hand = Hand::that_does(now, secrets, &mut tell);
         let certificate = self
-            .device_stage(&mut hand, name, &desired, &owners, &mut trust, &site)
+            .device_stage(&mut hand, name, &desired, &owners, &mut trust, site)
             .await?
             // one that does has made it
             .ok_or(Error::NoAuthorities {
@@ -178,6 +191,12 @@ impl LocalSetup {
         trust.write(hand, self, is_new, &format!("{name} is entered"))?;
         let principal = certificate.as_ref().map(Certificate::principal);
         register(hand, site, name, principal, &trust.keys(name)).await?;
+        let next = match &rotation {
+            Rotation::Waiting(next) => Some(next),
+            Rotation::No | Rotation::Promoted(_) => None,
+        };
+        site.admit(hand, name, certificate.as_ref(), next, Older::AsRecorded)
+            .await?;
         Ok(certificate)
     }
 
@@ -234,8 +253,27 @@ impl LocalSetup {
     ) -> Result<RevokedDevice, Error> {
         clock_is_set(now)?;
         let _lock = files::lock(self.dir())?;
+        let site = Site {
+            signer: &Signer::default(),
+            roots: Roots::of_gateway(None),
+            endpoint: None,
+            records: store.devices().await?,
+            store: Some(store),
+            gate: Gate::Store,
+        };
+        let mut tell = |_: &Step| {};
+        let hand = Hand::that_does(now, Secrets::default(), &mut tell);
+        self.revoke_one(hand, device, &site).await
+    }
+
+    pub(crate) async fn revoke_one(
+        &self,
+        mut hand: Hand<'_>,
+        device: &DeviceId,
+        site: &Site<'_>,
+    ) -> Result<RevokedDevice, Error> {
         let mut trust = Trust::read(self)?;
-        let records = store.devices().await?;
+        let records = &site.records;
         if !trust.file.devices.contains_key(device)
             && records.iter().all(|(_, record)| record.device != *device)
         {
@@ -243,9 +281,7 @@ impl LocalSetup {
                 device: device.clone(),
             });
         }
-        let mut tell = |_: &Step| {};
-        let mut hand = Hand::that_does(now, Secrets::default(), &mut tell);
-        self.revoke_stage(&mut hand, device, &mut trust, Some(store), &records)
+        self.revoke_stage(&mut hand, device, &mut trust, site)
             .await?;
         Ok(RevokedDevice {
             device: device.clone(),
@@ -254,13 +290,16 @@ impl LocalSetup {
     }
 
     /// Revokes what is not revoked yet of a device, on both sides.
+    ///
+    /// The trust file is first: it is what a later run goes by, whatever became
+    /// of this one. Then the gate, which keeps out what the store would take for
+    /// as long as somebody remembers the old record; the store last.
     pub(crate) async fn revoke_stage(
         &self,
         hand: &mut Hand<'_>,
         device: &DeviceId,
         trust: &mut Trust,
-        store: Option<&Store>,
-        records: &[(String, DeviceRecord)],
+        site: &Site<'_>,
     ) -> Result<(), Error> {
         let mut at = Timestamp::from(hand.now);
         if let Some(trusted) = trust.file.devices.get_mut(device) {
@@ -284,7 +323,8 @@ impl LocalSetup {
                 .for_each(|known| revoke(&mut known.state, at));
             trust.write(hand, self, false, &format!("{device} is revoked"))?;
         }
-        for (principal, record) in records {
+        site.shut(hand, device).await?;
+        for (principal, record) in &site.records {
             if record.device != *device {
                 continue;
             }
@@ -295,7 +335,7 @@ impl LocalSetup {
                     .iter_mut()
                     .for_each(|known| revoke(&mut known.state, at));
             };
-            change_record(hand, store, principal, record, close, "revoked").await?;
+            change_record(hand, site.store, principal, record, close, "revoked").await?;
         }
         Ok(())
     }
@@ -322,8 +362,7 @@ impl LocalSetup {
                 });
             }
             hand.revokes.push(device.clone());
-            self.revoke_stage(hand, device, trust, site.store, records)
-                .await?;
+            self.revoke_stage(hand, device, trust, site).await?;
         }
         self.remove_device_files(hand, device, &format!("{device} is not to be any more"))
     }
@@ -366,7 +405,8 @@ impl LocalSetup {
         trust: &Trust,
         site: &Site<'_>,
     ) -> Result<(), Error> {
-        copy_root(hand, site.roots, &dir.join(ROOTS))?;
+        let roots = &site.roots;
+        roots.copy(hand, dir)?;
         let reason = "as it is asked for";
         let mut names = Vec::new();
         for owner in trust.owners(name) {
@@ -396,6 +436,13 @@ impl LocalSetup {
             })?;
             agent.set("target.endpoint", endpoint)?;
         }
+        // others that a person has named stay
+        if matches!(
+            agent.text("target.roots"),
+            Err(_) | Ok(ROOTS | AMAZON_ROOTS)
+        ) {
+            agent.set("target.roots", roots.file)?;
+        }
         agent.set_list("owners.files", &names)?;
         hand.file(&file, agent.text_of().as_bytes(), PUBLIC, reason)?;
         if dir.is_dir() {
@@ -411,6 +458,21 @@ impl LocalSetup {
         Ok(())
     }
 
+    /// The directories of the devices that something was made for, in the order of
+    /// their names.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn device_dirs(&self) -> Result<Vec<PathBuf>, Error> {
+        let devices = self.devices_dir();
+        if !is_dir(&devices) {
+            return Ok(Vec::new());
+        }
+        let mut dirs = files::list(&devices)?;
+        dirs.retain(|dir| is_dir(dir) && dir.join(AGENT).is_file());
+        Ok(dirs)
+    }
+
     pub(crate) fn device_dir(&self, device: &DeviceId) -> PathBuf {
         self.devices_dir().join(device.as_str())
     }
@@ -424,14 +486,95 @@ impl LocalSetup {
 pub(crate) struct Site<'a> {
     /// The authority that signs devices.
     pub(crate) signer: &'a Signer,
-    /// That of the gateway, unless it is yet to be made.
-    pub(crate) roots: Option<&'a Certificate>,
-    /// Where devices reach the gateway.
+    pub(crate) roots: Roots<'a>,
+    /// Where devices publish to.
     pub(crate) endpoint: Option<String>,
     /// `None` in the plan of a store.
     pub(crate) store: Option<&'a Store>,
     /// What it has registered.
     pub(crate) records: Vec<(String, DeviceRecord)>,
+    pub(crate) gate: Gate<'a>,
+}
+
+/// Who signed the certificate of what devices publish to.
+pub(crate) struct Roots<'a> {
+    /// What the file is called that says so.
+    pub(crate) file: &'static str,
+    /// What it holds; `None` if that is yet to be made.
+    pub(crate) pem: Option<&'a str>,
+}
+
+impl<'a> Roots<'a> {
+    pub(crate) fn of_gateway(authority: Option<&'a Certificate>) -> Self {
+        Self {
+            file: ROOTS,
+            pem: authority.map(Certificate::pem),
+        }
+    }
+
+    fn copy(&self, hand: &mut Hand<'_>, dir: &Path) -> Result<(), Error> {
+        copy_root(hand, self.pem, &dir.join(self.file))
+    }
+}
+
+/// What a device has to pass before the store is asked about it.
+#[cfg_attr(not(feature = "aws"), expect(dead_code))]
+pub(crate) enum Gate<'a> {
+    /// Nothing: a gateway asks the store before it reads.
+    Store,
+    /// AWS IoT, which lets in what is registered there and no more.
+    Iot(&'a Account),
+}
+
+#[cfg(not(feature = "aws"))]
+use std::convert::Infallible as Account;
+
+/// What becomes of the certificates that a device has had before.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "aws"), expect(dead_code))]
+pub(crate) enum Older {
+    /// What the store says of each.
+    AsRecorded,
+    /// They are retired: the new one has been used.
+    Retired,
+}
+
+#[cfg_attr(not(feature = "aws"), expect(unused_variables, clippy::unused_async))]
+impl Site<'_> {
+    /// Lets the device in with its certificate, and with the next one while it
+    /// changes; without one that is yet to be made.
+    pub(crate) async fn admit(
+        &self,
+        hand: &mut Hand<'_>,
+        device: &DeviceId,
+        certificate: Option<&Certificate>,
+        next: Option<&Certificate>,
+        older: Older,
+    ) -> Result<(), Error> {
+        match self.gate {
+            Gate::Store => Ok(()),
+            #[cfg(feature = "aws")]
+            Gate::Iot(account) => {
+                let admitted = [(true, certificate), (next.is_some(), next)];
+                let admitted = admitted.into_iter().filter(|(is, _)| *is).map(|(_, it)| it);
+                let admitted: Vec<_> = admitted.collect();
+                account.admit(hand, device, &admitted, older, self).await
+            }
+            #[cfg(not(feature = "aws"))]
+            Gate::Iot(never) => match *never {},
+        }
+    }
+
+    /// Keeps the device out, whatever it was let in with.
+    pub(crate) async fn shut(&self, hand: &mut Hand<'_>, device: &DeviceId) -> Result<(), Error> {
+        match self.gate {
+            Gate::Store => Ok(()),
+            #[cfg(feature = "aws")]
+            Gate::Iot(account) => account.shut(hand, device, &self.records).await,
+            #[cfg(not(feature = "aws"))]
+            Gate::Iot(never) => match *never {},
+        }
+    }
 }
 
 /// The trust file while it changes.
@@ -680,7 +823,7 @@ pub(crate) async fn change_record(
 pub(crate) fn is_of_device(path: &Path) -> bool {
     file_name(path).is_some_and(|name| {
         let stem = name.strip_suffix(".tmp");
-        let made = [CERTIFICATE, ROOTS, AGENT];
+        let made = [CERTIFICATE, ROOTS, AMAZON_ROOTS, AGENT];
         made.contains(&name)
             || is_owner_file(name)
             || stem.is_some_and(|stem| {
@@ -772,6 +915,8 @@ const MAX_OWNERS: usize = 8;
 // these names stand in the template as well
 pub(crate) const CERTIFICATE: &str = "device.crt.pem";
 pub(crate) const ROOTS: &str = "gateway-ca.crt.pem";
+/// In its place where devices publish to AWS.
+pub(crate) const AMAZON_ROOTS: &str = "amazon-roots.pem";
 pub(crate) const AGENT: &str = "agent.toml";
 /// Below a device's directory: the same once more, for its next key.
 pub(crate) const NEXT: &str = "next";

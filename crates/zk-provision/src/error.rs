@@ -13,6 +13,14 @@ use crate::RequestError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Not the number of an AWS account.
+    #[cfg(feature = "aws")]
+    #[error("{given:?} is no AWS account: its number has 12 digits")]
+    AccountId {
+        /// What was given.
+        given: String,
+    },
+
     /// An authority's certificate is past its end, so nothing it signs would
     /// be accepted.
     #[error(
@@ -21,6 +29,35 @@ pub enum Error {
     AuthorityExpired {
         /// The authority's name.
         subject: String,
+    },
+
+    /// AWS didn't do what it was asked, for none of the reasons that have a name
+    /// of their own here.
+    #[cfg(feature = "aws")]
+    #[error("{operation} of {resource} failed: {source}")]
+    Aws {
+        /// What it was asked, as its permission is called: `service:Action`.
+        operation: &'static str,
+        /// The resource.
+        resource: String,
+        /// AWS's own word for what happened, if it came that far.
+        code: Option<String>,
+        /// What AWS or its SDK said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// Another AWS account has registered the authority, and only one account of
+    /// a region may.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the certificate authority {subject} is registered in another AWS account of {region}: \
+         remove it there, or set up anew in an empty directory, which makes another one"
+    )]
+    AuthorityTaken {
+        /// The authority's name.
+        subject: String,
+        /// The region.
+        region: String,
     },
 
     /// Another process is changing the same directory.
@@ -34,6 +71,17 @@ pub enum Error {
     #[error("a certificate could not be made: {0}")]
     CertificateEncoding(#[from] builder::Error),
 
+    /// AWS takes no request whose time is more than a few minutes off.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the clock of this machine is off, and AWS refuses what it signs ({said}): set it, or \
+         turn time synchronisation on, and try again"
+    )]
+    ClockOff {
+        /// What AWS said.
+        said: String,
+    },
+
     /// The system's clock says a year before 2020: a certificate from then would
     /// be valid at the wrong time, and a revocation would reach back to then.
     #[error(
@@ -46,9 +94,60 @@ pub enum Error {
         now: std::time::SystemTime,
     },
 
+    /// The credentials are those of a session that has ended.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the AWS credentials have expired ({said}): log in again (`aws sso login`, or as you got \
+         them), and run this again, which goes on where it stopped"
+    )]
+    CredentialsExpired {
+        /// What AWS said.
+        said: String,
+    },
+
+    /// AWS doesn't know the credentials, or the secret is not that of the id.
+    #[cfg(feature = "aws")]
+    #[error(
+        "AWS doesn't know these credentials ({said}): `aws sts get-caller-identity` shows whether \
+         they are good; check the profile, that no old AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or \
+         AWS_SESSION_TOKEN is set, and that the account has the region enabled"
+    )]
+    CredentialsRefused {
+        /// What AWS said.
+        said: String,
+    },
+
+    /// The caller may not do that.
+    #[cfg(feature = "aws")]
+    #[error(
+        "not permitted: {action} on {resource} ({said}): have it added to your policy; \
+         `zk-setup policy`, for the same --region and --prefix, prints all that is needed"
+    )]
+    Denied {
+        /// The permission that is missing: `service:Action`.
+        action: String,
+        /// On what.
+        resource: String,
+        /// What AWS said.
+        said: String,
+    },
+
     /// A name or a file of owners and devices is not what it should be.
     #[error(transparent)]
     Envelope(#[from] zk_envelope::Error),
+
+    /// What is to be uploaded as the function is not that.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{}: {detail}: `cargo xtask lambda` makes the one that is meant",
+        path.display()
+    )]
+    FunctionZip {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
 
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
@@ -130,6 +229,20 @@ pub enum Error {
         detail: String,
     },
 
+    /// A later version of this program has set it up.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{resource} was made by a newer zk-setup (version {version} of a set-up, this one makes \
+         {}): use that one",
+        crate::aws::VERSION
+    )]
+    NewerSetUp {
+        /// The resource.
+        resource: String,
+        /// What its tag says.
+        version: String,
+    },
+
     /// A device that the plan didn't know of is not named, and revoking it could
     /// not be taken back.
     #[error(
@@ -141,8 +254,34 @@ pub enum Error {
         device: DeviceId,
     },
 
+    /// Nothing was found to sign requests to AWS with.
+    #[cfg(feature = "aws")]
+    #[error(
+        "no AWS credentials: log in (`aws sso login`, `aws configure`), and name the profile with \
+         --profile or AWS_PROFILE; `aws configure list-profiles` shows those there are ({said})"
+    )]
+    NoCredentials {
+        /// Where they were looked for.
+        said: String,
+    },
+
+    /// The file of an authority holds a certificate that may sign no others.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{}: not a certificate authority (no CA:TRUE): restore the file from a backup",
+        path.display()
+    )]
+    NotAnAuthority {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// The directory has no certificate authorities.
-    #[error("{} holds no setup: run `zk-setup ca init` first, or name another directory with --dir", dir.display())]
+    #[error(
+        "{} holds no setup: make one with `zk-setup apply`, or begin with `zk-setup ca init`, or \
+         name another directory with --dir",
+        dir.display()
+    )]
     NoAuthorities {
         /// The operator's directory.
         dir: PathBuf,
@@ -169,6 +308,80 @@ pub enum Error {
     /// A gateway that can't be reached.
     #[error("a gateway needs at least one name or address that devices reach it at")]
     NoNames,
+
+    /// Neither option, environment nor profile names a region.
+    #[cfg(feature = "aws")]
+    #[error("no region: give --region, set AWS_REGION, or name one in the profile")]
+    NoRegion,
+
+    /// AWS is still busy with what it was asked before.
+    #[cfg(feature = "aws")]
+    #[error("{resource} is still {state}: run this again in a few minutes")]
+    NotReady {
+        /// The resource.
+        resource: String,
+        /// How AWS calls its state.
+        state: String,
+    },
+
+    /// Something that isn't ours has a name that we need.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{resource} exists, and was not made by this set-up: choose another --prefix, or remove \
+         it if nobody needs it"
+    )]
+    NotOurs {
+        /// The resource.
+        resource: String,
+    },
+
+    /// The directory belongs to a set-up in another account.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{} is for AWS account {expected}, and these are credentials of account {found} \
+         ({caller}): choose others with --profile, or name another directory with --dir; to move \
+         the set-up, change the file",
+        path.display()
+    )]
+    OtherAccount {
+        /// The file that says so.
+        path: PathBuf,
+        /// The account it names.
+        expected: String,
+        /// The account that the credentials are of.
+        found: String,
+        /// Whose they are.
+        caller: String,
+    },
+
+    /// The directory belongs to a set-up in another region.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{} is for the region {expected}, and {variable} says {found}: unset it, or, if that is \
+         meant, say --region {found}",
+        path.display()
+    )]
+    OtherRegion {
+        /// The file that says so.
+        path: PathBuf,
+        /// The region it names.
+        expected: String,
+        /// The region that the environment names.
+        found: String,
+        /// By which variable.
+        variable: &'static str,
+    },
+
+    /// A prefix that doesn't go into every name.
+    #[cfg(feature = "aws")]
+    #[error(
+        "prefix {prefix:?} can't be used in AWS's names: take a letter, and up to 31 of A-Z a-z \
+         0-9 _ - after it"
+    )]
+    Prefix {
+        /// The prefix.
+        prefix: String,
+    },
 
     /// No key of the device is on its way.
     #[error(
@@ -227,6 +440,14 @@ pub enum Error {
     #[error("the system's random source failed: {0}")]
     Random(#[from] getrandom::Error),
 
+    /// A region that AWS can't have.
+    #[cfg(feature = "aws")]
+    #[error("region {region:?} is none of AWS's: they are called as in eu-central-1")]
+    Region {
+        /// The region.
+        region: String,
+    },
+
     /// The certificate request was refused.
     #[error("certificate request: {0}")]
     Request(#[from] RequestError),
@@ -234,6 +455,35 @@ pub enum Error {
     /// The store didn't answer, or refused.
     #[error(transparent)]
     Store(#[from] zk_store::StoreError),
+
+    /// AWS asks for fewer requests, and went on doing so.
+    #[cfg(feature = "aws")]
+    #[error(
+        "AWS has had too many requests from this account, and refused {operation} of {resource} \
+         each time ({said}): run this again in a few minutes, which goes on where it stopped"
+    )]
+    Throttled {
+        /// What it was asked.
+        operation: &'static str,
+        /// The resource.
+        resource: String,
+        /// What AWS said.
+        said: String,
+    },
+
+    /// Somebody has revoked the certificate of a device that is to stay.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the certificate {principal} of device {device} was revoked in AWS IoT, and not here: run \
+         `zk-setup device revoke {device}` to shut the device out, or, if it was a mistake, set the \
+         certificate to INACTIVE there and run this again"
+    )]
+    RevokedInAws {
+        /// The device.
+        device: DeviceId,
+        /// The certificate's id.
+        principal: String,
+    },
 
     /// More owners than a record has room for.
     #[error("{count} owners: a record can be encrypted for at most {limit}")]
@@ -249,6 +499,19 @@ pub enum Error {
     UnknownDevice {
         /// The name.
         device: DeviceId,
+    },
+
+    /// No answer came.
+    #[cfg(feature = "aws")]
+    #[error(
+        "no answer to {operation} ({said}): check the network, and that the region is one of \
+         AWS's; with --endpoint-url or AWS_ENDPOINT_URL, that something answers there"
+    )]
+    Unreachable {
+        /// What was asked.
+        operation: &'static str,
+        /// Where it ended.
+        said: String,
     },
 
     /// The passphrase doesn't open the key, or the file is damaged: the two look

@@ -68,6 +68,8 @@
 
 mod apply;
 mod authority;
+#[cfg(feature = "aws")]
+mod aws;
 mod certificate;
 mod check;
 mod config;
@@ -87,6 +89,8 @@ mod rotate;
 mod signed;
 
 pub use authority::Authority;
+#[cfg(feature = "aws")]
+pub use aws::{Architecture, AwsDesired, AwsOptions, AwsSetup, FunctionZip, operator_policy};
 pub use certificate::Certificate;
 pub use desired::{Desired, DesiredDevice, DesiredKey, Others};
 pub use destroy::Destroy;
@@ -96,7 +100,7 @@ pub use hand::Secrets;
 pub use local::{Gateway, LocalSetup};
 pub use passphrase::Passphrase;
 pub use report::{
-    Action, AddedDevice, Age, CertificateEntry, Checked, DeviceEntry, Expiry, FinishedRotation,
-    GatewayFiles, Item, Needs, Plan, RevokedDevice, Standing, Step, Verdict,
+    Action, AddedDevice, Age, AuthorityEntry, CertificateEntry, Checked, DeviceEntry, Expiry,
+    FinishedRotation, GatewayFiles, Item, Needs, Plan, RevokedDevice, Standing, Step, Verdict,
 };
 pub use request::{CertificateRequest, RequestError};

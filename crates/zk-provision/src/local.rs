@@ -5,13 +5,13 @@ use std::time::SystemTime;
 
 use p256::ecdsa::VerifyingKey;
 use rustls_pki_types::ServerName;
-use zk_envelope::{DeviceId, Timestamp};
+use zk_envelope::{DeviceId, KeyId, Timestamp};
 use zk_store::{Options, Store, StoreError, StoreUri};
 
 use crate::config::{self, Config};
 use crate::files::{self, PUBLIC, SECRET};
 use crate::hand::{Hand, Secrets};
-use crate::report::{Action, Age, GatewayFiles, Item, Step};
+use crate::report::{Action, Age, AuthorityEntry, GatewayFiles, Item, Step};
 use crate::{Authority, Certificate, Error, Passphrase, keys};
 
 /// The operator's directory for a gateway of one's own.
@@ -134,6 +134,28 @@ impl LocalSetup {
         })
     }
 
+    /// The authorities that there are.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn authorities(&self) -> Result<Vec<AuthorityEntry>, Error> {
+        let mut all = Vec::new();
+        for role in [Role::Device, Role::Gateway] {
+            let (_, file) = self.authority_files(role);
+            if let Some(certificate) = read_certificate(&file)? {
+                all.push(AuthorityEntry {
+                    signs: role.as_str(),
+                    subject: certificate.subject(),
+                    key: KeyId::of(certificate.key()),
+                    id: certificate.principal(),
+                    expires: certificate.not_after(),
+                    file,
+                });
+            }
+        }
+        Ok(all)
+    }
+
     /// Makes an authority, if there is none.
     pub(crate) fn authority_stage(&self, hand: &mut Hand<'_>, role: Role) -> Result<Signer, Error> {
         let (key_file, certificate_file) = self.authority_files(role);
@@ -243,7 +265,7 @@ impl LocalSetup {
             }
         };
 
-        copy_root(hand, devices, &dir.join(ROOTS))?;
+        copy_root(hand, devices.map(Certificate::pem), &dir.join(ROOTS))?;
 
         let config_file = dir.join(CONFIG);
         let mut config = Config::open_or(&config_file, config::GATEWAY)?;
@@ -257,12 +279,15 @@ impl LocalSetup {
         hand.file(&config_file, text.as_bytes(), PUBLIC, "as it is asked for")?;
 
         let uri = self.store_of(&config_file, &config)?;
-        let store = store_stage(hand, &uri).await?;
+        let options = options_of(&config);
+        let prefix = config.text("prefix").ok().map(str::to_owned);
+        let store = store_stage(hand, &uri, options).await?;
         let port = port_of(&config_file, &config)?;
         Ok(MadeGateway {
             certificate,
             endpoint: names.first().map(|name| endpoint(name, port)),
             uri,
+            prefix,
             store,
         })
     }
@@ -286,6 +311,15 @@ impl LocalSetup {
         let path = self.gateway_dir().join(CONFIG);
         let config = self.gateway_config(&path)?;
         self.store_of(&path, &config)
+    }
+
+    /// How it is opened: with the prefix that the gateway's configuration names.
+    ///
+    /// # Errors
+    /// As [`LocalSetup::store`].
+    pub fn store_options(&self) -> Result<Options, Error> {
+        let path = self.gateway_dir().join(CONFIG);
+        Ok(options_of(&self.gateway_config(&path)?))
     }
 
     fn store_of(&self, path: &Path, config: &Config<'_>) -> Result<StoreUri, Error> {
@@ -346,6 +380,11 @@ impl LocalSetup {
     pub(crate) fn authority_files(&self, role: Role) -> (PathBuf, PathBuf) {
         let file = |kind| self.dir.join(format!("ca/{}-ca.{kind}.pem", role.as_str()));
         (file("key"), file("crt"))
+    }
+
+    /// Where in AWS the set-up is, if it is there.
+    pub(crate) fn aws_file(&self) -> PathBuf {
+        self.dir.join("aws.toml")
     }
 
     pub(crate) fn gateway_dir(&self) -> PathBuf {
@@ -448,6 +487,8 @@ pub(crate) struct MadeGateway {
     /// Where devices reach it.
     pub(crate) endpoint: Option<String>,
     pub(crate) uri: StoreUri,
+    /// What the names of its tables begin with, if that is said.
+    pub(crate) prefix: Option<String>,
     /// `None` in the plan of a store.
     pub(crate) store: Option<Store>,
 }
@@ -471,14 +512,10 @@ fn not_this(
 }
 
 /// Puts an authority's certificate where somebody needs it.
-pub(crate) fn copy_root(
-    hand: &mut Hand<'_>,
-    root: Option<&Certificate>,
-    to: &Path,
-) -> Result<(), Error> {
+pub(crate) fn copy_root(hand: &mut Hand<'_>, root: Option<&str>, to: &Path) -> Result<(), Error> {
     let reason = "the authority is another one";
     match root {
-        Some(root) => hand.file(to, root.pem().as_bytes(), PUBLIC, reason),
+        Some(pem) => hand.file(to, pem.as_bytes(), PUBLIC, reason),
         None => {
             hand.new_file(to, reason);
             Ok(())
@@ -488,7 +525,11 @@ pub(crate) fn copy_root(
 
 /// Makes what is missing of the store. In the plan of one that is no store yet
 /// it is `None`.
-async fn store_stage(hand: &mut Hand<'_>, uri: &StoreUri) -> Result<Option<Store>, Error> {
+async fn store_stage(
+    hand: &mut Hand<'_>,
+    uri: &StoreUri,
+    options: Options,
+) -> Result<Option<Store>, Error> {
     let (item, there) = match uri {
         StoreUri::File(path) => (
             Item::File(path.clone()),
@@ -498,7 +539,7 @@ async fn store_stage(hand: &mut Hand<'_>, uri: &StoreUri) -> Result<Option<Store
         other => (Item::Tables(other.clone()), Some(true)),
     };
     let store = match there {
-        Some(true) => Some(Store::open(uri, Options::default()).await?),
+        Some(true) => Some(Store::open(uri, options.clone()).await?),
         _ => None,
     };
     let complete = match &store {
@@ -520,7 +561,7 @@ async fn store_stage(hand: &mut Hand<'_>, uri: &StoreUri) -> Result<Option<Store
     }
     let mut made = None;
     if !hand.plans() {
-        made = Some(Store::create(uri, Options::default()).await?);
+        made = Some(Store::create(uri, options).await?);
     }
     hand.step(action, item, reason);
     Ok(made)
@@ -541,6 +582,14 @@ pub(crate) async fn has_tables(store: &Store) -> Result<bool, Error> {
         }
     }
     Ok(true)
+}
+
+fn options_of(config: &Config<'_>) -> Options {
+    let mut options = Options::default();
+    if let Ok(prefix) = config.text("prefix") {
+        prefix.clone_into(&mut options.prefix);
+    }
+    options
 }
 
 fn listen_of(path: &Path, config: &Config<'_>) -> Result<SocketAddr, Error> {

@@ -123,7 +123,12 @@ impl LocalSetup {
     }
 
     /// Writes what `zk-reader --config` needs where the owner's key is.
-    pub(crate) fn reader_stage(&self, hand: &mut Hand<'_>, store: &StoreUri) -> Result<(), Error> {
+    pub(crate) fn reader_stage(
+        &self,
+        hand: &mut Hand<'_>,
+        store: &StoreUri,
+        prefix: Option<&str>,
+    ) -> Result<(), Error> {
         let is_made = hand.plans() && hand.needs.owner == Some(Age::New);
         if !is_made && !self.owner_key_file().exists() {
             return Ok(());
@@ -138,6 +143,9 @@ impl LocalSetup {
             other => other.clone(),
         };
         reader.set("store", &store.to_string())?;
+        if let Some(prefix) = prefix {
+            reader.set("prefix", prefix)?;
+        }
         let text = reader.text_of();
         hand.file(&file, text.as_bytes(), PUBLIC, "the store is another one")
     }

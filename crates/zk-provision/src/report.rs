@@ -97,6 +97,13 @@ pub enum Item {
     NewRecord(DeviceId),
     /// The tables of a store that is no file.
     Tables(StoreUri),
+    /// Something in an AWS account, `kind` as AWS calls it.
+    Resource {
+        /// Such as `IAM role`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// One thing that was looked at, and what was found.
@@ -127,6 +134,24 @@ pub enum Verdict {
         /// What to do.
         cure: String,
     },
+}
+
+/// A certificate authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuthorityEntry {
+    /// Whom it signs: `device` or `gateway`.
+    pub signs: &'static str,
+    /// Its name.
+    pub subject: String,
+    /// Its key.
+    pub key: KeyId,
+    /// SHA-256 of its certificate, lower-case hex; in AWS IoT, its id.
+    pub id: String,
+    /// Its certificate.
+    pub file: PathBuf,
+    /// When that expires.
+    pub expires: SystemTime,
 }
 
 /// When a certificate expires.
@@ -257,6 +282,7 @@ impl fmt::Display for Item {
             Self::Record(principal) => write!(f, "store record {}", principal.escape_debug()),
             Self::NewRecord(device) => write!(f, "store record of {device}'s new certificate"),
             Self::Tables(store) => write!(f, "tables in {store}"),
+            Self::Resource { kind, name } => write!(f, "{kind} {}", name.escape_debug()),
         }
     }
 }

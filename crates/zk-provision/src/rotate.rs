@@ -11,8 +11,8 @@ use crate::authority::clock_is_set;
 use crate::config::Config;
 use crate::desired::DesiredDevice;
 use crate::device::{
-    AGENT, CERTIFICATE, NEXT, Site, Trust, agree, belongs_to_nobody_else, change_record,
-    is_of_device, register, revoked_at,
+    AGENT, CERTIFICATE, Gate, NEXT, Older, Roots, Site, Trust, agree, belongs_to_nobody_else,
+    change_record, is_of_device, register, revoked_at,
 };
 use crate::files::{self, PUBLIC};
 use crate::hand::{Hand, Secrets};
@@ -63,7 +63,6 @@ impl LocalSetup {
         now: SystemTime,
     ) -> Result<AddedDevice, Error> {
         clock_is_set(now)?;
-        let (name, key) = (request.device(), *request.key());
         let signer = Signer::of(self.device_authority(passphrase)?);
         let roots = self.authority_certificate(Role::Gateway)?;
         let _lock = files::lock(self.dir())?;
@@ -72,23 +71,38 @@ impl LocalSetup {
             owner: None,
         };
         let mut tell = |_: &Step| {};
-        let mut hand = Hand::that_does(now, secrets, &mut tell);
+        let hand = Hand::that_does(now, secrets, &mut tell);
+        let site = Site {
+            signer: &signer,
+            roots: Roots::of_gateway(Some(&roots)),
+            endpoint: self.endpoint().ok(),
+            records: store.devices().await?,
+            store: Some(store),
+            gate: Gate::Store,
+        };
+        self.begin_rotation(hand, request, hsm, site).await
+    }
+
+    /// Puts another key beside the one that the device has.
+    pub(crate) async fn begin_rotation(
+        &self,
+        mut hand: Hand<'_>,
+        request: &CertificateRequest,
+        hsm: Option<&str>,
+        mut site: Site<'_>,
+    ) -> Result<AddedDevice, Error> {
+        let (name, key, now) = (request.device(), *request.key(), hand.now);
+        let signer = site.signer;
         let mut trust = Trust::read(self)?;
         if !trust.file.devices.contains_key(name) {
             return Err(Error::UnknownDevice {
                 device: name.clone(),
             });
         }
-        let mut site = Site {
-            signer: &signer,
-            roots: Some(&roots),
-            endpoint: self.endpoint().ok(),
-            records: store.devices().await?,
-            store: Some(store),
-        };
         if let Rotation::Promoted(_) = self
             .rotation_stage(&mut hand, name, &mut trust, &site)
             .await?
+            && let Some(store) = site.store
         {
             site.records = store.devices().await?;
         }
@@ -140,6 +154,10 @@ impl LocalSetup {
         self.enter_next(&mut hand, name, &key, &mut trust)?;
         let principal = Some(certificate.principal());
         register(&mut hand, &site, name, principal, &trust.keys(name)).await?;
+        let now = read_certificate(&self.device_dir(name).join(CERTIFICATE))?;
+        let next = Some(&certificate);
+        site.admit(&mut hand, name, now.as_ref(), next, Older::AsRecorded)
+            .await?;
         Ok(AddedDevice {
             device: name.clone(),
             key: KeyId::of(&key),
@@ -165,22 +183,33 @@ impl LocalSetup {
     ) -> Result<FinishedRotation, Error> {
         clock_is_set(now)?;
         let _lock = files::lock(self.dir())?;
-        let mut tell = |_: &Step| {};
-        let mut hand = Hand::that_does(now, Secrets::default(), &mut tell);
-        let mut trust = Trust::read(self)?;
         let signer = Signer {
             certificate: Some(self.authority_certificate(Role::Device)?),
             ..Signer::default()
         };
         let site = Site {
             signer: &signer,
-            roots: None,
+            roots: Roots::of_gateway(None),
             endpoint: None,
             records: store.devices().await?,
             store: Some(store),
+            gate: Gate::Store,
         };
+        let mut tell = |_: &Step| {};
+        let hand = Hand::that_does(now, Secrets::default(), &mut tell);
+        self.end_rotation(hand, device, &site).await
+    }
+
+    /// Lets the new key take over, if it was used.
+    pub(crate) async fn end_rotation(
+        &self,
+        mut hand: Hand<'_>,
+        device: &DeviceId,
+        site: &Site<'_>,
+    ) -> Result<FinishedRotation, Error> {
+        let mut trust = Trust::read(self)?;
         match self
-            .rotation_stage(&mut hand, device, &mut trust, &site)
+            .rotation_stage(&mut hand, device, &mut trust, site)
             .await?
         {
             Rotation::No => Err(Error::NoRotation {
@@ -288,6 +317,8 @@ impl LocalSetup {
             let reason = "the old key is retired";
             change_record(hand, site.store, other, record, set, reason).await?;
         }
+        site.admit(hand, device, Some(&next), None, Older::Retired)
+            .await?;
         self.take_next(hand, device, &next)?;
         Ok(Rotation::Promoted(next))
     }

@@ -238,6 +238,26 @@ fn frames(segment: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
+/// Those under a checksum that is right.
+fn whole_frames(number: u64, stream: [u8; 16], segment: &[u8]) -> impl Iterator<Item = &[u8]> {
+    frames(segment).into_iter().filter_map(move |frame| {
+        let (at, frame) = (frame.start, &segment[frame]);
+        fits(frame, |frame| frame_checksum(number, stream, at, frame)).then_some(frame)
+    })
+}
+
+/// Whether all but the newest end with a `sealed` frame.
+pub(crate) fn all_sealed(files: &Files) -> bool {
+    let mut older: Vec<_> = segments(files).collect();
+    older.pop();
+    older.iter().all(|(number, name)| {
+        let bytes = &files[name];
+        let stream = header_of(*number, bytes).unwrap_or_default();
+        let last = whole_frames(*number, stream, bytes).last();
+        last.is_some_and(|frame| frame[12..14] == [0, 4] && bytes.ends_with(frame))
+    })
+}
+
 /// The sequence behind a frame's.
 fn next(frame: &[u8]) -> u64 {
     u64_at(frame, 16).wrapping_add(array(frame, 14).map_or(0, u16::from_be_bytes).into())
@@ -255,6 +275,13 @@ fn fits(bytes: &[u8], checksum: impl Fn(&[u8]) -> Option<(usize, u32)>) -> bool 
 fn stream_of(segment: &[u8]) -> Option<[u8; 16]> {
     let mut copies = segment.chunks_exact(SECTOR).take(2);
     array(copies.find(|copy| fits(copy, header_checksum))?, 24)
+}
+
+/// The same, of a segment under its own number.
+fn header_of(number: u64, segment: &[u8]) -> Option<[u8; 16]> {
+    let mut copies = segment.chunks_exact(SECTOR).take(2);
+    let own = |copy: &&[u8]| fits(copy, header_checksum) && u64_at(copy, 16) == number;
+    array(copies.find(own)?, 24)
 }
 
 /// The files, while they are changed.
@@ -289,7 +316,10 @@ impl Scene<'_> {
                 let (_, segment) = self.segment(segment)?;
                 let mut level = Level::Whole;
                 for copy in copies.of(SECTOR) {
-                    let copy = segment.get_mut(copy)?;
+                    // The file may be cut off behind the first.
+                    let Some(copy) = segment.get_mut(copy) else {
+                        continue;
+                    };
                     level = level.max(edit.apply(HEADER, copy, streams, header_checksum));
                 }
                 Some(level)
@@ -298,7 +328,9 @@ impl Scene<'_> {
                 let state = self.files.get_mut("state")?;
                 let mut level = Level::Whole;
                 for slot in copies.of(SLOT_LEN) {
-                    let slot = state.get_mut(slot)?;
+                    let Some(slot) = state.get_mut(slot) else {
+                        continue;
+                    };
                     level = level.max(edit.apply(SLOT, slot, streams, slot_checksum));
                 }
                 Some(level)
@@ -371,11 +403,13 @@ impl Scene<'_> {
                 let (old, bytes) = (old.clone(), bytes.clone());
                 let name = self.name(name);
                 let refused = number(&name).is_some_and(|number| number >= 1 << 61);
+                // It was kept under another name, and comes back.
+                let older = self.files.get(&name) != Some(&bytes) && belongs(&name, &bytes);
                 if !keep {
                     self.files.remove(&old);
                 }
                 self.files.insert(name, bytes);
-                Some(if refused {
+                Some(if refused || older {
                     Level::Exchanged
                 } else {
                     Level::Damaged
@@ -439,9 +473,9 @@ impl Scene<'_> {
         let below = u64::from(name / 16) % newest.max(1) + 1;
         match name % 16 {
             0..=5 => format!("{below:020}.seg"),
-            6 => format!("{:020}.seg", newest + 1),
-            7 => format!("{:020}.seg", newest + 3),
-            8 => format!("{:020}.tmp", newest + 1),
+            6 => format!("{:020}.seg", newest.saturating_add(1)),
+            7 => format!("{:020}.seg", newest.saturating_add(3)),
+            8 => format!("{:020}.tmp", newest.saturating_add(1)),
             9 => format!("{below:020}.tmp"),
             10 => format!("{:020}.seg", 0),
             11 => "0000000000000000000x.seg".into(),
@@ -449,6 +483,17 @@ impl Scene<'_> {
             13 => "zk-spool".into(),
             14 => format!("damaged/{below:020}.seg"),
             _ => format!("{:020}.seg", 1_u64 << 61),
+        }
+    }
+}
+
+/// Whether a spool would take the bytes for what it has written under that name.
+fn belongs(name: &str, bytes: &[u8]) -> bool {
+    match number(name) {
+        Some(number) => header_of(number, bytes).is_some(),
+        None => {
+            let mut slots = bytes.chunks(SLOT_LEN);
+            name == "state" && slots.any(|slot| fits(slot, slot_checksum))
         }
     }
 }
@@ -493,8 +538,27 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// `highest` is the highest number that a segment had so far.
-    pub(crate) fn of(before: &Files, after: &Files, highest: u64) -> Self {
+    /// What is left in `after` of the newest of all `versions`. `highest` is the highest
+    /// number that a segment had so far.
+    pub(crate) fn of(
+        versions: &[Files],
+        after: &Files,
+        unreadable: &[(String, Range<u64>)],
+        highest: u64,
+    ) -> Self {
+        let before = versions.last().unwrap_or(after);
+        // What can't be read tells as little as what is damaged.
+        let mut after = after.clone();
+        for (name, place) in unreadable {
+            let Some(bytes) = after.get_mut(name) else {
+                continue;
+            };
+            let end = place.end.min(bytes.len() as u64) as usize;
+            if let Some(bytes) = bytes.get_mut(place.start as usize..end) {
+                bytes.iter_mut().for_each(|byte| *byte ^= 0xA5);
+            }
+        }
+        let after = &after;
         let mut durable = BTreeMap::new();
         let mut know = |stream: [u8; 16], sequence: u64| {
             let known: &mut u64 = durable.entry(StreamId(stream)).or_default();
@@ -502,14 +566,11 @@ impl Left {
         };
         for (number, name) in segments(after) {
             let bytes = &after[&name];
-            let Some(stream) = stream_of(bytes) else {
+            let Some(stream) = header_of(number, bytes) else {
                 continue;
             };
-            for frame in frames(bytes) {
-                let (at, frame) = (frame.start, &bytes[frame]);
-                if fits(frame, |frame| frame_checksum(number, stream, at, frame)) {
-                    know(stream, u64_at(frame, 24));
-                }
+            for frame in whole_frames(number, stream, bytes) {
+                know(stream, u64_at(frame, 24));
             }
         }
         let state = after.get("state").map(Vec::as_slice).unwrap_or_default();
@@ -524,26 +585,31 @@ impl Left {
             known = known.max(synced).max((u64_at(slot, 24), 0));
             know(array(slot, 32).unwrap_or_default(), u64_at(slot, 48));
             let segment = before.get(&format!("{:020}.seg", synced.0));
-            if let Some(stream) = segment.and_then(|bytes| stream_of(bytes)) {
+            if let Some(stream) = segment.and_then(|bytes| header_of(synced.0, bytes)) {
                 know(stream, synced.1);
             }
         }
 
         let gone = segments(before).any(|(_, name)| !after.contains_key(&name));
-        let opaque = segments(after).any(|(_, name)| stream_of(&after[&name]).is_none());
+        let opaque =
+            segments(after).any(|(number, name)| header_of(number, &after[&name]).is_none());
         let newest = |files: &Files| segments(files).last();
         let is = newest(after).map_or(0, |(number, _)| number);
         let unaware = if is < highest {
             known.0 <= is
-        } else if let Some((number, name)) = newest(before).filter(|(number, _)| *number == is) {
-            // It ends where one of its frames did.
-            let (old, new) = (&before[&name], &after[&name]);
-            let whole = frames(new).last().is_none_or(|last| last.end == new.len());
-            let last = frames(old)
-                .last()
-                .map_or(1, |last| next(&old[last.clone()]));
-            let shorter = old.len() > new.len() && old.starts_with(new);
-            shorter && whole && known < (number, last.saturating_sub(1))
+        } else if let Some((number, name)) = newest(after)
+            && let Some(stream) = header_of(number, &after[&name])
+        {
+            // It ends where one of its frames did, and there were more at some time.
+            let bytes = &after[&name];
+            let whole = frames(bytes).last().is_none_or(|f| f.end == bytes.len());
+            let last = |bytes: &Vec<u8>| {
+                let frames = whole_frames(number, stream, bytes);
+                frames.map(next).max().unwrap_or(1).saturating_sub(1)
+            };
+            let had = versions.iter().filter_map(|files| files.get(&name));
+            let had = had.map(last).max().unwrap_or(0);
+            whole && last(bytes) < had && known < (number, had)
         } else {
             false
         };

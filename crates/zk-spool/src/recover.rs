@@ -46,11 +46,14 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
     let (files, unfinished) = list(storage)?;
     let marked = is_marked(storage, !files.is_empty())?;
     let mut ends: Vec<Ends> = Vec::with_capacity(files.len());
+    // The stream that a segment before was of, if a header told of its predecessor.
+    let mut told = None;
     for (index, (number, disk)) in files.iter().enumerate() {
-        let before = ends.last().and_then(Ends::start).map(|(stream, _)| stream);
         let newest = index + 1 == files.len();
-        let known = before.filter(|_| !newest);
-        ends.push(Ends::read(storage, *number, *disk, known)?);
+        let found = Ends::read(storage, *number, *disk, told.filter(|_| !newest))?;
+        let stream = found.start().map(|(stream, _)| stream);
+        told = stream.filter(|_| found.header.is_some() || stream == told);
+        ends.push(found);
     }
     if !marked && files.is_empty() && Ledger::is_foreign(storage).at("read", format::STATE_FILE)? {
         return Err(Error::NotASpool {
@@ -344,20 +347,30 @@ impl Recovery<'_> {
     /// The stream that a segment ended with and its last sequence, as the one behind
     /// it tells.
     fn told_by_next(&self, index: usize) -> Option<(StreamId, u64)> {
-        let next = self.ends.get(index + 1)?;
-        match next.start()? {
-            (_, 1) => next.predecessor().map(|p| (p.stream, p.last_sequence)),
+        match self.ends.get(index + 1)?.start()? {
+            (stream, 1) => self
+                .predecessor(index + 1, stream)
+                .map(|p| (p.stream, p.last_sequence)),
             (stream, first) => Some((stream, first - 1)),
         }
     }
 
+    /// What came before the stream of a segment, as the first header tells that is left
+    /// of it, in this segment or behind.
+    fn predecessor(&self, index: usize, stream: StreamId) -> Option<Predecessor> {
+        let segments = self.ends.iter().skip(index);
+        segments
+            .take_while(|ends| ends.start().is_none_or(|(of, _)| of == stream))
+            .find(|ends| ends.header.is_some())
+            .and_then(Ends::predecessor)
+    }
+
     /// The last sequence of a segment, as the one behind it tells.
     fn last_by_next(&self, index: usize, stream: StreamId) -> Option<u64> {
-        let next = self.ends.get(index + 1)?;
-        match next.start()? {
+        match self.ends.get(index + 1)?.start()? {
             (next_stream, next_first) if next_stream == stream => Some(next_first - 1),
-            _ => next
-                .predecessor()
+            (next_stream, _) => self
+                .predecessor(index + 1, next_stream)
                 .filter(|predecessor| predecessor.stream == stream)
                 .map(|predecessor| predecessor.last_sequence),
         }
@@ -415,7 +428,7 @@ impl Recovery<'_> {
         let cursor = self.contents.cursor;
         let known = trust_cursor && cursor.stream != NO_STREAM;
         let mut at = known.then_some((cursor.stream, cursor.sequence));
-        for (segment, ends) in self.segments.iter().zip(&self.ends) {
+        for (index, segment) in self.segments.iter().enumerate() {
             if segment.number < cursor.segment {
                 continue;
             }
@@ -428,8 +441,12 @@ impl Recovery<'_> {
                 // One that left no trace is no predecessor: what comes before it may be
                 // that of the next.
                 let traced = before.is_none_or(|(_, last)| last > 0) || cursor.segment <= 1;
-                let ended = ends.predecessor().filter(|ended| {
-                    !goes_on && (traced || before.is_some_and(|(stream, _)| stream == ended.stream))
+                let ended = match goes_on {
+                    true => None,
+                    false => self.predecessor(index, segment.stream),
+                };
+                let ended = ended.filter(|ended| {
+                    traced || before.is_some_and(|(stream, _)| stream == ended.stream)
                 });
                 let ended = ended.map(|ended| (ended.stream, ended.last_sequence));
                 for (stream, last) in ended

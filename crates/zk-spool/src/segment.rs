@@ -78,7 +78,7 @@ pub(crate) struct Ends {
     pub(crate) number: u64,
     pub(crate) disk: u64,
     /// Read only where it is needed: of the newest segment, of the first of a
-    /// stream, and where `sealed` is missing.
+    /// stream, or of the next while that has none, and where `sealed` is missing.
     pub(crate) header: Option<Header>,
     pub(crate) sealed: Option<Sealed>,
 }

@@ -55,6 +55,16 @@
 //! | [`Store::create`] | `CreateTable` `DescribeTable` | the same | the same |
 //! | [`Store::delete_tables`] | `DeleteTable` `UpdateTable` `DescribeTable` | the same | the same |
 //!
+//! # What expires
+//!
+//! Messages of the quarantine that no key of the device has signed carry the
+//! attribute [`EXPIRES_AT`], 90 days after they came in first; so does what counts
+//! them for each principal. Where time to live is enabled for the table by that
+//! attribute, as a set-up in AWS does, DynamoDB deletes them within days after
+//! that, and there is room for new ones. Anywhere else, in a file too, they stay
+//! until they are replayed or discarded. Nothing else ever expires: no reading, no
+//! device, no evidence that the device's key has signed.
+//!
 //! # What it does not do
 //!
 //! It believes nothing that it keeps, and nobody else should: whoever reads
@@ -74,7 +84,7 @@ mod uri;
 
 pub use error::StoreError;
 pub use ingest::Ingested;
-pub use quarantine::{Held, Overflow, Quarantine, Quarantined, Replayed};
+pub use quarantine::{EXPIRES_AT, Held, Overflow, Quarantine, Quarantined, Replayed};
 pub use readings::{ReadingKeys, Readings, StoredReading};
-pub use store::{Budget, Options, Store};
+pub use store::{Budget, Options, Store, TABLE_KEYS};
 pub use uri::StoreUri;

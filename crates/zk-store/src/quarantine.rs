@@ -9,6 +9,11 @@
 //! Whoever comes too late with a message of his own number gives its room back.
 //! So no message ever counts twice, however often and by however many it is
 //! tried.
+//!
+//! What nobody's key has signed expires, where the table is told to let it, and
+//! so does the budget that it is taken from, as long after its first reservation:
+//! before anything else of that budget, which then begins anew. So there is never
+//! more than two budgets' worth. Evidence stays until somebody has looked into it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -43,6 +48,25 @@ pub struct Quarantined {
     pub times: u64,
     /// The message; empty in a listing.
     pub message: Vec<u8>,
+}
+
+impl Quarantined {
+    /// The [id](Self::id) under which a message is held that came in like this.
+    /// Of an envelope out of a batch it is that of the message of its own that
+    /// [`Evidence`] has.
+    #[must_use]
+    pub fn id_of(context: &Context, message: &[u8]) -> String {
+        let mut hash = Sha256::new();
+        for part in [
+            context.principal.as_bytes(),
+            context.topic.as_bytes(),
+            message,
+        ] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        base16ct::lower::encode_string(&hash.finalize())
+    }
 }
 
 /// Leaves the message out.
@@ -283,7 +307,7 @@ impl Store {
                 Err(evidence) => evidence,
             };
             ingested.quarantined.push(Held {
-                id: id_of(context, &evidence.message),
+                id: Quarantined::id_of(context, &evidence.message),
                 reason: evidence.reason,
                 kept: true,
             });
@@ -334,12 +358,7 @@ impl Store {
             return Ok(false);
         };
         let gone = read(table, &item)?;
-        let place = Place::of(
-            &gone.context.principal,
-            gone.authentic,
-            id,
-            gone.message.len(),
-        );
+        let place = Place::of(&gone.context, gone.authentic, id, gone.message.len());
         let serial = Reader {
             table,
             key: id,
@@ -360,8 +379,8 @@ impl Store {
         context: &Context,
     ) -> Result<Held, StoreError> {
         let (reason, message) = (evidence.reason, &evidence.message);
-        let id = id_of(context, message);
-        let place = Place::of(&context.principal, evidence.authentic, &id, message.len());
+        let id = Quarantined::id_of(context, message);
+        let place = Place::of(context, evidence.authentic, &id, message.len());
         let held = |kept| Held {
             id: id.clone(),
             reason,
@@ -446,15 +465,19 @@ impl Store {
             return Ok(None);
         };
         let table = self.quarantine_table();
-        let updated = self
+        let mut request = self
             .client()
             .update_item()
             .table_name(table)
             .key(ID, s(&place.budget))
-            .update_expression(
-                "SET #r = if_not_exists(#n, :zero), #p = :principal \
+            .update_expression(format!(
+                "SET #r = if_not_exists(#n, :zero), #p = :principal{} \
                  ADD #n :one, #u :one, #b :bytes",
-            )
+                match place.expires {
+                    Some(_) => ", #e = if_not_exists(#e, :expires)",
+                    None => "",
+                }
+            ))
             .condition_expression(
                 "attribute_not_exists(#r) AND \
                  (attribute_not_exists(#u) OR (#u < :items AND #b <= :room))",
@@ -470,9 +493,13 @@ impl Store {
             .expression_attribute_values(":one", n(1))
             .expression_attribute_values(":items", n(budget.items))
             .expression_attribute_values(":room", n(room))
-            .return_values(ReturnValue::AllNew)
-            .send()
-            .await;
+            .return_values(ReturnValue::AllNew);
+        if let Some(expires) = place.expires {
+            request = request
+                .expression_attribute_names("#e", EXPIRES_AT)
+                .expression_attribute_values(":expires", n(expires));
+        }
+        let updated = request.send().await;
         let item = match updated {
             Ok(updated) => updated.attributes,
             Err(error) if error.code() == Some(CONDITION_FAILED) => self.get(&place.budget).await?,
@@ -539,7 +566,19 @@ impl Store {
             .expression_attribute_values(":one", minus(1))
             .expression_attribute_values(":bytes", minus(place.bytes));
         let request = match reserved {
-            None => request.update_expression("ADD #u :one, #b :bytes"),
+            None => {
+                let request = request.update_expression("ADD #u :one, #b :bytes");
+                match place.expires {
+                    None => request,
+                    // not to a later budget, from which it was never taken
+                    Some(expires) => request
+                        .condition_expression(
+                            "#e <= :expires OR (attribute_exists(#u) AND attribute_not_exists(#e))",
+                        )
+                        .expression_attribute_names("#e", EXPIRES_AT)
+                        .expression_attribute_values(":expires", n(expires)),
+                }
+            }
             Some(serial) => request
                 .update_expression("REMOVE #r ADD #u :one, #b :bytes")
                 .condition_expression("#r = :serial")
@@ -579,7 +618,7 @@ impl Store {
         context: &Context,
     ) -> Result<bool, StoreError> {
         let table = self.quarantine_table();
-        let put = self
+        let mut request = self
             .client()
             .put_item()
             .table_name(table)
@@ -594,10 +633,11 @@ impl Store {
             .item(RESERVATION, n(serial))
             .item(MESSAGE, b(&evidence.message[..]))
             .condition_expression("attribute_not_exists(#i)")
-            .expression_attribute_names("#i", ID)
-            .send()
-            .await;
-        held(put, "PutItem", table)
+            .expression_attribute_names("#i", ID);
+        if !evidence.authentic {
+            request = request.item(EXPIRES_AT, n(expiry(context.received_at)));
+        }
+        held(request.send().await, "PutItem", table)
     }
 
     async fn get(&self, id: &str) -> Result<Option<Item>, StoreError> {
@@ -624,10 +664,13 @@ struct Place<'a> {
     id: &'a str,
     /// The message's size.
     bytes: u64,
+    /// When it goes by itself, in seconds since 1970.
+    expires: Option<u64>,
 }
 
 impl<'a> Place<'a> {
-    fn of(principal: &str, authentic: bool, id: &'a str, bytes: usize) -> Self {
+    fn of(context: &Context, authentic: bool, id: &'a str, bytes: usize) -> Self {
+        let principal = &context.principal;
         let class = if authentic { "evidence" } else { "unproven" };
         let digest = base16ct::lower::encode_string(&Sha256::digest(principal));
         let budget = format!("{BUDGET_PREFIX}{class}#{digest}");
@@ -636,22 +679,14 @@ impl<'a> Place<'a> {
             authentic,
             id,
             bytes: bytes as u64,
+            expires: (!authentic).then(|| expiry(context.received_at)),
         }
     }
 }
 
-/// SHA-256 over principal, topic and message, each after its length.
-fn id_of(context: &Context, message: &[u8]) -> String {
-    let mut hash = Sha256::new();
-    for part in [
-        context.principal.as_bytes(),
-        context.topic.as_bytes(),
-        message,
-    ] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    base16ct::lower::encode_string(&hash.finalize())
+/// When something goes by itself that came in then.
+fn expiry(received_at: Timestamp) -> u64 {
+    (received_at.as_millis() / 1000).saturating_add(KEPT)
 }
 
 /// Whether the condition of a write held.
@@ -707,6 +742,12 @@ const LAST: &str = "lastReceivedAt";
 const TIMES: &str = "times";
 const RESERVATION: &str = "reservation";
 const MESSAGE: &str = "message";
+/// The attribute of the quarantine's items with the time at which DynamoDB may
+/// delete them, in seconds since 1970, for its setting "time to live".
+pub const EXPIRES_AT: &str = "expiresAt";
+
+/// How long what nobody's key has signed is kept, in seconds: 90 days.
+const KEPT: u64 = 90 * 24 * 60 * 60;
 
 // The budget of a principal is an item of the same table. Besides these it has
 // an attribute for each reservation: the message's id, with its serial number.

@@ -208,8 +208,7 @@ impl Store {
             embedded::create(path)?;
         }
         let store = Self::open(uri, options).await?;
-        let keys = [&["principal"][..], &["deviceId", "timestamp"], &["id"]];
-        let wanted = || store.inner.tables.iter().zip(keys);
+        let wanted = || store.inner.tables.iter().zip(TABLE_KEYS);
         for (table, keys) in wanted() {
             store.create_table(table, keys).await?;
         }
@@ -393,6 +392,10 @@ impl fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
+
+/// The keys of the tables, each a string: of devices, of readings, where the
+/// second is the sort key, of quarantine.
+pub const TABLE_KEYS: [&[&str]; 3] = [&["principal"], &["deviceId", "timestamp"], &["id"]];
 
 /// How long a table may take to be made, changed or deleted.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -9,7 +9,7 @@ use support::raw::{Raw, s};
 use support::{Device, READING, after, create, message, open, quarantine, readings};
 use zk_envelope::{OwnerKey, Timestamp};
 use zk_store::{Budget, Options, Store, StoreError, StoreUri};
-use zk_verify::Reason;
+use zk_verify::{Context, Reason};
 
 #[tokio::test]
 async fn what_is_damaged_is_told_and_the_rest_is_read() {
@@ -286,6 +286,56 @@ async fn a_reservation_that_was_never_ended_goes_with_its_message() {
         assert!(ids.iter().all(|id| !account.contains_key(id)));
     }
     assert_eq!(read()["bytes"], AttributeValue::N("0".into()));
+}
+
+/// 90 days after it came in, and with its budget, which then begins anew: what of
+/// an older one is discarded then gives nothing back to it.
+#[tokio::test]
+async fn what_nobody_has_signed_expires_and_evidence_does_not() {
+    const DAYS: u64 = 24 * 60 * 60 * 1000;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("zk.db");
+    let store = create(&path).await;
+    let mut device = Device::registered("pi-01", &store).await;
+    let raw = Raw::open(&path);
+    let hold = async |message: &[u8], received_at, topic: &str| {
+        let context = Context {
+            received_at,
+            topic: topic.into(),
+            ..Device::new("pi-01", 1).context()
+        };
+        let result = store.ingest(message, &context).await.unwrap();
+        assert!(result.quarantined[0].kept);
+        result.quarantined[0].id.clone()
+    };
+    let read = |id: &str| raw.get("zk-quarantine", &[("id", s(id))]);
+    let expiry = |received_at: Timestamp| {
+        let seconds = received_at.as_millis() / 1000 + 90 * DAYS / 1000;
+        AttributeValue::N(seconds.to_string())
+    };
+    let digest = hex(&Sha256::digest(device.principal()));
+    let budget = format!("budget#unproven#{digest}");
+
+    let first = hold(&device.forged(1), after(0), "Zymkey/pi-01").await;
+    let second = hold(&device.forged(2), after(DAYS), "Zymkey/pi-01").await;
+    assert_eq!(read(&first)["expiresAt"], expiry(after(0)));
+    assert_eq!(read(&second)["expiresAt"], expiry(after(DAYS)));
+    assert_eq!(read(&budget)["expiresAt"], expiry(after(0)));
+    assert_eq!(read(&budget)["items"], AttributeValue::N("2".into()));
+    let signed = hold(&device.message(3), after(0), "Zymkey/elsewhere").await;
+    assert!(!read(&signed).contains_key("expiresAt"));
+    assert!(!read(&format!("budget#evidence#{digest}")).contains_key("expiresAt"));
+
+    // DynamoDB takes the budget, and has not come to the messages yet.
+    raw.delete("zk-quarantine", &[("id", s(&budget))]);
+    assert!(store.discard(&first).await.unwrap());
+    assert!(raw.find("zk-quarantine", &[("id", s(&budget))]).is_none());
+    let third = hold(&device.forged(4), after(91 * DAYS), "Zymkey/pi-01").await;
+    assert_eq!(read(&budget)["expiresAt"], expiry(after(91 * DAYS)));
+    assert!(store.discard(&second).await.unwrap());
+    assert_eq!(read(&budget)["items"], AttributeValue::N("1".into()));
+    assert!(store.discard(&third).await.unwrap());
+    assert_eq!(read(&budget)["items"], AttributeValue::N("0".into()));
 }
 
 /// The rules: names and values count, strings and binaries with their bytes, a

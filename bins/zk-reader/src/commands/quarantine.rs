@@ -10,7 +10,7 @@ use zk_reader::{
     printable, quarantine_heading, quarantine_json, quarantine_page, quarantine_rows, replay_json,
     replay_row,
 };
-use zk_store::{Options, Quarantined, Store, StoreError};
+use zk_store::{Quarantined, Store, StoreError};
 use zk_verify::topic_of;
 
 use super::{columns, outcome, output, range};
@@ -22,7 +22,7 @@ pub(crate) async fn list(
     among: &Among,
     json: bool,
 ) -> Result<Outcome, Failure> {
-    let store = Store::open(settings.store()?, Options::default()).await?;
+    let store = settings.open_store().await?;
     let filter = Filter::new(&store, among).await?;
     let mut to = output();
     let mut newest = BTreeMap::new();
@@ -71,7 +71,7 @@ pub(crate) async fn list(
 }
 
 pub(crate) async fn show(settings: &Settings, id: &str, json: bool) -> Result<Outcome, Failure> {
-    let store = Store::open(settings.store()?, Options::default()).await?;
+    let store = settings.open_store().await?;
     let Some(held) = store.quarantined(id).await? else {
         return Err(anyhow!(absent(&store, id).await?).into());
     };
@@ -96,7 +96,7 @@ pub(crate) async fn replay(
                 .into(),
         ));
     }
-    let store = Store::open(settings.store()?, Options::default()).await?;
+    let store = settings.open_store().await?;
     let filter = Filter::new(&store, &arguments.among).await?;
     let (mut damaged, mut failed) = (0, 0_u64);
     // All that there is before anything is changed: parts of a batch that stay

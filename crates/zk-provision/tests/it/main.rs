@@ -6,5 +6,7 @@ mod common;
 mod devices;
 mod plan;
 mod request;
+#[cfg(feature = "aws")]
+mod roots;
 mod rotate;
 mod setup;

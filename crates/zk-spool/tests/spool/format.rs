@@ -589,6 +589,44 @@ fn the_lost_turn_of_a_stream_is_named() {
     }
 }
 
+/// A segment's frames are gone, and the header of the next, with which a stream begins,
+/// or all of it: where the one before ended is in the other headers of that stream.
+#[test]
+fn a_predecessor_is_in_every_header_of_its_stream() {
+    let cases = [
+        (1024, 3, vec![([1; 16], 1, 2)]),
+        (usize::MAX, 2, vec![([1; 16], 1, 2), ([2; 16], 1, 1)]),
+    ];
+    for (gone, there, lost) in cases {
+        let storage = empty();
+        let mut one = Writer::new(1, [1; 16], 1, None);
+        one.frame(2, 0, 1, 0, &[0; 8]);
+        one.file.extend([0; 100]);
+        one.put(&storage);
+        for number in [2, 3, 4] {
+            let mut segment = Writer::new(number, [2; 16], number - 1, Some(([1; 16], 2, 3)));
+            segment.frame(2, 0, number - 1, number - 2, &[0; 8]);
+            segment.records(number - 1, &[b"there"]);
+            let end = segment.file.len() as u64;
+            segment.seal(number - 1, number - 1, end, 0);
+            if number == 2 {
+                let gone = gone.min(segment.file.len());
+                segment.file[..gone].fill(0);
+            }
+            segment.put(&storage);
+        }
+        let spool = open(&storage, &small()).unwrap();
+        assert_eq!(drain(&spool).len(), there);
+        let losses = spool.losses().unwrap();
+        let mut named: Vec<_> = losses
+            .iter()
+            .map(|l| (l.stream.0, l.first, l.last))
+            .collect();
+        named.sort_unstable();
+        assert_eq!(named, lost);
+    }
+}
+
 /// A segment of which nothing was delivered is gone, also the one that the cursor is in.
 #[test]
 fn a_lost_segment_at_the_cursor_is_named() {

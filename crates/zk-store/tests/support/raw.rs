@@ -43,6 +43,15 @@ impl Raw {
         };
         self.0.get_item(request).unwrap().item
     }
+
+    pub fn delete(&self, table: &str, key: &[(&str, AttributeValue)]) {
+        let request = dynoxide::actions::delete_item::DeleteItemRequest {
+            table_name: table.into(),
+            key: attributes(key),
+            ..Default::default()
+        };
+        self.0.delete_item(request).unwrap();
+    }
 }
 
 fn attributes(item: &[(&str, AttributeValue)]) -> HashMap<String, AttributeValue> {
