@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_iam::config::Credentials;
@@ -637,16 +639,26 @@ async fn the_next_run_completes_what_a_failure_stopped() {
             assert_eq!(inventory(&server), "", "after {what}");
         }
     }
-    // what only looks stops the run, and that is all
-    for number in at(&applying, false) {
-        operator
-            .way
-            .fault(move |n, _| (n == number).then_some(Fault::Lost));
-        let stopped = operator.apply().await;
-        assert!(stopped.is_err(), "{number} {}", applying[number]);
+    // what only looks stops the run, and that is all; how often it looks while it waits
+    // is not the same each time
+    let mut stopped = 0;
+    let looks = at(&applying, false);
+    for &number in &looks {
+        let asked = Arc::new(AtomicBool::new(false));
+        let is_asked = Arc::clone(&asked);
+        operator.way.fault(move |n, _| {
+            let is_it = n == number;
+            is_asked.fetch_or(is_it, Ordering::Relaxed);
+            is_it.then_some(Fault::Lost)
+        });
+        let applied = operator.apply().await;
+        let asked = asked.load(Ordering::Relaxed);
+        assert_eq!(applied.is_err(), asked, "{number} {}", applying[number]);
+        stopped += usize::from(asked);
         operator.way.clear();
         operator.destroy(true).await.unwrap();
     }
+    assert!(stopped + 5 > looks.len(), "{stopped} of {}", looks.len());
     operator.apply().await.unwrap();
     operator.is_clean().await;
 }

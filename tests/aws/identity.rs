@@ -53,7 +53,7 @@ async fn from_an_empty_account_and_back() {
     assert_eq!(inventory(&world.root()).await, BTreeSet::new());
     assert!(!world.path("zk").exists() && !world.path("k1").exists());
 
-    let apply = ["apply", "--device", "pi-01", "--hsm", &world.key("k1")];
+    let apply = ["apply", "--device", "pi-01", "--csr", &world.request("k1")];
     let unasked = world.fails(1, &apply);
     assert!(unasked.err.contains("--yes"), "{}", unasked.err);
     let made = world.json(0, &[&apply[..], &["--yes"]].concat());
@@ -101,6 +101,20 @@ async fn from_an_empty_account_and_back() {
     assert_eq!(inventory(&world.root()).await, all);
     let status = world.json(0, &["status"]);
     assert_eq!(status["devices"][0]["state"], "active");
+    // a profile that is named goes before keys in the environment
+    let profile = format!(
+        "[profile ops]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+        world.operator.access_key_id(),
+        world.operator.secret_access_key()
+    );
+    fs::write(world.path("config"), profile).unwrap();
+    for (arguments, code) in [(&["plan", "--profile", "ops"][..], 0), (&["plan"], 1)] {
+        let mut command = world.command(arguments);
+        command
+            .env("AWS_CONFIG_FILE", world.path("config"))
+            .env("AWS_SECRET_ACCESS_KEY", "another");
+        ended(command, code);
+    }
     let checked = world.json(0, &["check"]);
     let item = |item: &Value| item["item"].as_str().unwrap().starts_with("IoT policy");
     assert!(checked["checks"].as_array().unwrap().iter().any(item));
@@ -168,7 +182,7 @@ async fn from_an_empty_account_and_back() {
     );
 
     // a new key: both until the new one is used
-    let rotate = ["device", "rotate", "pi-01", "--hsm", &world.key("k2")];
+    let rotate = ["device", "rotate", "pi-01", "--csr", &world.request("k2")];
     let next = world.json(0, &rotate);
     let next = next["principal"].as_str().unwrap().to_owned();
     assert_eq!(
@@ -226,8 +240,8 @@ async fn a_set_up_is_found_without_its_directory() {
         "--yes",
         "--device",
         "pi-01",
-        "--hsm",
-        &world.key("k1"),
+        "--csr",
+        &world.request("k1"),
     ];
     world.json(0, &apply);
     fs::remove_file(world.path("zk/aws.toml")).unwrap();
@@ -244,7 +258,7 @@ async fn a_set_up_is_found_without_its_directory() {
 async fn what_is_somebody_elses_stays() {
     let world = World::new();
     let iot = aws_sdk_iot::Client::new(&world.root());
-    let device = ["--device", "pi-01", "--hsm", &world.key("k1")];
+    let device = ["--device", "pi-01", "--csr", &world.request("k1")];
     let plan = [&["plan"][..], &device].concat();
     let apply = [&["apply", "--yes"][..], &device].concat();
 
@@ -336,7 +350,7 @@ async fn what_is_somebody_elses_stays() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mistakes_are_told_before_anything_is_done() {
     let world = World::new();
-    let device = ["--device", "pi-01", "--hsm", &world.key("k1")];
+    let device = ["--device", "pi-01", "--csr", &world.request("k1")];
     let apply = [&["apply", "--yes"][..], &device].concat();
     let says = |ended: &Ended, parts: &[&str]| {
         for part in parts {
@@ -719,6 +733,17 @@ impl World {
 
     fn key(&self, name: &str) -> String {
         format!("soft:{}", self.path(name).display())
+    }
+
+    /// A request for pi-01 by this key, as it comes from the device. A key that were in
+    /// this machine would be used for the self-test, to which this stand-in doesn't
+    /// listen.
+    fn request(&self, name: &str) -> String {
+        let uri = create_soft_key(self.path(name)).unwrap();
+        let key = Hsm::open(&uri, zk_hsm::Options::default()).unwrap();
+        let path = self.path(&format!("{name}.csr.pem"));
+        fs::write(&path, key.csr("pi-01").unwrap()).unwrap();
+        path.display().to_string()
     }
 
     fn root(&self) -> SdkConfig {

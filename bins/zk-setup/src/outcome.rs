@@ -106,11 +106,17 @@ pub(crate) fn applied(
             .any(|step| step.action == Action::Created && step.item == Item::File(path.to_owned()))
     };
     let checked = checked(found);
-    let mut text = if plan.has_changes() {
-        format!("done; {} things checked", found.len())
+    let done = if plan.has_changes() {
+        "done"
     } else {
-        format!("nothing to do; {} things checked", found.len())
+        "nothing to do"
     };
+    let is_bad = |one: &&Checked| matches!(one.verdict, Verdict::Bad { .. });
+    let wrong = match found.iter().filter(is_bad).count() {
+        0 => String::new(),
+        wrong => format!(", {wrong} of them WRONG"),
+    };
+    let mut text = format!("{done}; {} things checked{wrong}", found.len());
     let conspicuous: Vec<_> = found.iter().filter_map(conspicuous).collect();
     if !conspicuous.is_empty() {
         text = format!("{text}\n{}", conspicuous.join("\n"));

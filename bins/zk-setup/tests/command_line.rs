@@ -343,7 +343,7 @@ fn mistakes_say_what_to_do_next() {
     let place = Place::new();
     let early = place.fails(1, &["gateway", "init", "--name", "localhost"]);
     assert!(
-        early.err.contains("run `zk-setup ca init` first"),
+        early.err.contains("begin with `zk-setup ca init`"),
         "{}",
         early.err
     );

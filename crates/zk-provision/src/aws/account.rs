@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -22,7 +23,8 @@ use crate::aws::failure::failed;
 /// How AWS is reached. What is `None` is found elsewhere.
 #[derive(Clone, Debug, Default)]
 pub struct AwsOptions {
-    /// A profile of `~/.aws/config`. `None`: `AWS_PROFILE`, or `default`.
+    /// A profile of `~/.aws/config`, whose credentials count then. `None`: those of
+    /// the environment, of `AWS_PROFILE`, or of `default`.
     pub profile: Option<String>,
     /// The region. `None`: `AWS_REGION`, or what the operator's directory says,
     /// or the profile.
@@ -110,7 +112,11 @@ pub(crate) async fn load(options: &AwsOptions) -> SdkConfig {
         // a quota that is used up takes its time
         .retry_config(RetryConfig::standard().with_max_attempts(6));
     if let Some(profile) = &options.profile {
-        loader = loader.profile_name(profile);
+        // whoever names one means it, whatever keys the environment has
+        let named = ProfileFileCredentialsProvider::builder().profile_name(profile);
+        loader = loader
+            .profile_name(profile)
+            .credentials_provider(named.build());
     }
     if let Some(region) = &options.region {
         loader = loader.region(Region::new(region.clone()));
