@@ -21,30 +21,38 @@ fn main() {
             let parent = directory(env!("CARGO_TARGET_TMPDIR"));
             fs::create_dir_all(&parent).unwrap();
             let dir = tempfile::tempdir_in(parent).unwrap();
-            singly(&dir);
-            in_groups(&dir);
+            for size in SIZES {
+                singly(&dir, size);
+                in_groups(&dir, size);
+            }
             a_million(&dir);
         }
     }
 }
 
-fn singly(dir: &TempDir) {
-    let spool = Spool::open(dir.path().join("singly"), options()).unwrap();
-    let mut bare = Bare::create(dir.path().join("singly-bare")).unwrap();
-    let record = record();
+fn singly(dir: &TempDir, size: usize) {
+    let path = |of: &str| dir.path().join(format!("singly-{size}{of}"));
+    let spool = Spool::open(path(""), options()).unwrap();
+    let mut bare = Bare::create(path("-bare")).unwrap();
+    let record = record(size);
     let rounds = rates(
         SINGLY,
         1,
         || assert!(spool.append_with(|_| made(&record)).is_ok()),
         || bare.append(&[&record]).unwrap(),
     );
-    compare("spool: append, one at a time", 0.95, &rounds);
+    compare(
+        &format!("spool: append, one at a time, {size} B"),
+        0.95,
+        &rounds,
+    );
 }
 
-fn in_groups(dir: &TempDir) {
-    let spool = Spool::open(dir.path().join("groups"), options()).unwrap();
-    let mut bare = Bare::create(dir.path().join("groups-bare")).unwrap();
-    let record = record();
+fn in_groups(dir: &TempDir, size: usize) {
+    let path = |of: &str| dir.path().join(format!("groups-{size}{of}"));
+    let spool = Spool::open(path(""), options()).unwrap();
+    let mut bare = Bare::create(path("-bare")).unwrap();
+    let record = record(size);
     let group = vec![&record[..]; GROUP];
     let append = || {
         let records = (0..GROUP).map(|_| |_| made(&record));
@@ -58,20 +66,24 @@ fn in_groups(dir: &TempDir) {
         || written += writing(append),
         || bare_written += writing(|| bare.append(&group).unwrap()),
     );
-    compare("spool: append, groups of 64", 0.9, &rounds);
+    compare(
+        &format!("spool: append, groups of 64, {size} B"),
+        0.9,
+        &rounds,
+    );
 
     let groups = (ROUNDS + 1) * TURNS * GROUPS;
-    let payload = (groups * GROUP * RECORD) as f64;
+    let payload = (groups * GROUP * size) as f64;
     let per_byte = [written, bare_written].map(|bytes| bytes as f64 / payload);
     let bar = Some(Bar::AtMost(1.3));
     print(&Row::alone(
-        "spool: bytes written per byte, groups of 64",
+        &format!("spool: bytes written per byte, groups of 64, {size} B"),
         "B/B",
         bar,
         &per_byte[..1],
     ));
     print(&Row::compare(
-        "spool: bytes written, groups of 64",
+        &format!("spool: bytes written, groups of 64, {size} B"),
         Bare::NAME,
         "B/B",
         None,
@@ -82,13 +94,17 @@ fn in_groups(dir: &TempDir) {
         GROUPS,
         GROUP,
         || {
-            let records = spool.peek(GROUP, GROUP * (RECORD + FRAMING)).unwrap();
+            let records = spool.peek(GROUP, GROUP * (size + FRAMING)).unwrap();
             assert_eq!(records.len(), GROUP);
             spool.ack(records[GROUP - 1].position()).unwrap();
         },
-        || assert_eq!(bare.drain(GROUP, RECORD).unwrap().len(), GROUP),
+        || assert_eq!(bare.drain(GROUP, size).unwrap().len(), GROUP),
     );
-    compare("spool: drain, 64 at a time", 0.9, &rounds);
+    compare(
+        &format!("spool: drain, 64 at a time, {size} B"),
+        0.9,
+        &rounds,
+    );
 }
 
 /// Processes of their own: each opens what the last one left when it was
@@ -126,7 +142,7 @@ fn a_million(dir: &TempDir) {
 
 fn fill(dir: &Path) {
     let spool = Spool::open(dir, options()).unwrap();
-    let record = record();
+    let record = record(SIZES[0]);
     for _ in 0..1000 {
         let records = (0..1000).map(|_| |_| made(&record));
         spool.append_batch_with(records).unwrap();
@@ -141,7 +157,7 @@ fn open(dir: &Path) {
     let took = start.elapsed().as_secs_f64() * 1e3;
     assert!(spool.stats().unwrap().records >= 1_000_000);
     assert_eq!(spool.peek(GROUP, usize::MAX).unwrap().len(), GROUP);
-    spool.append_with(|_| made(&record())).unwrap();
+    spool.append_with(|_| made(&record(SIZES[0]))).unwrap();
     let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     println!(
         "opened {took} {} {}",
@@ -215,8 +231,8 @@ fn options() -> Options {
     }
 }
 
-fn record() -> Vec<u8> {
-    (0..RECORD).map(|n| (n * 167 % 251) as u8).collect()
+fn record(size: usize) -> Vec<u8> {
+    (0..size).map(|n| (n * 167 % 251) as u8).collect()
 }
 
 fn made(record: &[u8]) -> Result<Vec<u8>, Infallible> {
@@ -224,7 +240,7 @@ fn made(record: &[u8]) -> Result<Vec<u8>, Infallible> {
 }
 
 /// Bytes of a record.
-const RECORD: usize = 600;
+const SIZES: [usize; 2] = [600, 2048];
 /// Bytes that a log puts around each, at most.
 const FRAMING: usize = 36;
 /// Records in a group.
