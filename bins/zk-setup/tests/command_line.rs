@@ -940,6 +940,10 @@ fn check_publishes_as_the_device() {
     assert_eq!(state, "wrong");
     assert!(item.contains("publishing to localhost:"), "{item}");
     assert!(cause.contains("forbidden"), "{cause}");
+
+    // who is shut out is not asked to publish
+    place.ok(&["device", "revoke", "pi-01"]);
+    assert_eq!(check().1, []);
 }
 
 #[test]

@@ -458,18 +458,17 @@ impl LocalSetup {
         Ok(())
     }
 
-    /// The directories of the devices that something was made for, in the order of
-    /// their names.
+    /// The directories of the devices that may publish and that something was made
+    /// for, in the order of their names.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Envelope`] for a bad trust file, [`Error::Io`].
     pub fn device_dirs(&self) -> Result<Vec<PathBuf>, Error> {
-        let devices = self.devices_dir();
-        if !is_dir(&devices) {
-            return Ok(Vec::new());
-        }
-        let mut dirs = files::list(&devices)?;
-        dirs.retain(|dir| is_dir(dir) && dir.join(AGENT).is_file());
+        let trust = Trust::read(self)?;
+        let devices = trust.file.devices.keys();
+        let open = devices.filter(|device| trust.active_key(device).is_some());
+        let mut dirs: Vec<_> = open.map(|device| self.device_dir(device)).collect();
+        dirs.retain(|dir| is_dir(&self.devices_dir()) && is_dir(dir) && dir.join(AGENT).is_file());
         Ok(dirs)
     }
 
