@@ -40,6 +40,12 @@ use crate::Error;
 /// [heartbeat]
 /// interval = "5m"
 ///
+/// [events]
+/// perimeter = true
+/// battery = 2.5
+/// module = true
+/// interval = "1m"
+///
 /// [metrics]
 /// listen = "127.0.0.1:9465"
 /// ```
@@ -60,6 +66,9 @@ pub struct Config {
     /// Signs of life.
     #[serde(default)]
     pub heartbeat: Heartbeat,
+    /// What of the key's module is worth a record.
+    #[serde(default)]
+    pub events: Events,
     /// Metrics and health.
     #[serde(default)]
     pub metrics: MetricsTable,
@@ -166,6 +175,20 @@ pub struct Heartbeat {
     pub interval: SignedDuration,
 }
 
+/// `[events]`: what of the key's module is sealed when it happens.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// A perimeter circuit is broken, or cleared.
+    pub perimeter: bool,
+    /// The battery is below so many volts, or no longer.
+    pub battery: Option<f32>,
+    /// It is bound to another machine, or signs again after it had not.
+    pub module: bool,
+    /// How often it is asked, if any of these is wanted.
+    pub interval: SignedDuration,
+}
+
 /// `[metrics]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -182,6 +205,23 @@ impl Default for Sensors {
             interval: SignedDuration::from_secs(10),
             root: "/sys".into(),
         }
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            perimeter: false,
+            battery: None,
+            module: false,
+            interval: SignedDuration::from_mins(1),
+        }
+    }
+}
+
+impl Events {
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.perimeter || self.battery.is_some() || self.module
     }
 }
 
@@ -230,6 +270,7 @@ impl Config {
         let intervals = [
             ("sensors.interval", self.sensors.interval),
             ("heartbeat.interval", self.heartbeat.interval),
+            ("events.interval", self.events.interval),
         ];
         for (key, interval) in intervals.into_iter().chain(window) {
             if !(SHORTEST..=LONGEST).contains(&interval) {
@@ -237,6 +278,13 @@ impl Config {
                     "{key} is {interval:#}: at least {SHORTEST:#} and at most {LONGEST:#} are allowed"
                 ));
             }
+        }
+        if let Some(volts) = self.events.battery
+            && !(0.1..=10.0).contains(&volts)
+        {
+            return Err(format!(
+                "events.battery is {volts}: it is in volts, 0.1 to 10 are allowed"
+            ));
         }
         if !(1..=8).contains(&self.owners.files.len()) {
             return Err(format!(

@@ -100,6 +100,11 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             vec!["heartbeat.interval", "at most 24h"],
         ),
         (
+            "[heartbeat]",
+            "[events]\nbattery = 2500.0\n[heartbeat]",
+            vec!["events.battery", "in volts"],
+        ),
+        (
             "\"1s\"",
             "\"9000000000h\"",
             vec!["spool.sync.every", "at most 24h"],
