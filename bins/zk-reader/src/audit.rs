@@ -206,6 +206,7 @@ mod tests {
                 detail: "no envelope".into(),
             },
             alarms: Vec::new(),
+            dated: None,
         };
         for _ in 0..UNPROVEN + 3 {
             audit.take(&record);

@@ -101,6 +101,7 @@ pub(crate) async fn list(
     settings: &Settings,
     selection: &Selection,
     limit: Option<u32>,
+    as_signed: bool,
     json: bool,
 ) -> Result<Outcome, Failure> {
     let times = times(selection)?;
@@ -110,6 +111,7 @@ pub(crate) async fn list(
         differences,
     } = select(&reader, &store, selection).await?;
     let table = table(&devices);
+    let mut dates = reader.dates();
     let mut tally = Tally::default();
     let mut to = output();
     for device in &devices {
@@ -118,7 +120,10 @@ pub(crate) async fn list(
             None => reader.records(device, times.clone()),
         };
         while let Some(record) = records.next().await {
-            let record = record?;
+            let mut record = record?;
+            if !as_signed {
+                dates.date(&mut record).await?;
+            }
             if json {
                 writeln!(to, "{}", record.to_json())?;
             } else {
@@ -158,7 +163,7 @@ pub(crate) async fn show(
     known_device(&store, &registry, device).await?;
     let differences = of_device(registry, Some(device)).differences;
     let mut found = reader.find(device, times, &wanted).await?;
-    let record = found.pop().ok_or_else(|| {
+    let mut record = found.pop().ok_or_else(|| {
         anyhow!(
             "{device} has no record {record}; `zk-reader list --device {device}` shows those \
              there are"
@@ -172,6 +177,7 @@ pub(crate) async fn show(
         let keys: String = keys.collect();
         return Err(anyhow!("several records have this number; show one by its key:{keys}").into());
     }
+    reader.dates().date(&mut record).await?;
     let mut to = output();
     if json {
         writeln!(to, "{}", record.to_json())?;

@@ -7,7 +7,7 @@ use csv::{Terminator, WriterBuilder};
 use zk_envelope::Header;
 
 use crate::reader::{Record, State};
-use crate::text::{alarm, escaped, explain};
+use crate::text::{alarm, dated, escaped, explain};
 
 /// Writes records as CSV (RFC 4180): a heading, then a row for each sensor
 /// reading, each ended by CR LF.
@@ -28,6 +28,8 @@ use crate::text::{alarm, escaped, explain};
 /// | `state` | `open`: verified and opened; `sealed`, `refused`, `damaged` |
 /// | `detail` | of the latter three: why, and the key in the store of what is damaged |
 /// | `alarms` | separated by `; ` |
+/// | `dated` | `time` as it was, if something knows better than the device's clock did then |
+/// | `dated_error_ms` | by how much that may be wrong; empty if nothing says so |
 ///
 /// Spreadsheets take a text for a formula if it begins with one of `= + - @` or
 /// their wide forms. A text (`device`, `detail`, `alarms`) that does, or that
@@ -61,6 +63,10 @@ impl<W: Write> Csv<W> {
             device: text(&record.device),
             received_at: received_at.map_or(String::new(), |at| at.to_string()),
             alarms: text(alarms.join("; ")),
+            error_ms: record
+                .dated
+                .and_then(|dated| dated.error_ms)
+                .map_or(String::new(), |error| error.to_string()),
             ..Row::default()
         };
         match &record.state {
@@ -76,6 +82,7 @@ impl<W: Write> Csv<W> {
                         value.unwrap_or_default(),
                     ];
                     let quality = reading.quality.as_str();
+                    row.dated = dated(record, reading.at).unwrap_or_default();
                     self.write(&row, [&time, &sensor, &celsius, quality])?;
                 }
                 return Ok(readings.len() as u64);
@@ -123,6 +130,8 @@ impl<W: Write> Csv<W> {
             row.state,
             &row.detail,
             &row.alarms,
+            &row.dated,
+            &row.error_ms,
         ];
         Ok(self.0.write_record(row)?)
     }
@@ -140,6 +149,8 @@ struct Row {
     state: &'static str,
     detail: String,
     alarms: String,
+    dated: String,
+    error_ms: String,
 }
 
 impl Row {
@@ -161,7 +172,7 @@ fn text(text: impl Display) -> String {
     }
 }
 
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 15] = [
     "time",
     "device",
     "stream",
@@ -175,4 +186,6 @@ const COLUMNS: [&str; 13] = [
     "state",
     "detail",
     "alarms",
+    "dated",
+    "dated_error_ms",
 ];

@@ -21,6 +21,7 @@ impl Record {
     /// | `device`, `key`, `alarms` | always; alarms are texts |
     /// | `receivedAt`, `principal`, `again` | if the item can be read; the store's word |
     /// | `header` | `open` and `sealed`: the device's word |
+    /// | `dated` | something knows better than its clock: `time`, `errorMs`, and `shiftMs` for the times in its body |
     /// | `claimed` | `refused`: the same members, of which nothing is proven |
     /// | `reason`, `detail` | `refused`; `sealed` and `damaged` |
     /// | `contentType` and one of `json`, `text`, `hex` | `open`: the body, as what it is |
@@ -52,6 +53,8 @@ struct RecordView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     header: Option<HeaderView>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    dated: Option<DatedView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     claimed: Option<HeaderView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
@@ -68,6 +71,14 @@ struct DeliveryView<'a> {
     received_at: String,
     principal: &'a str,
     again: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DatedView {
+    time: String,
+    error_ms: Option<u64>,
+    shift_ms: i64,
 }
 
 #[derive(Serialize)]
@@ -112,6 +123,14 @@ impl<'a> RecordView<'a> {
                 again: delivery.again,
             }),
             header: record.header().map(HeaderView::of),
+            dated: record
+                .dated
+                .zip(record.shift())
+                .map(|(dated, shift_ms)| DatedView {
+                    time: dated.time.to_string(),
+                    error_ms: dated.error_ms,
+                    shift_ms,
+                }),
             claimed: None,
             reason: None,
             detail: None,

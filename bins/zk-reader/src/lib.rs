@@ -72,6 +72,6 @@ pub use keygen::{KeyFiles, MIN_PASSPHRASE, keygen};
 pub use quarantine::{
     quarantine_heading, quarantine_json, quarantine_page, quarantine_rows, replay_json, replay_row,
 };
-pub use reader::{Delivery, Reader, Record, Records, State, Wanted, all_times};
+pub use reader::{Dates, Delivery, Reader, Record, Records, State, Wanted, all_times};
 pub use registry::{Difference, Registry};
 pub use text::{Table, printable};

@@ -90,7 +90,8 @@ enum Command {
     /// List records: a row for each sensor reading, a summary of the others.
     ///
     /// Device by device, in the order of the signed time (UTC). A `?` behind a
-    /// time says that the device knew nothing of its clock. Records that do not
+    /// time says that the device knew nothing of its clock, a `~` that a time
+    /// anchor of the device's dates it: it knows better. Records that do not
     /// verify or open are listed as REFUSED, SEALED or DAMAGED, and alarms
     /// follow the record that raises them; then the exit status is 3. So it is
     /// when the store's registry says something else than the trust file.
@@ -101,6 +102,9 @@ enum Command {
         /// Only the newest records of each device, so many.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: Option<u32>,
+        /// Times as they were signed: spares looking for what dates them.
+        #[arg(long)]
+        as_signed: bool,
         /// One JSON object in a line for each record.
         #[arg(long)]
         json: bool,
@@ -236,6 +240,9 @@ struct ExportArguments {
     /// Write what does not verify or open as well, as what it is.
     #[arg(long)]
     include_refused: bool,
+    /// Nothing in the columns dated, or the member: spares looking for it.
+    #[arg(long)]
+    as_signed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -437,8 +444,9 @@ fn run(common: Common, command: Command) -> Result<Outcome, Failure> {
             Command::List {
                 selection,
                 limit,
+                as_signed,
                 json,
-            } => commands::list(&settings, &selection, limit, json).await,
+            } => commands::list(&settings, &selection, limit, as_signed, json).await,
             Command::Show {
                 device,
                 record,

@@ -1,13 +1,15 @@
 //! Records out of the store, judged by what the owner knows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
-use zk_envelope::{DeviceId, Header, Kind, Opened, OwnerKey, Timestamp, TrustFile, Verified};
+use zk_envelope::{
+    DeviceId, Header, Kind, Opened, OwnerKey, Report, Timestamp, TrustFile, Verified,
+};
 use zk_sensors::Readings;
 use zk_store::{Store, StoreError, StoredReading};
-use zk_verify::{AlarmKind, Reason, recheck};
+use zk_verify::{AlarmKind, Dated, Dating, Reason, recheck};
 
 use crate::Error;
 use crate::registry::{Registry, differences};
@@ -136,6 +138,40 @@ impl Reader {
         page(record, &self.trust, self.owner.id())
     }
 
+    /// What dates the records of devices whose clock was not right.
+    #[must_use]
+    pub fn dates(&self) -> Dates<'_> {
+        Dates {
+            reader: self,
+            devices: BTreeMap::new(),
+        }
+    }
+
+    async fn dating(&self, device: &DeviceId) -> Result<Dating, Error> {
+        let mut dating = Dating::default();
+        let mut stored = self.store.readings(device, all_times());
+        while let Some(reading) = stored.next().await {
+            let reading = match reading {
+                Ok(reading) => reading,
+                Err(StoreError::Damaged { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            // The kind is signed: what claims another one is no anchor, or changed.
+            let kind = reading
+                .envelope()
+                .map(|envelope| envelope.unverified_header().kind);
+            if !matches!(kind, Ok(Kind::TimeAnchor)) {
+                continue;
+            }
+            if let State::Open { content, .. } = self.judge(reading).state
+                && let Ok(Some(Report::TimeAnchor(anchor))) = content.report()
+            {
+                dating.anchor(content.header(), &anchor);
+            }
+        }
+        Ok(dating)
+    }
+
     pub(crate) fn store(&self) -> &Store {
         &self.store
     }
@@ -153,6 +189,7 @@ impl Reader {
             delivery: Some(delivery),
             state,
             alarms,
+            dated: None,
         }
     }
 
@@ -260,6 +297,7 @@ impl Records<'_> {
                         delivery: None,
                         state: State::Damaged { detail },
                         alarms: Vec::new(),
+                        dated: None,
                     }));
                 }
                 Err(error) => {
@@ -290,6 +328,41 @@ pub struct Record {
     pub state: State,
     /// What should not be.
     pub alarms: Vec<AlarmKind>,
+    /// When it was made, if something knows better than its own clock and
+    /// [`Dates::date`] was asked.
+    pub dated: Option<Dated>,
+}
+
+/// Dates records by the time anchors of their device, from [`Reader::dates`].
+///
+/// The first record of a device whose clock no time source kept costs a look at
+/// all that is stored of it; all others cost nothing.
+#[derive(Debug)]
+pub struct Dates<'a> {
+    reader: &'a Reader,
+    devices: BTreeMap<DeviceId, Dating>,
+}
+
+impl Dates<'_> {
+    /// Fills in [`Record::dated`].
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn date(&mut self, record: &mut Record) -> Result<(), Error> {
+        let Some(header) = record.header() else {
+            return Ok(());
+        };
+        if !Dating::may_date(header) {
+            return Ok(());
+        }
+        if !self.devices.contains_key(&record.device) {
+            let dating = self.reader.dating(&record.device).await?;
+            self.devices.insert(record.device.clone(), dating);
+        }
+        let dating = self.devices.get(&record.device);
+        record.dated = dating.and_then(|dating| dating.date(header));
+        Ok(())
+    }
 }
 
 /// How a record came into the store, by the store's own word.
@@ -359,6 +432,14 @@ impl Record {
             }
             _ => None,
         }
+    }
+
+    /// By how many milliseconds its own times have to be put forward.
+    pub(crate) fn shift(&self) -> Option<i64> {
+        let (dated, header) = self.dated.as_ref().zip(self.header())?;
+        // Both are below 2^48.
+        let [dated, signed] = [dated.time, header.time].map(|time| time.as_millis().cast_signed());
+        Some(dated - signed)
     }
 
     pub(crate) fn verified(&self) -> Option<&Verified> {

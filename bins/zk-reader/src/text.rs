@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Write as _};
 
+use jiff::SignedDuration;
 use zk_envelope::{
     ClockBefore, ClockQuality, DeviceEvent, DeviceId, Header, KeyState, Kind, LossReason,
     RecipientId, Report, TimeAnchor, TrustFile,
@@ -17,7 +18,8 @@ use crate::reader::{Record, State};
 /// Records as rows of fixed width, so that they can be shown as they come.
 ///
 /// Sensor readings have a row each, with the time of the reading; `?` behind a
-/// time says that the device knew nothing of its clock. Other contents are
+/// time says that the device knew nothing of its clock, `~` that the time is by
+/// an anchor of the device's, which knows better than its clock did then. Other contents are
 /// summarised, alarms follow their record. A record that does not verify has
 /// the word `REFUSED` for its kind, and its time and number are only what it
 /// claims.
@@ -75,13 +77,19 @@ impl Table {
                 let kind = header.kind.to_string();
                 if let Some(readings) = record.readings() {
                     rows.extend(readings.readings.iter().map(|reading| {
-                        let time = time(&format!("{:.3}", reading.at), header.clock);
+                        let time = dated(record, reading.at).map_or_else(
+                            || time(&format!("{:.3}", reading.at), header.clock),
+                            |dated| format!("{dated}~"),
+                        );
                         let rest = self.sensor_of(reading);
                         self.row(&time, device, &number, &kind, &rest)
                     }));
                 }
                 if rows.is_empty() {
-                    let time = time(&header.time.to_string(), header.clock);
+                    let time = match record.dated {
+                        Some(dated) => format!("{}~", dated.time),
+                        None => time(&header.time.to_string(), header.clock),
+                    };
                     let summary = summary(content);
                     rows.push(self.row(&time, device, &number, &kind, &summary));
                 }
@@ -168,6 +176,7 @@ pub(crate) fn page(record: &Record, trust: &TrustFile, owner: RecipientId) -> St
         } => {
             page.line("state", "verified and opened");
             page.header(verified.header(), trust, owner);
+            page.dated(record);
             page.sizes(verified.encrypted_data().len());
             page.delivery(record, Some(verified.header()));
             page.line(
@@ -187,6 +196,7 @@ pub(crate) fn page(record: &Record, trust: &TrustFile, owner: RecipientId) -> St
                 format_args!("SEALED: verified, but it does not open: {error}"),
             );
             page.header(verified.header(), trust, owner);
+            page.dated(record);
             page.sizes(verified.encrypted_data().len());
             page.delivery(record, Some(verified.header()));
             page.alarms(record);
@@ -254,6 +264,16 @@ impl Page {
             self.line(
                 if i == 0 { "encrypted to" } else { "" },
                 format_args!("{id} ({who})"),
+            );
+        }
+    }
+
+    fn dated(&mut self, record: &Record) {
+        if let Some(dated) = record.dated {
+            let error = clock_error(dated.error_ms);
+            self.line(
+                "made at",
+                format_args!("{}, {error}, by a time anchor of its boot", dated.time),
             );
         }
     }
@@ -466,6 +486,13 @@ fn time(text: &str, clock: ClockQuality) -> String {
         ""
     };
     format!("{text}{doubt}")
+}
+
+/// A time in a record's body, by the anchor that dates the record.
+pub(crate) fn dated(record: &Record, at: jiff::Timestamp) -> Option<String> {
+    let shift = SignedDuration::from_millis(record.shift()?);
+    let at = at.saturating_add(shift).unwrap_or(at);
+    Some(format!("{at:.3}"))
 }
 
 fn summary(content: &zk_envelope::Opened) -> String {

@@ -47,6 +47,7 @@ fn open(device: &mut Device, time: u64, body: &serde_json::Value) -> Record {
         }),
         state: State::Open { record, content },
         alarms: Vec::new(),
+        dated: None,
     }
 }
 
@@ -59,6 +60,7 @@ fn damaged(device: &str, key: &str, detail: &str) -> Record {
             detail: detail.into(),
         },
         alarms: Vec::new(),
+        dated: None,
     }
 }
 
@@ -78,12 +80,12 @@ fn a_row_for_each_reading() {
     assert_eq!(
         csv(&records),
         format!(
-            "time,device,stream,sequence,sensor,celsius,quality,clock,signed_time,received_at,state,detail,alarms\r\n\
+            "time,device,stream,sequence,sensor,celsius,quality,clock,signed_time,received_at,state,detail,alarms,dated,dated_error_ms\r\n\
              2026-11-23T12:00:00.001Z,pi-01,{stream},1,28-0000000a0001,-0.062,ok,synchronised,\
-             2026-11-23T12:00:00.003Z,2026-11-23T12:00:00.008Z,open,,\r\n\
+             2026-11-23T12:00:00.003Z,2026-11-23T12:00:00.008Z,open,,,,\r\n\
              2026-11-23T12:00:00.002Z,pi-01,{stream},1,28-0000000a0002,,empty,synchronised,\
-             2026-11-23T12:00:00.003Z,2026-11-23T12:00:00.008Z,open,,\r\n\
-             ,'-1,,,,,,,,,damaged,\"'=cmd|' /C calc'!A0 at k,\"\"1\"\"\\r\\n\",\r\n"
+             2026-11-23T12:00:00.003Z,2026-11-23T12:00:00.008Z,open,,,,\r\n\
+             ,'-1,,,,,,,,,damaged,\"'=cmd|' /C calc'!A0 at k,\"\"1\"\"\\r\\n\",,,\r\n"
         )
     );
 }

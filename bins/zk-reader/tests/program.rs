@@ -1016,6 +1016,52 @@ fn commands_and_exit_codes_are_documented() {
     }
 }
 
+/// A table of readings has the time that the device said, and the one that its
+/// anchor says; whoever wants neither scan nor correction says so.
+#[tokio::test]
+async fn an_export_dates_what_an_unset_clock_has_signed() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    device.clock = ClockQuality::Unknown;
+    device.since_boot_ms = 30_000;
+    let unset = "1970-01-01T00:00:30.000Z".parse().unwrap();
+    let before = device.reading(unset, 21_437);
+    device.clock = ClockQuality::Synchronised;
+    device.since_boot_ms = 90_000;
+    let anchor = Report::TimeAnchor(TimeAnchor {
+        before: None,
+        error_ms: Some(16),
+    });
+    let anchor = device.report(noon(60_000), &anchor);
+    for record in [&before, &anchor] {
+        world.deliver(&device, record, noon(60_000)).await;
+    }
+    let csv = run(&world, &["export", "--format", "csv"]);
+    let row = |csv: &Output| {
+        let row = out(csv).lines().nth(1).unwrap().to_owned();
+        let cells: Vec<_> = row.split(',').map(str::to_owned).collect();
+        [cells[0].clone(), cells[13].clone(), cells[14].clone()]
+    };
+    assert_eq!(
+        row(&csv),
+        ["1970-01-01T00:00:30.000Z", "2026-11-23T12:00:00.000Z", "46"]
+    );
+    let csv = run(&world, &["export", "--format", "csv", "--as-signed"]);
+    assert_eq!(row(&csv), ["1970-01-01T00:00:30.000Z", "", ""]);
+    let list = run(&world, &["list"]);
+    assert!(
+        out(&list).contains("2026-11-23T12:00:00.000Z~"),
+        "{}",
+        out(&list)
+    );
+    let list = run(&world, &["list", "--as-signed"]);
+    assert!(
+        out(&list).contains("1970-01-01T00:00:30.000Z?"),
+        "{}",
+        out(&list)
+    );
+}
+
 #[tokio::test]
 async fn json_members_and_columns_are_documented() {
     let mut world = World::new().await;
@@ -1038,8 +1084,11 @@ async fn json_members_and_columns_are_documented() {
         stream: other,
         last: 3,
     };
+    device.clock = ClockQuality::FreeRunning;
+    let started = device.started(noon(0), Some(previous));
+    device.clock = ClockQuality::Synchronised;
     let records = [
-        device.started(noon(0), Some(previous)),
+        started,
         device.heartbeat(noon(1)),
         device.report(noon(2), &rejected),
         device.report(noon(3), &anchor),

@@ -706,3 +706,74 @@ async fn keys_are_made_with_a_backup_that_opens() {
     assert!(!second.exists());
     assert_eq!(std::fs::read(&taken).unwrap(), b"mine");
 }
+
+/// What a device made before its clock was set is dated by the anchor that says
+/// when that was; what somebody else says is no anchor.
+#[tokio::test]
+async fn readings_of_an_unset_clock_are_dated_with_an_error() {
+    let mut world = World::new().await;
+    let mut device = world.device("pi-01").await;
+    let anchor = |error_ms| {
+        Report::TimeAnchor(TimeAnchor {
+            before: None,
+            error_ms,
+        })
+    };
+    let unset = at("1970-01-01T00:00:30.000Z");
+    device.clock = ClockQuality::Unknown;
+    device.since_boot_ms = 30_000;
+    let records = [device.reading(unset, 21_437), device.heartbeat(unset)];
+    device.clock = ClockQuality::Synchronised;
+    device.since_boot_ms = 90_000;
+    let set = device.report(noon(60_000), &anchor(Some(16)));
+    let later = device.reading(noon(61_000), 21_500);
+    for record in records.iter().chain([&set, &later]) {
+        world.deliver(&device, record, noon(62_000)).await;
+    }
+    // One that is not the device's, and would date it by another day.
+    let mut thief = support::Device::new("pi-01", std::slice::from_ref(&world.owner));
+    thief.sequence = 10;
+    thief.since_boot_ms = 30_000;
+    let forged = thief.report(at("2031-01-01T00:00:00.000Z"), &anchor(Some(0)));
+    thief.principal = zk_verify::principal_of(b"certificate of the thief");
+    world
+        .store
+        .register(&thief.principal, &thief.record())
+        .await
+        .unwrap();
+    world.deliver(&thief, &forged, noon(62_000)).await;
+
+    let reader = world.reader();
+    let mut dates = reader.dates();
+    let mut records = all(reader.records(&device.id, all_times())).await;
+    assert_eq!(records.len(), 5);
+    for record in &mut records {
+        dates.date(record).await.unwrap();
+    }
+    let dated: Vec<_> = records.iter().map(|record| record.dated).collect();
+    // 16 ms, and 500 ppm of the minute between them
+    let expected = zk_verify::Dated {
+        time: noon(0),
+        error_ms: Some(46),
+    };
+    assert_eq!(dated, [Some(expected), Some(expected), None, None, None]);
+    let table = Table::new([&device.id]);
+    let row = &table.rows(&records[0])[0];
+    assert!(row.starts_with("2026-11-23T12:00:00.000Z~ pi-01 "), "{row}");
+    let page = reader.page(&records[0]);
+    assert!(
+        page.contains("made at      2026-11-23T12:00:00.000Z, to within 46 ms, by a time anchor"),
+        "{page}"
+    );
+    assert!(
+        page.contains("time         1970-01-01T00:00:30.000Z"),
+        "{page}"
+    );
+    let json: Value = serde_json::from_str(&records[0].to_json()).unwrap();
+    let shift = noon(0).as_millis() - unset.as_millis();
+    assert_eq!(
+        json["dated"],
+        json!({"time": "2026-11-23T12:00:00.000Z", "errorMs": 46, "shiftMs": shift})
+    );
+    assert_eq!(json["header"]["time"], "1970-01-01T00:00:30.000Z");
+}

@@ -35,6 +35,7 @@
 
 mod audit;
 mod check;
+mod dating;
 mod ranges;
 mod reason;
 
@@ -44,4 +45,5 @@ pub use audit::{
 pub use check::{
     Accepted, Context, DeviceRecord, Evidence, Verdict, check, principal_of, recheck, topic_of,
 };
+pub use dating::{Dated, Dating};
 pub use reason::{Reason, UnknownReason};

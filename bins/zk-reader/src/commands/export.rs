@@ -91,10 +91,14 @@ impl Export<'_> {
         &mut self,
         mut write: impl FnMut(&Record) -> io::Result<u64>,
     ) -> Result<(), Failure> {
+        let mut dates = self.reader.dates();
         for device in &self.registry.devices {
             let mut records = self.reader.records(device, self.times.clone());
             while let Some(record) = records.next().await {
-                let record = record?;
+                let mut record = record?;
+                if !self.arguments.as_signed {
+                    dates.date(&mut record).await?;
+                }
                 self.tally.count(&record);
                 let open = matches!(record.state, State::Open { .. });
                 if open || self.arguments.include_refused {

@@ -115,6 +115,7 @@ pub struct Device {
     pub principal: String,
     pub stream: StreamId,
     pub clock: ClockQuality,
+    pub since_boot_ms: u64,
     /// The last number that was given.
     pub sequence: u64,
     sealer: Sealer,
@@ -131,6 +132,7 @@ impl Device {
             principal: principal_of(format!("certificate of {name}").as_bytes()),
             stream,
             clock: ClockQuality::Synchronised,
+            since_boot_ms: 81_000,
             sequence: 0,
             sealer,
         }
@@ -159,7 +161,7 @@ impl Device {
         self.sequence += 1;
         let moment = Moment {
             boot: BootId([3; 16]),
-            since_boot_ms: 81_000,
+            since_boot_ms: self.since_boot_ms,
             time,
             clock: self.clock,
         };
