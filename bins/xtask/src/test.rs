@@ -21,7 +21,7 @@ pub(crate) enum Area {
     /// the vendor's Python client.
     Python,
     /// TLS, HTTP, certificates and signatures against curl, nginx and OpenSSL,
-    /// and keys on SoftHSM2's tokens.
+    /// keys on SoftHSM2's tokens, and links that the kernel takes away and gives back.
     Peers,
     /// The store on the embedded engine and on dynalite.
     Store,
@@ -72,6 +72,12 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             stage(&mut stages, "curl", || test(&root, &gateway))?;
             let softhsm2 = [&targets(["pkcs11"])[..], &["--", "--include-ignored"]].concat();
             stage(&mut stages, "softhsm2", || test(&root, &softhsm2))?;
+            let links = [
+                &targets(["publish"])[..],
+                &["--", "--include-ignored", "link"],
+            ]
+            .concat();
+            stage(&mut stages, "links", || test(&root, &links))?;
         }
         Some(Area::Store) => {
             let tests = store_tests(&root)?;
@@ -336,6 +342,8 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
             ("softhsm2-util --version", "softhsm2"),
             ("opensc-tool --info", "opensc"),
             ("cc --version", "gcc"),
+            ("ip -V", "iproute2"),
+            ("unshare --version", "util-linux"),
         ]);
     }
     if needs(Area::Aws) {

@@ -434,7 +434,7 @@ impl Watch {
         let publisher = parts.publisher.status();
         if matches!(
             publisher.state,
-            State::Failed | State::Forbidden | State::Refusing
+            State::Failed | State::Forbidden | State::Refusing | State::Untrusted
         ) {
             let why = publisher.last_error.unwrap_or_default();
             troubles.push(format!("publisher {}: {why}", publisher.state.as_str()));

@@ -413,7 +413,7 @@ fn refused(stage: &str, error: &PublishError) -> Checked {
         PublishError::Forbidden { .. } => {
             "its policy doesn't let it publish to its topic: run `zk-setup apply`"
         }
-        PublishError::Handshake { .. } => {
+        PublishError::Handshake { .. } | PublishError::Untrusted { .. } => {
             "the server is another one than agent.toml's target.roots stand for, or the clock of \
              this machine is off"
         }

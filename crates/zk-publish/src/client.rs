@@ -24,6 +24,7 @@ use tower_service::Service;
 use tracing::debug;
 
 use crate::error::{Answer, Phase, PublishError};
+use crate::resolve::Resolver;
 use crate::target::Target;
 
 /// An HTTPS publisher for one [`Target`], over one kept-alive connection.
@@ -31,7 +32,8 @@ use crate::target::Target;
 /// HTTP/1.1 only. The connection is opened by the first message and used for
 /// all that follow until either side closes it; when a kept-alive connection
 /// turns out to have been closed before it answered, the message is sent once
-/// more on a new one. A message can therefore arrive twice: records have to be
+/// more on a new one. While its name isn't resolved, the server is sought where
+/// it last was. A message can therefore arrive twice: records have to be
 /// idempotent, as those with a sequence number are.
 ///
 /// Nothing is sent in the background and nothing is retried otherwise; the
@@ -264,14 +266,14 @@ pub struct Delivered {
 /// that waiting for the network is told from waiting for the handshake.
 #[derive(Clone)]
 struct Tcp {
-    http: HttpConnector,
+    http: HttpConnector<Resolver>,
     limit: Duration,
     connected: watch::Sender<()>,
 }
 
 impl Tcp {
     fn new(limit: Duration, connected: watch::Sender<()>) -> Self {
-        let mut http = HttpConnector::new();
+        let mut http = HttpConnector::new_with_resolver(Resolver::new());
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(limit));

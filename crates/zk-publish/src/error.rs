@@ -50,10 +50,9 @@ pub enum PublishError {
         /// What the server said.
         answer: Answer,
     },
-    /// TLS failed, by the client's doing or its judgement of the server.
-    #[error(
-        "the TLS handshake failed; check the trust root for the server, the device's clock and its key"
-    )]
+    /// TLS failed otherwise: nothing in common with the server, or the key of the
+    /// device did not sign.
+    #[error("the TLS handshake failed; check the device's key, and what TLS the server speaks")]
     Handshake {
         /// What rustls or the signing key reports.
         source: BoxError,
@@ -84,6 +83,16 @@ pub enum PublishError {
         /// What it said.
         answer: Answer,
     },
+    /// Whatever answers there is not the server, or cannot show that it is: its
+    /// certificate is not accepted, or it speaks no TLS. So it is with a captive
+    /// portal, a proxy that looks into TLS, a server whose certificate has
+    /// expired, and a clock of this device that is off. The device's key was not
+    /// used.
+    #[error("what answers there is not the server, as far as this device can tell: {}", untrusted(self.tls()))]
+    Untrusted {
+        /// What rustls reports.
+        source: BoxError,
+    },
     /// The name did not resolve or no TCP connection came about.
     #[error("{target} cannot be reached; check the network and the endpoint")]
     Unreachable {
@@ -105,6 +114,9 @@ impl PublishError {
         match find::<rustls::Error>(&*source) {
             Some(rustls::Error::AlertReceived(alert)) if about_certificate(*alert) => {
                 return Self::CertificateRefused { source };
+            }
+            Some(rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidMessage(_)) => {
+                return Self::Untrusted { source };
             }
             Some(_) => return Self::Handshake { source },
             None => {}
@@ -207,6 +219,36 @@ fn is_close(error: &(dyn StdError + 'static)) -> bool {
             BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
         )
     })
+}
+
+/// What to do about a server that is not trusted.
+fn untrusted(error: Option<&rustls::Error>) -> &'static str {
+    use rustls::CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext,
+        NotValidYet, NotValidYetContext, UnknownIssuer,
+    };
+    match error {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "it speaks no TLS; a captive portal does that, or endpoint or port is another one's"
+        }
+        Some(rustls::Error::InvalidCertificate(why)) => match why {
+            Expired | ExpiredContext { .. } => {
+                "its certificate has expired; renew it, or, if it has not, set this device's clock"
+            }
+            NotValidYet | NotValidYetContext { .. } => {
+                "its certificate is not valid yet; set this device's clock, which is behind"
+            }
+            NotValidForName | NotValidForNameContext { .. } => {
+                "its certificate is for another name; check the endpoint, and for a captive portal"
+            }
+            UnknownIssuer | BadSignature => {
+                "its certificate is of no authority that is trusted; check the trust root for the \
+                 server, and for a captive portal or a proxy"
+            }
+            _ => "its certificate is not in order; check the server's, and for a captive portal",
+        },
+        _ => "check the endpoint's host and port",
+    }
 }
 
 /// The alerts by which a server says that it does not take our certificate.

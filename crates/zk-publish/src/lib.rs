@@ -53,7 +53,9 @@
 mod backoff;
 mod client;
 mod error;
+mod link;
 mod publisher;
+mod resolve;
 mod status;
 mod target;
 

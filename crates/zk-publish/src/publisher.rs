@@ -18,6 +18,7 @@ use zk_spool::{Record, Spool};
 use crate::backoff::Backoff;
 use crate::client::{Client, Delivered, LONGEST, Timeouts};
 use crate::error::{Phase, PublishError};
+use crate::link;
 use crate::status::{Board, State, Status};
 use crate::target::Target;
 
@@ -37,6 +38,7 @@ use crate::target::Target;
 /// | 408, 429, 5xx, a broken connection, no answer | tried again within [`Options::failing`], or after `Retry-After` |
 /// | 400 or 413 for several records | each of them is sent alone |
 /// | 400 or 413 for one record | it goes to the spool's `rejected/` |
+/// | another server, or one whose certificate is not accepted | **alarm**; everything is kept and tried again within [`Options::untrusted`], without a signature |
 /// | 401, 403, certificate refused | **alarm**; everything is kept and tried again within [`Options::forbidden`] |
 /// | many records refused in a row | **alarm**; one at a time within [`Options::forbidden`], for it is likely that the topic is wrong |
 /// | the spool's disk is full | tried again within [`Options::failing`]; what was delivered and could not be acknowledged is delivered again |
@@ -81,6 +83,7 @@ impl Publisher {
             .enable_io()
             .enable_time()
             .build()?;
+        let watched = options.watch_link.then(|| link.clone());
         let drain = Drain {
             client: Client::new(target, tls, options.timeouts),
             spool,
@@ -88,6 +91,7 @@ impl Publisher {
             options,
             board: Arc::clone(&board),
             link: link_returned,
+            watched,
             stop: stopping,
             singly: 0,
             refused: 0,
@@ -181,6 +185,12 @@ pub struct Options {
     /// Pauses while the server does not want what we have. Default 30 s to
     /// 10 min.
     pub forbidden: Backoff,
+    /// Pauses while whatever answers is not the server. Default 1 s to 10 s: no
+    /// signature is spent on it.
+    pub untrusted: Backoff,
+    /// Whether to have the kernel tell when the network may be back, as
+    /// [`Publisher::link_returned`] says it. Default true; on Linux, by rtnetlink.
+    pub watch_link: bool,
 }
 
 impl Default for Options {
@@ -195,6 +205,8 @@ impl Default for Options {
             unreachable: backoff(250, 1_000),
             failing: backoff(1_000, 60_000),
             forbidden: backoff(30_000, 600_000),
+            untrusted: backoff(1_000, 10_000),
+            watch_link: true,
         }
     }
 }
@@ -207,6 +219,8 @@ struct Drain<P> {
     options: Options,
     board: Arc<Board>,
     link: watch::Receiver<()>,
+    /// To be told of what the kernel tells.
+    watched: Option<watch::Sender<()>>,
     stop: watch::Receiver<Option<Instant>>,
     /// Records to send alone, because together they were refused.
     singly: usize,
@@ -222,6 +236,7 @@ enum Pace {
     Unreachable,
     Failing,
     Forbidden,
+    Untrusted,
 }
 
 impl<P, E> Drain<P>
@@ -252,6 +267,13 @@ where
     }
 
     async fn run(&mut self) -> Result<(), zk_spool::Error> {
+        if let Some(returned) = self.watched.take() {
+            tokio::spawn(async move {
+                if let Err(error) = link::watch(returned).await {
+                    warn!(%error, "the kernel does not tell when the link returns; trying on");
+                }
+            });
+        }
         loop {
             let pause = match self.turn().await {
                 Ok(ControlFlow::Continue(None)) => continue,
@@ -449,6 +471,7 @@ where
             PublishError::Forbidden { .. } | PublishError::CertificateRefused { .. } => {
                 (Pace::Forbidden, State::Forbidden)
             }
+            PublishError::Untrusted { .. } => (Pace::Untrusted, State::Untrusted),
             _ => (Pace::Failing, State::Offline),
         };
         let pause = self.hold(pace, state, &told(error));
@@ -474,6 +497,9 @@ where
             State::Forbidden => {
                 error!(error = %why, "publishing is not allowed; keeping everything");
             }
+            State::Untrusted => {
+                error!(error = %why, "nothing is sent there; keeping everything");
+            }
             _ => warn!(error = %why, "publishing failed; keeping everything and trying again"),
         }
         self.next_pause(pace)
@@ -489,6 +515,7 @@ where
             Pace::Unreachable => self.options.unreachable,
             Pace::Failing => self.options.failing,
             Pace::Forbidden => self.options.forbidden,
+            Pace::Untrusted => self.options.untrusted,
         };
         // without randomness the longest pause is right too
         backoff.pause(failures, getrandom::u32().unwrap_or(u32::MAX))

@@ -55,6 +55,9 @@ pub enum State {
     Starting,
     /// It was told to stop.
     Stopped,
+    /// **Alarm.** Whatever answers at the endpoint can't show that it is the
+    /// server. Everything is kept and tried again.
+    Untrusted,
 }
 
 impl State {
@@ -68,6 +71,7 @@ impl State {
             Self::Refusing => "refusing",
             Self::Starting => "starting",
             Self::Stopped => "stopped",
+            Self::Untrusted => "untrusted",
         }
     }
 }

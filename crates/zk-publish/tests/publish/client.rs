@@ -363,7 +363,7 @@ async fn a_server_of_another_authority_or_name_is_not_trusted() {
         .publish("{}")
         .await
         .unwrap_err();
-    assert!(matches!(error, PublishError::Handshake { .. }), "{error:?}");
+    assert!(matches!(error, PublishError::Untrusted { .. }), "{error:?}");
 
     let server = Server::start(pki.server(ALL_VERSIONS), |_, _| Act::Reply(200));
     let endpoint = server.endpoint().replace("localhost", "127.0.0.1");
@@ -371,7 +371,7 @@ async fn a_server_of_another_authority_or_name_is_not_trusted() {
         .publish("{}")
         .await
         .unwrap_err();
-    assert!(matches!(error, PublishError::Handshake { .. }), "{error:?}");
+    assert!(matches!(error, PublishError::Untrusted { .. }), "{error:?}");
     assert_eq!(server.rest().len(), 0);
 }
 

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
+use std::process::Command;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, mpsc};
@@ -455,6 +456,168 @@ fn no_message_is_spent_on_a_connection_of_the_old_link() {
     }
 }
 
+/// A captive portal, a proxy, a server whose certificate has expired or was made
+/// for another name: nothing is sent there, nothing is lost, and the log says what
+/// is wrong. The right server is taken at once, with whatever new certificate.
+#[test]
+fn nothing_goes_to_whatever_answers_in_the_servers_place() {
+    let world = World::new();
+    world.append(1..=3);
+    let other = Pki::new();
+    let reply = |_: usize, _: &Seen| Act::Reply(200);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let options = Options {
+        failing: AGES,
+        forbidden: AGES,
+        ..QUICK
+    };
+    let publisher = world.publish(&format!("localhost:{}", address.port()), options);
+    let mut listener = Some(listener);
+    let places = [
+        (
+            other.server(ALL_VERSIONS),
+            "of no authority that is trusted",
+        ),
+        (
+            world.pki.server_named("portal.example", 2020..2100),
+            "for another name",
+        ),
+        (
+            world.pki.server_named("localhost", 2019..2020),
+            "has expired",
+        ),
+        (
+            world.pki.server_named("localhost", 2100..2101),
+            "not valid yet",
+        ),
+    ];
+    for (tls, why) in places {
+        let listener = listener
+            .take()
+            .unwrap_or_else(|| TcpListener::bind(address).unwrap());
+        let server = Server::start_on(listener, tls, reply);
+        let status = until(&publisher, |status| {
+            status.state == State::Untrusted
+                && status
+                    .last_error
+                    .as_ref()
+                    .is_some_and(|error| error.contains(why))
+        });
+        assert_eq!(status.records, 0);
+        assert!(server.rest().is_empty());
+    }
+    // One that speaks no TLS at all.
+    let listener = TcpListener::bind(address).unwrap();
+    let portal = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let page = b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/\r\n\r\n";
+        io::Write::write_all(&mut stream, page).unwrap();
+        stream
+    });
+    let status = until(&publisher, |status| {
+        let told = status.last_error.as_deref().unwrap_or_default();
+        told.contains("speaks no TLS")
+    });
+    assert_eq!(status.state, State::Untrusted);
+    drop(portal.join().unwrap());
+    let server = Server::start_on(
+        TcpListener::bind(address).unwrap(),
+        world.pki.server_named("localhost", 2020..2100),
+        reply,
+    );
+    until(&publisher, |status| status.records == 3);
+    assert_eq!(records_in(&server.rest()), [1, 2, 3]);
+    assert!(world.waiting().is_empty());
+}
+
+/// The kernel of a network of its own, where links come and go.
+#[test]
+#[ignore = "needs iproute2: apt-get install iproute2"]
+fn publishing_goes_on_when_the_kernel_tells_of_a_link() {
+    let mut command = Command::new("unshare");
+    // root may have a network of its own, and so may whoever is root in a
+    // namespace of users
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    let output = command
+        .arg("--net")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "publisher::role_in_a_network_of_its_own"])
+        .arg("--nocapture")
+        .env("ZK_TEST_NETWORK", "its own")
+        .output()
+        .expect("unshare is missing; install it with: apt-get install util-linux");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{told}");
+    assert!(told.contains("1 passed"), "{told}");
+    assert!(told.contains("came and went"), "{told}");
+}
+
+/// The test above, once it is there.
+#[test]
+fn role_in_a_network_of_its_own() {
+    if std::env::var_os("ZK_TEST_NETWORK").is_none() {
+        return;
+    }
+    let ip = |arguments: &str| {
+        let status = Command::new("ip").args(arguments.split(' ')).status();
+        let status = status.expect("ip is missing; install it with: apt-get install iproute2");
+        assert!(status.success(), "ip {arguments}");
+    };
+    let world = World::new();
+    world.append(1..=3);
+    // There is no address to bind yet, not even this machine's own.
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = |listener| {
+        Server::start_on(listener, world.pki.server(ALL_VERSIONS), |_, _| {
+            Act::Reply(200)
+        })
+    };
+    let server = serve(listener);
+    // No pause comes to an end by itself.
+    let options = Options {
+        unreachable: AGES,
+        failing: AGES,
+        forbidden: AGES,
+        untrusted: AGES,
+        watch_link: true,
+        ..QUICK
+    };
+    let publisher = world.publish(&format!("localhost:{port}"), options);
+    until(&publisher, |status| status.state == State::Offline);
+    ip("link set lo up");
+    ip("link add v0 type veth peer name v1");
+    ip("link set v0 up");
+    ip("link set v1 up");
+    ip("addr add 192.0.2.1/24 dev v0");
+    until(&publisher, |status| status.records == 3);
+    assert_eq!(records_in(&server.rest()), [1, 2, 3]);
+
+    // The cable is pulled and put in again.
+    drop(server);
+    world.append(4..=4);
+    until(&publisher, |status| status.state == State::Offline);
+    let server = serve(TcpListener::bind(("0.0.0.0", port)).unwrap());
+    server.is_left_alone();
+    ip("link set v1 down");
+    ip("link set v1 up");
+    until(&publisher, |status| status.records == 4);
+
+    // A way out comes back.
+    drop(server);
+    world.append(5..=5);
+    until(&publisher, |status| status.state == State::Offline);
+    let server = serve(TcpListener::bind(("0.0.0.0", port)).unwrap());
+    ip("route add default via 192.0.2.2");
+    until(&publisher, |status| status.records == 5);
+    drop(server);
+    println!("links came and went");
+}
+
 #[test]
 fn stopping_publishes_what_is_left() {
     let world = World::new();
@@ -688,6 +851,9 @@ const QUICK: Options = Options {
     unreachable: NO_PAUSE,
     failing: NO_PAUSE,
     forbidden: NO_PAUSE,
+    untrusted: NO_PAUSE,
+    // what happens to this machine's network is no part of a test
+    watch_link: false,
 };
 
 struct World {

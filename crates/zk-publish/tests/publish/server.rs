@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -19,7 +20,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair,
+    KeyPair, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -51,6 +52,17 @@ impl Pki {
         );
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots(&self.devices)));
         ServerConfig::builder_with_protocol_versions(versions)
+            .with_client_cert_verifier(verifier.build().unwrap())
+            .with_single_cert(chain, key)
+            .unwrap()
+    }
+
+    /// For a server of this name, with a certificate of these years.
+    pub(crate) fn server_named(&self, name: &str, years: Range<i32>) -> ServerConfig {
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        let (chain, key) = leaf_of_years(&self.server, name, usage, Some(years));
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots(&self.devices)));
+        ServerConfig::builder()
             .with_client_cert_verifier(verifier.build().unwrap())
             .with_single_cert(chain, key)
             .unwrap()
@@ -357,8 +369,22 @@ fn leaf(
     name: &str,
     usage: ExtendedKeyUsagePurpose,
 ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    leaf_of_years(issuer, name, usage, None)
+}
+
+/// From the first day of one year to that of another.
+fn leaf_of_years(
+    issuer: &CertifiedIssuer<'static, KeyPair>,
+    name: &str,
+    usage: ExtendedKeyUsagePurpose,
+    years: Option<Range<i32>>,
+) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    if let Some(years) = years {
+        params.not_before = date_time_ymd(years.start, 1, 1);
+        params.not_after = date_time_ymd(years.end, 1, 1);
+    }
     params.distinguished_name.push(DnType::CommonName, name);
     params.extended_key_usages = vec![usage];
     let certificate = params.signed_by(&key, issuer).unwrap();
