@@ -19,7 +19,7 @@ use self::threads::{Alarm, Bell, Thread};
 use crate::Error;
 use crate::clock::{self, Clock, Y2020_MS};
 use crate::config::{self, Config, Full, unsigned};
-use crate::files::{certificates, check_certificate, owner, roots};
+use crate::files::{Reminder, certificates, check_certificate, expiry, owner, roots};
 
 mod inbox;
 mod module;
@@ -287,6 +287,7 @@ impl Agent {
             recoveries: config.events.module,
             out_since: None,
             recovered: None,
+            reminder: Reminder::new(certificate_expires),
         };
         let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&inbox))?;
         tracing::info!(
@@ -443,6 +444,16 @@ impl Watch {
             troubles.push("the device's certificate has expired; it needs a new one".to_owned());
         }
         troubles
+    }
+
+    /// What somebody will have to look after, a sentence each, though nothing is
+    /// wrong yet: a certificate that expires within 30 days.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let now = SystemTime::now();
+        let expires = self.0.certificate_expires;
+        let soon = expiry(expires, now).filter(|_| now < expires);
+        soon.into_iter().collect()
     }
 }
 

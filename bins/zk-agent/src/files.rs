@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
@@ -79,20 +79,54 @@ pub fn check_certificate(
         });
     }
     let expires = certificate.validity().not_after.to_system_time();
-    match expires.duration_since(SystemTime::now()) {
-        Err(_) => tracing::warn!(
-            path = %path.display(),
-            "the device's certificate has expired: records wait in the spool until there is a new \
-             one, from zk-setup device add"
-        ),
-        Ok(left) if left < SOON => tracing::warn!(
-            path = %path.display(),
-            days = left.as_secs() / (24 * 3600),
-            "the device's certificate expires soon: zk-setup device add makes a new one"
-        ),
-        Ok(_) => {}
+    if let Some(what) = expiry(expires, SystemTime::now()) {
+        tracing::warn!(path = %path.display(), "{what}");
     }
     Ok(expires)
+}
+
+/// What is to be said of a certificate that expires then: nothing until 30 days
+/// before.
+pub(crate) fn expiry(expires: SystemTime, now: SystemTime) -> Option<String> {
+    match expires.duration_since(now) {
+        Err(_) => Some(
+            "the device's certificate has expired: records wait in the spool until there is a new \
+             one, from zk-setup device add"
+                .to_owned(),
+        ),
+        Ok(left) if left < SOON => Some(format!(
+            "the device's certificate expires in {} days: zk-setup device add makes a new one",
+            left.as_secs() / DAY.as_secs()
+        )),
+        Ok(_) => None,
+    }
+}
+
+/// Says it again each day: who installs a device and forgets it reads no log of
+/// months ago.
+#[derive(Debug)]
+pub(crate) struct Reminder {
+    expires: SystemTime,
+    said: Instant,
+}
+
+impl Reminder {
+    /// Of a certificate of which it was said just now.
+    pub(crate) fn new(expires: SystemTime) -> Self {
+        Self {
+            expires,
+            said: Instant::now(),
+        }
+    }
+
+    /// What is to be said, if it is time.
+    pub(crate) fn due(&mut self, now: Instant, wall: SystemTime) -> Option<String> {
+        if now.saturating_duration_since(self.said) < DAY {
+            return None;
+        }
+        self.said = now;
+        expiry(self.expires, wall)
+    }
 }
 
 /// Reads trust roots in PEM, at least one, as in
@@ -114,3 +148,31 @@ pub fn roots(path: &Path) -> Result<RootCertStore, Error> {
 
 /// When an expiring certificate is worth a warning.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_told_of_from_30_days_before_and_each_day_again() {
+        let wall = SystemTime::now();
+        let expires = wall + 31 * DAY - Duration::from_secs(1);
+        let mut reminder = Reminder::new(expires);
+        let start = Instant::now();
+        let mut on = |day: u32, hours: u64| {
+            let since = day * DAY + Duration::from_secs(hours * 3600);
+            reminder.due(start + since, wall + since)
+        };
+        assert_eq!(on(0, 23), None);
+        let said = on(1, 1).unwrap();
+        assert!(said.contains("expires in 29 days"), "{said}");
+        assert_eq!(on(1, 2), None);
+        assert_eq!(on(2, 0), None);
+        assert!(on(2, 1).unwrap().contains("expires in 28 days"));
+        assert!(on(40, 0).unwrap().contains("has expired"));
+        assert_eq!(expiry(expires, wall), None);
+    }
+}

@@ -26,8 +26,8 @@ use crate::agent::{Status, Watch};
 /// Serves metrics at `/metrics`, in Prometheus' text format 0.0.4, and health
 /// at `/healthz`, from a thread of its own until dropped.
 ///
-/// Health is 200 and `ok`, or 503 and what somebody has to look after, a line
-/// each (see [`Watch::troubles`]). A link that is down is no trouble: the
+/// Health is 200 and `ok`, with a line for each of [`Watch::notices`], or 503 and
+/// what somebody has to look after, a line each (see [`Watch::troubles`]). A link that is down is no trouble: the
 /// agent is made for that.
 #[derive(Debug)]
 pub struct Metrics {
@@ -126,7 +126,10 @@ fn answer(watch: &Watch, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", why),
         },
         (&Method::GET, "/healthz") => match watch.troubles() {
-            troubles if troubles.is_empty() => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            troubles if troubles.is_empty() => {
+                let lines = [vec!["ok".to_owned()], watch.notices()].concat();
+                (StatusCode::OK, "text/plain", lines.join("\n") + "\n")
+            }
             troubles => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "text/plain",

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
+use std::time::{Duration, SystemTime};
 
 use support::{Place, get, metrics, started_with, until};
 
@@ -96,6 +97,40 @@ fn health_names_what_needs_somebody() {
     assert_eq!(status, "503");
     assert!(why.contains("certificate has expired"), "{why}");
     assert_eq!(metrics(address)["healthy"], 0.0);
+}
+
+#[test]
+fn a_certificate_that_expires_soon_is_told_of_while_all_is_well() {
+    let place = Place::new();
+    let soon = SystemTime::now() + Duration::from_secs(20 * 24 * 3600 + 3600);
+    place.certificate_with("pi-01", |params| params.not_after = soon.into());
+    let mut daemon = place.start();
+    let said = "the device's certificate expires in 20 days: zk-setup device add makes a new one";
+    let address = daemon.address();
+    daemon.logged(said);
+    let (status, page) = get(address, "/healthz");
+    assert_eq!(status, "200");
+    assert_eq!(page, format!("ok\n{said}\n"));
+    assert_eq!(metrics(address)["healthy"], 1.0);
+}
+
+/// The second one says who has it, and that is no wrong configuration: systemd
+/// may try it again.
+#[test]
+fn a_spool_has_one_agent() {
+    let place = Place::new();
+    let mut daemon = place.start();
+    let address = daemon.address();
+    until(address, |page| page["spool_records"] >= 1.0);
+    let (code, said) = started_with(&place.path("agent.toml"), &[]);
+    assert_eq!(code, Some(1), "{said}");
+    let pid = format!("process {}", daemon.id());
+    for part in ["spool: ", place.path("spool").to_str().unwrap(), &pid] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    let sealed = metrics(address)["readings_sealed_total"];
+    until(address, |page| page["readings_sealed_total"] > sealed);
+    assert_eq!(daemon.terminate().1.code(), Some(0));
 }
 
 #[test]

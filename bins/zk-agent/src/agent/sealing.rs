@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::SignedDuration;
 use p256::ecdsa::Signature;
@@ -21,6 +21,7 @@ use super::inbox::{Inbox, Sweep, Taken};
 use super::{Event, Progress};
 use crate::Error;
 use crate::clock::Clock;
+use crate::files::Reminder;
 
 /// Everything that it takes to make records of readings.
 pub(super) struct Sealing<K> {
@@ -43,6 +44,8 @@ pub(super) struct Sealing<K> {
     pub(super) out_since: Option<Instant>,
     /// For how long it had not, until just now.
     pub(super) recovered: Option<Duration>,
+    /// Of the certificate, whose end nobody may see coming.
+    pub(super) reminder: Reminder,
 }
 
 impl<K: Signer<Signature>> Sealing<K> {
@@ -107,6 +110,9 @@ impl<K: Signer<Signature>> Sealing<K> {
     }
 
     fn beat(&mut self) -> Result<(), Error> {
+        if let Some(what) = self.reminder.due(Instant::now(), SystemTime::now()) {
+            tracing::warn!("{what}");
+        }
         let stats = self.spool.stats()?;
         let beat = Report::Heartbeat(zk_envelope::Heartbeat {
             interval_ms: self.heartbeat.as_millis().try_into().unwrap_or(u64::MAX),

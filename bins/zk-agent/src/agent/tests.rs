@@ -101,6 +101,7 @@ impl Device {
             recoveries: true,
             out_since: None,
             recovered: None,
+            reminder: Reminder::new(SystemTime::now()),
         }
     }
 

@@ -73,6 +73,16 @@ impl Place {
 
     /// A certificate of the key for this device, until this year's first day.
     pub(crate) fn certificate(&self, device: &str, expires: i32) {
+        self.certificate_with(device, |params| {
+            params.not_after = date_time_ymd(expires, 1, 1);
+        });
+    }
+
+    pub(crate) fn certificate_with(
+        &self,
+        device: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let authority = KeyPair::generate().unwrap();
@@ -80,7 +90,7 @@ impl Place {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, device);
-        params.not_after = date_time_ymd(expires, 1, 1);
+        change(&mut params);
         let point = Point(self.key.to_sec1_point(false).as_bytes().to_vec());
         let certificate = params.signed_by(&point, &authority).unwrap();
         fs::write(self.path("cert.pem"), certificate.pem()).unwrap();
@@ -117,6 +127,10 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it says until it ends by itself, which is no success.
     pub(crate) fn rest(&mut self) -> String {
         let mut said = String::new();

@@ -123,6 +123,7 @@ impl Evidence {
             recoveries: true,
             out_since: None,
             recovered: None,
+            reminder: Reminder::new(SystemTime::now()),
         };
         sealing.begin()?;
         sealing.receipts()?;
