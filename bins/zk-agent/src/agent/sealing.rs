@@ -317,7 +317,9 @@ impl<K: Signer<Signature>> Sealing<K> {
             self.progress.waits_for_key.store(waits, Ordering::Relaxed);
             match outcome {
                 Ok(sequence) => {
-                    self.recovered = self.out_since.take().map(|since| since.elapsed());
+                    if let Some(since) = self.out_since.take() {
+                        self.recovered = Some(since.elapsed());
+                    }
                     let stream = StreamId(spool.stream().0);
                     self.progress.tell(match content {
                         Content::Data { .. } => Event::Sealed {

@@ -14,6 +14,7 @@ use super::sealing::*;
 use super::threads::*;
 use super::*;
 
+mod batching;
 mod clocks;
 mod evidence;
 
