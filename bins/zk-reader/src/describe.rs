@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use zk_envelope::Timestamp;
 use zk_verify::{Findings, Gap, Origin, StreamFindings};
 
-use crate::text::{alarm, clipped, clock_error, counted, loss, span};
+use crate::text::{alarm, clipped, clock_error, counted, event_in_words, loss, span};
 
 /// What an audit found, in words: a line that says it all, then the details.
 ///
@@ -34,6 +34,14 @@ pub fn describe(findings: &Findings, now: Timestamp) -> String {
             clock_error(repair.error_ms),
             repair.before,
             repair.clock_before
+        )
+    });
+    list(&mut out, indent, &findings.events, |(place, event)| {
+        format!(
+            "EVENT: {}; number {} at {}",
+            event_in_words(event),
+            place.sequence,
+            place.time
         )
     });
     if findings.clock_unknown > 0 {

@@ -202,6 +202,7 @@ struct FindingsView {
     without_predecessor: Vec<String>,
     rejected: Vec<RejectedView>,
     clock_repairs: Vec<RepairView>,
+    events: Vec<EventView>,
     clock_unknown: u64,
     ahead: u64,
     heartbeat: Option<HeartbeatView>,
@@ -270,6 +271,13 @@ struct RejectedView {
     records: u64,
     reason: Value,
     noticed_at: String,
+}
+
+#[derive(Serialize)]
+struct EventView {
+    #[serde(flatten)]
+    place: PlaceView,
+    event: Value,
 }
 
 #[derive(Serialize)]
@@ -346,6 +354,14 @@ impl FindingsView {
                     before: repair.before.to_string(),
                     clock_before: repair.clock_before.to_string(),
                     error_ms: repair.error_ms,
+                })
+                .collect(),
+            events: findings
+                .events
+                .iter()
+                .map(|(place, event)| EventView {
+                    place: PlaceView::of(place),
+                    event: name(event),
                 })
                 .collect(),
             clock_unknown: findings.clock_unknown,

@@ -6,8 +6,8 @@ mod support;
 use serde_json::{Value, json};
 use support::{PASSPHRASE, World, all, at, noon, tamper};
 use zk_envelope::{
-    ClockBefore, ClockQuality, KeyState, LossReason, LossReceipt, OwnerKey, PreviousStream, Report,
-    SequenceRange, StreamId, TimeAnchor,
+    ClockBefore, ClockQuality, DeviceEvent, KeyState, LossReason, LossReceipt, OwnerKey,
+    PreviousStream, Report, SequenceRange, StreamId, TimeAnchor,
 };
 use zk_reader::{Difference, Record, State, Table, Wanted, all_times, describe};
 use zk_verify::{AlarmKind, Reason};
@@ -349,9 +349,15 @@ pi-01: complete up to 6, last heard at 2026-11-23T12:00:06.000Z (1 min 0 s ago)
     });
     let record = device.report(noon(11_000), &anchor);
     world.deliver(&device, &record, noon(11_000)).await;
+    let broken = Report::DeviceEvent(DeviceEvent::PerimeterBroken {
+        circuit: 1,
+        at: noon(11_000),
+    });
+    let record = device.report(noon(11_500), &broken);
+    world.deliver(&device, &record, noon(11_500)).await;
     let previous = PreviousStream {
         stream: device.stream,
-        last: 11,
+        last: 12,
     };
     device.reseal(std::slice::from_ref(&world.owner), StreamId([8; 16]));
     device.sequence = 0;
@@ -364,11 +370,12 @@ pi-01: complete up to 6, last heard at 2026-11-23T12:00:06.000Z (1 min 0 s ago)
         describe(&findings, noon(12_500)),
         "\
 pi-01: 1 missing; last heard at 2026-11-23T12:00:12.000Z (500 ms ago)
-  stream 07070707070707070707070707070707: 8 records, 1 to 11, the device's first
+  stream 07070707070707070707070707070707: 9 records, 1 to 12, the device's first
     MISSING: 7
     stated as lost: 8 to 9 (2 records), dropped: the spool was full
-  stream 08080808080808080808080808080808: 1 record, 1 to 1, after 07070707070707070707070707070707 which ended at 11
+  stream 08080808080808080808080808080808: 1 record, 1 to 1, after 07070707070707070707070707070707 which ended at 12
   clock set to 2026-11-23T12:00:11.000Z at number 11, to within 16 ms; before, it said 1970-01-01T00:01:02.345Z (unknown)
+  EVENT: perimeter circuit 1 was broken at 2026-11-23T12:00:11.000Z, by the module's clock; number 12 at 2026-11-23T12:00:11.500Z
   a heartbeat every 5 min 0 s, the last one 6.500 s ago
 "
     );
@@ -382,7 +389,7 @@ pi-01: 1 missing; last heard at 2026-11-23T12:00:12.000Z (500 ms ago)
             {"first": 8, "last": 9, "receipt": "dropped"},
         ])
     );
-    assert_eq!(shown["streams"][1]["previous"]["last"], 11);
+    assert_eq!(shown["streams"][1]["previous"]["last"], 12);
 
     // 6 was put aside by the device, and sent again by hand.
     let receipt = Report::LossReceipt(LossReceipt {

@@ -31,6 +31,7 @@ pub struct Audit {
     streams: BTreeMap<StreamId, Stream>,
     rejected: Vec<LossReceipt>,
     repairs: Vec<ClockRepair>,
+    events: Vec<(Place, DeviceEvent)>,
     alarms: BTreeMap<AlarmKind, (u64, Place)>,
     damaged: Vec<Damaged>,
     ahead: u64,
@@ -68,6 +69,7 @@ impl Audit {
             streams: BTreeMap::new(),
             rejected: Vec::new(),
             repairs: Vec::new(),
+            events: Vec::new(),
             alarms: BTreeMap::new(),
             damaged: Vec::new(),
             ahead: 0,
@@ -134,6 +136,7 @@ impl Audit {
                 let before = previous.map(|before| (before.stream, before.last));
                 stream.origins.insert((header.sequence, before));
             }
+            Report::DeviceEvent(event) => self.events.push((Place::of(header), event.clone())),
             Report::Heartbeat(heartbeat) => {
                 let place = Place::of(header);
                 if self
@@ -205,12 +208,15 @@ impl Audit {
         };
         self.repairs
             .sort_by_key(|repair| (repair.place.stream, repair.place.sequence));
+        self.events
+            .sort_by_key(|(place, _)| (place.stream, place.sequence));
         Findings {
             device: self.device,
             streams,
             unlinked,
             rejected: self.rejected,
             repairs: self.repairs,
+            events: self.events,
             alarms: self
                 .alarms
                 .into_iter()
@@ -367,6 +373,9 @@ pub struct Findings {
     pub rejected: Vec<LossReceipt>,
     /// Where the wall clock was set, in the order of the streams.
     pub repairs: Vec<ClockRepair>,
+    /// What happened to the device and its security module, in the order of the
+    /// streams. Their beginnings are in `streams`.
+    pub events: Vec<(Place, DeviceEvent)>,
     /// What the owner should look into.
     pub alarms: Vec<Alarm>,
     /// Stored items that are no records, or do not open.

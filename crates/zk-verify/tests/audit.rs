@@ -421,6 +421,27 @@ fn what_does_not_verify_is_an_alarm_and_counts_for_nothing() {
 }
 
 #[test]
+fn what_happened_to_the_device_is_told_in_order() {
+    let mut audit = whole();
+    report(&mut audit, A, 1, &started(None));
+    let broken = DeviceEvent::PerimeterBroken {
+        circuit: 0,
+        at: at(60),
+    };
+    let cleared = DeviceEvent::PerimeterCleared { circuit: 0 };
+    report(&mut audit, A, 3, &Report::DeviceEvent(cleared.clone()));
+    report(&mut audit, A, 2, &Report::DeviceEvent(broken.clone()));
+    let findings = audit.finish();
+    let events: Vec<_> = findings
+        .events
+        .iter()
+        .map(|(place, event)| (place.sequence, event.clone()))
+        .collect();
+    assert_eq!(events, [(2, broken), (3, cleared)]);
+    assert!(findings.is_clean());
+}
+
+#[test]
 fn clocks_that_are_set_or_ahead_are_told() {
     let mut audit = whole();
     let anchor = TimeAnchor {
