@@ -122,6 +122,22 @@ fn once_the_kernel_vouches_for_the_clock_an_anchor_states_its_error() {
             (6, Some(FreeRunning), Some(3))
         ]
     );
+    // By them the owner knows when the first ones were made, to within what the
+    // kernel said and what the clock may have drifted since.
+    let mut dating = zk_verify::Dating::default();
+    for (_, anchor) in &anchors {
+        let at = |record: &&zk_envelope::Opened| {
+            record.report().unwrap() == Some(Report::TimeAnchor(anchor.clone()))
+        };
+        dating.anchor(records.iter().find(at).unwrap().header(), anchor);
+    }
+    let set: Timestamp = "2026-11-26T12:00:00.000Z".parse().unwrap();
+    for record in &records[..2] {
+        let dated = dating.date(record.header()).unwrap();
+        assert!(dated.error_ms.unwrap() >= 3, "{dated:?}");
+        assert!(dated.time.as_millis().abs_diff(set.as_millis()) < 60_000);
+    }
+    assert_eq!(dating.date(records[2].header()), None);
 }
 
 /// An earlier process of this boot may have made records that nothing dates.
@@ -213,6 +229,37 @@ fn the_modules_clock_stands_in_for_one_that_was_never_set() {
     assert!(at.abs_diff(told.as_millis()) < 20_000);
     // Nobody states how exactly a module's clock goes.
     assert_eq!(anchors_of(&records)[0].1.error_ms, None);
+}
+
+/// As at the start of the agent: the simulated module tells the time that it is.
+#[test]
+fn the_module_is_asked_what_time_it_is() {
+    use crate::config::Events;
+
+    let dir = tempfile::tempdir().unwrap();
+    let chip = zk_hsm_sim::Device::create(dir.path().join("chip"), zk_hsm_sim::Model::Hsm6);
+    let uri = format!(
+        "zymkey:slot=0?module-path={}",
+        chip.unwrap().module_path().display()
+    );
+    let clock = Hands::new().clock();
+    assert_eq!(clock.now().clock, ClockQuality::Unknown);
+    let module = Module {
+        hsm: Hsm::open(&uri.parse().unwrap(), zk_hsm::Options::default()).unwrap(),
+        interval: Duration::from_secs(60),
+        measured: Arc::default(),
+        clock: clock.module(),
+        events: Events::default(),
+        inbox: Arc::new(Inbox::new(1)),
+    };
+    module.ask_for_the_time();
+    let now = clock.now();
+    assert_eq!(now.clock, ClockQuality::HardwareClock);
+    let apart = now
+        .time
+        .as_millis()
+        .abs_diff(Timestamp::from(SystemTime::now()).as_millis());
+    assert!(apart < 60_000, "{apart} ms");
 }
 
 /// 1970 at boot, jumps both ways, another boot: the audit finds every number, and
