@@ -121,7 +121,8 @@ pub(crate) async fn list(
         };
         while let Some(record) = records.next().await {
             let mut record = record?;
-            if !as_signed {
+            // Who asks for a few is not made to wait for a look at all of them.
+            if !as_signed && limit.is_none() {
                 dates.date(&mut record).await?;
             }
             if json {
@@ -152,6 +153,7 @@ pub(crate) async fn show(
     device: &DeviceId,
     record: &str,
     times: RangeInclusive<Timestamp>,
+    as_signed: bool,
     json: bool,
 ) -> Result<Outcome, Failure> {
     let wanted = match record.parse() {
@@ -177,7 +179,9 @@ pub(crate) async fn show(
         let keys: String = keys.collect();
         return Err(anyhow!("several records have this number; show one by its key:{keys}").into());
     }
-    reader.dates().date(&mut record).await?;
+    if !as_signed {
+        reader.dates().date(&mut record).await?;
+    }
     let mut to = output();
     if json {
         writeln!(to, "{}", record.to_json())?;

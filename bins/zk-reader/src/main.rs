@@ -102,7 +102,8 @@ enum Command {
         /// Only the newest records of each device, so many.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: Option<u32>,
-        /// Times as they were signed: spares looking for what dates them.
+        /// Times as they were signed, as with --limit: spares looking for what
+        /// dates them.
         #[arg(long)]
         as_signed: bool,
         /// One JSON object in a line for each record.
@@ -124,6 +125,9 @@ enum Command {
         /// Signed at this time or earlier.
         #[arg(long, value_name = "TIME")]
         to: Option<When>,
+        /// Its time as it was signed: spares looking for what dates it.
+        #[arg(long)]
+        as_signed: bool,
         /// As a JSON object.
         #[arg(long)]
         json: bool,
@@ -452,10 +456,11 @@ fn run(common: Common, command: Command) -> Result<Outcome, Failure> {
                 record,
                 from,
                 to,
+                as_signed,
                 json,
             } => {
                 let times = commands::range(from, to)?;
-                commands::show(&settings, &device, &record, times, json).await
+                commands::show(&settings, &device, &record, times, as_signed, json).await
             }
             Command::Follow(arguments) => commands::follow::follow(&settings, &arguments).await,
             Command::Export(arguments) => commands::export::export(&settings, &arguments).await,

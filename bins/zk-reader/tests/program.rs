@@ -1054,6 +1054,12 @@ async fn an_export_dates_what_an_unset_clock_has_signed() {
         "{}",
         out(&list)
     );
+    let signed = "1970-01-01T00:00:30.000Z?";
+    let limited = run(&world, &["list", "--limit", "2"]);
+    assert!(out(&limited).contains(signed), "{}", out(&limited));
+    let show = |more: &[&str]| run(&world, &[&["show", "pi-01", "1"], more].concat());
+    assert!(out(&show(&[])).contains("made at      2026-11-23T12:00:00.000Z"));
+    assert!(!out(&show(&["--as-signed"])).contains("made at"));
     let list = run(&world, &["list", "--as-signed"]);
     assert!(
         out(&list).contains("1970-01-01T00:00:30.000Z?"),
