@@ -109,7 +109,8 @@ pub enum Event<'a> {
         stream: StreamId,
         /// The record's number there.
         sequence: u64,
-        /// What is in it, in order.
+        /// What is in it, in order. If the clock was set since they were captured,
+        /// their times are by the new one.
         readings: &'a [Reading],
     },
     /// A report of the agent's own is in the spool.

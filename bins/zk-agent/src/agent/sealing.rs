@@ -54,9 +54,15 @@ impl<K: Signer<Signature>> Sealing<K> {
         self.progress.ended.store(true, Ordering::Relaxed);
         if let Err(error) = &outcome {
             inbox.close();
-            while let Taken::Sweeps(sweeps) = inbox.take(Instant::now(), usize::MAX) {
-                for sweep in sweeps {
-                    self.progress.give_up(&sweep.readings);
+            loop {
+                match inbox.take(Instant::now(), usize::MAX) {
+                    Taken::Sweeps(sweeps) => {
+                        for sweep in sweeps {
+                            self.progress.give_up(&sweep.readings);
+                        }
+                    }
+                    Taken::Event(event) => tracing::error!(?event, "it is not in any record"),
+                    Taken::Nothing | Taken::Closed => break,
                 }
             }
             let lost = self.progress.uncounted.load(Ordering::Relaxed);

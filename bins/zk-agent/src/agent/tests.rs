@@ -510,6 +510,7 @@ fn told_to_stop_it_does_not_wait_for_a_key_that_does_not_sign() {
     let device = Device::new(zk_spool::Options::default());
     let sealing = device.sealing(clock(), || Some(away()));
     let inbox = Inbox::new(10);
+    inbox.report(zk_envelope::DeviceEvent::PerimeterCleared { circuit: 0 });
     inbox.offer(sweep_of(&device)).unwrap();
     device.patience.set(Instant::now()).unwrap();
     let error = sealing.run_to_the_end(&inbox).unwrap_err();
