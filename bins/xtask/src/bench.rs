@@ -52,6 +52,8 @@ enum Area {
     Store,
     /// The gateway with its store off, against nginx.
     Gateway,
+    /// The agent with a chip that is slow: from capture to sealed.
+    Agent,
     /// The Lambda function over dynalite, against bare writes to it; its program.
     Lambda,
     /// A set-up in AWS looked at, made and taken away: calls and time, on MiniStack.
@@ -59,13 +61,14 @@ enum Area {
 }
 
 impl Area {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Seal,
         Self::Hsm,
         Self::Verify,
         Self::Spool,
         Self::Store,
         Self::Gateway,
+        Self::Agent,
         Self::Lambda,
         Self::Aws,
     ];
@@ -79,6 +82,7 @@ impl Area {
             Self::Spool => &[("spool", &[]), ("rivals", &[])],
             Self::Store => &[("gateway", &["store"])],
             Self::Gateway => &[("gateway", &["nginx"])],
+            Self::Agent => &[("agent", &[])],
             Self::Lambda => &[("lambda", &[])],
             Self::Aws => &[("aws", &[])],
         }
