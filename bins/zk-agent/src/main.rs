@@ -8,14 +8,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use jiff::SignedDuration;
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use zk_agent::{Agent, Config, Error, Metrics, loopback};
+use zk_agent::{Agent, Config, Error, Metrics, Watch, loopback};
 
 /// Reads sensors, seals each reading with the device's key, keeps it on disk
 /// and publishes it, oldest first.
@@ -156,12 +158,15 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Some(listener) => Some(Metrics::serve(listener, agent.watch())?),
         None => None,
     };
-    notify(sd_notify::NotifyState::Ready);
+    let watchdog = feed_watchdog(agent.watch())?;
+    notify(NotifyState::Ready);
     // An error would mean that no sender is left; the signals' thread keeps one.
     let _ = ended.recv();
-    notify(sd_notify::NotifyState::Stopping);
+    notify(NotifyState::Stopping);
     drop(metrics);
-    let status = agent.stop(GRACE)?;
+    let stopped = agent.stop(GRACE);
+    drop(watchdog);
+    let status = stopped?;
     tracing::info!(
         sampled = status.sampled,
         sealed = status.sealed,
@@ -181,9 +186,66 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 /// Tells systemd; without it there is nobody to tell.
-fn notify(state: sd_notify::NotifyState<'_>) {
+fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd was not told");
+    }
+}
+
+/// Tells systemd that all is well, if it wants to hear that, for as long as all
+/// threads get on. Otherwise tells it which one does not; when it has heard nothing
+/// else for `WatchdogSec` it ends this process and starts another.
+fn feed_watchdog(watch: Watch) -> Result<Option<Watchdog>, Error> {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return Ok(None);
+    };
+    let (stop, stopped) = channel::<()>();
+    let feed = move || {
+        let mut hungry = false;
+        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(limit / 4) {
+            let stuck = watch.stuck(limit);
+            let Some((thread, at_it)) = stuck.first() else {
+                if hungry {
+                    notify(NotifyState::Status("all threads get on again"));
+                }
+                hungry = false;
+                notify(NotifyState::Watchdog);
+                continue;
+            };
+            if !hungry {
+                tracing::error!(thread, ?at_it, "a thread is stuck; systemd is told no more");
+            }
+            hungry = true;
+            let seconds = at_it.as_secs();
+            let status = format!("the {thread} has been at one thing for {seconds} s");
+            notify(NotifyState::Status(&status));
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(feed)
+        .map_err(Error::Thread)?;
+    Ok(Some(Watchdog {
+        stop: Some(stop),
+        thread: Some(thread),
+    }))
+}
+
+/// Feeds until it is dropped.
+struct Watchdog {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // The spool is open as long as it looks on.
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the watchdog's thread panicked: this is a defect, please report it");
+        }
     }
 }
 
