@@ -194,7 +194,9 @@ impl Agent {
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
         // Flags may have changed what was read.
-        config.check().map_err(Error::Setting)?;
+        config
+            .check()
+            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
         let uri: HsmUri = config.device.hsm.parse()?;
         let hsm_error = |source: zk_hsm::Error| Error::Hsm {
             uri: config.device.hsm.clone(),
