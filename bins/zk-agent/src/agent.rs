@@ -2,26 +2,28 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
-};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use zk_envelope::{Envelope, Report, Sealer, StreamId};
+use zk_envelope::{ClockQuality, Envelope, Report, Sealer, StreamId, Timestamp};
 use zk_hsm::{Hsm, HsmUri};
 use zk_publish::{Publisher, State};
 use zk_sensors::{Quality, Reading, W1Bus};
 use zk_spool::{Spool, SyncPolicy};
 
+use self::inbox::{Closing, Inbox, Refused, Sweep};
+use self::module::{Measured, Module};
 use self::pulse::Pulse;
 use self::sealing::{Receipts, Sealing};
 use self::threads::{Alarm, Bell, Thread};
 use crate::Error;
-use crate::clock::{Clock, Y2020_MS};
+use crate::clock::{self, Clock, Y2020_MS};
 use crate::config::{self, Config, Full, unsigned};
 use crate::files::{certificates, check_certificate, owner, roots};
 
+mod inbox;
+mod module;
 mod pulse;
 mod sealing;
 #[cfg(test)]
@@ -34,7 +36,7 @@ pub use self::sealing::receipt_of;
 ///
 /// Three threads: one reads the sensors at each interval, one seals what was
 /// read and appends it to the spool, one (the publisher's) takes the oldest
-/// records from the spool to the target. They meet only in a bounded channel
+/// records from the spool to the target. They meet only in a bounded inbox
 /// and in the spool. Besides, one asks the key's module now and then what it
 /// measures.
 #[derive(Debug)]
@@ -67,9 +69,6 @@ struct Parts {
     measured: Arc<Measured>,
     certificate_expires: SystemTime,
 }
-
-/// What the key's module measured last, and when.
-type Measured = Mutex<Option<(SystemTime, zk_hsm::Health)>>;
 
 /// What an agent has done since it started.
 #[derive(Debug)]
@@ -222,11 +221,28 @@ impl Agent {
         let stream = StreamId(spool.stream().0);
         let sealer = Sealer::new(config.device.id.clone(), stream, hsm.public_key(), &owners)?;
         let clock = Clock::new(SystemTime::now)?;
-        if clock.now().time.as_millis() < Y2020_MS {
+        let inbox = Arc::new(Inbox::new(READINGS_WAITING));
+        let measured = Arc::new(Measured::default());
+        let heartbeat = unsigned(config.heartbeat.interval);
+        let module = Module {
+            hsm: hsm.clone(),
+            interval: match config.events.are_wanted() {
+                true => heartbeat.min(unsigned(config.events.interval)),
+                false => heartbeat,
+            },
+            measured: Arc::clone(&measured),
+            clock: clock.module(),
+            events: config.events,
+            inbox: Arc::clone(&inbox),
+        };
+        if clock.now().clock == ClockQuality::Unknown {
+            module.ask_for_the_time();
+        }
+        if Timestamp::from(SystemTime::now()).as_millis() < Y2020_MS {
             tracing::warn!(
-                now = %clock.now().time,
-                "the clock was never set: records wait in the spool until it is, because no \
-                 certificate is valid yet; is time synchronisation running?"
+                now = %clock.now().time, clock = %clock.now().clock,
+                "the system's clock was never set: records wait in the spool until it is, because \
+                 no certificate is valid yet; is time synchronisation running?"
             );
         }
 
@@ -249,26 +265,20 @@ impl Agent {
             observer: Observer(Box::new(observer)),
             ..Progress::default()
         });
-        let (sweeps, swept) = sync_channel(SWEEPS_WAITING);
         let (stop, stopped) = channel();
         let interval = unsigned(config.sensors.interval);
         let bus = W1Bus::new(&config.sensors.root);
         let sampler = {
-            let progress = Arc::clone(&progress);
+            let (inbox, progress) = (Arc::clone(&inbox), Arc::clone(&progress));
             Thread::spawn("sampler", &alarm, move || {
-                sample(bus, interval, &stopped, &sweeps, &progress);
+                sample(bus, interval, &stopped, &inbox, &progress);
             })?
         };
-        let measured = Arc::new(Measured::default());
-        let heartbeat = unsigned(config.heartbeat.interval);
         let (asked, not_asked) = channel();
-        {
-            let (hsm, measured) = (hsm.clone(), Arc::clone(&measured));
-            std::thread::Builder::new()
-                .name("measure".into())
-                .spawn(move || measure(&hsm, heartbeat, &not_asked, &measured))
-                .map_err(Error::Thread)?;
-        }
+        std::thread::Builder::new()
+            .name("measure".into())
+            .spawn(move || module.watch(&not_asked))
+            .map_err(Error::Thread)?;
         let patience = Arc::new(OnceLock::new());
         let sealing = Sealing {
             sealer,
@@ -281,8 +291,11 @@ impl Agent {
             started: None,
             receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
+            recoveries: config.events.module,
+            out_since: None,
+            recovered: None,
         };
-        let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&swept))?;
+        let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&inbox))?;
         tracing::info!(
             device = %config.device.id, key = %uri, %stream, endpoint = %config.target.endpoint,
             "started"
@@ -470,9 +483,10 @@ fn sample(
     mut bus: W1Bus,
     interval: Duration,
     stopped: &Receiver<()>,
-    sweeps: &SyncSender<Vec<Reading>>,
+    inbox: &Inbox,
     progress: &Progress,
 ) {
+    let _at_the_end = Closing(inbox);
     let mut next = Instant::now();
     // What keeps the sensors from being read, and when that was last said.
     let mut trouble: Option<(String, Instant)> = None;
@@ -486,7 +500,9 @@ fn sample(
         // A sweep that takes longer than the interval delays the next one; it
         // does not make up for it afterwards by two of the same moment.
         next = (next + interval).max(Instant::now() + interval / 2);
-        let readings = match bus.read_all(SystemTime::now) {
+        // One clock for all of it, whatever is set meanwhile.
+        let offset = clock::system_offset();
+        let readings = match bus.read_all(|| clock::time_of(offset)) {
             Ok(readings) => readings,
             Err(error) => {
                 let error = error.to_string();
@@ -514,44 +530,13 @@ fn sample(
         if readings.is_empty() {
             continue;
         }
-        match sweeps.try_send(readings) {
+        match inbox.offer(Sweep { readings, offset }) {
             Ok(()) => {}
             // The key has not signed for so long that memory would fill up.
-            Err(TrySendError::Full(readings)) => progress.give_up(&readings),
-            Err(TrySendError::Disconnected(_)) => return,
+            Err(Refused::Full(sweep)) => progress.give_up(&sweep.readings),
+            Err(Refused::Closed) => return,
         }
     }
-}
-
-/// Asks the key's module at each interval what it measures, until told to stop.
-///
-/// One that measures nothing is asked once; one that fails at it is asked no
-/// more after some times, since each failure closes and opens it, for which
-/// signatures have to wait.
-fn measure(hsm: &Hsm, interval: Duration, stopped: &Receiver<()>, measured: &Measured) {
-    let mut failures = 0;
-    while failures < MEASURED_IN_VAIN {
-        if !matches!(
-            stopped.recv_timeout(interval),
-            Err(RecvTimeoutError::Timeout)
-        ) {
-            return;
-        }
-        match hsm.health() {
-            Ok(health) if health == zk_hsm::Health::default() => return,
-            Ok(health) => {
-                failures = 0;
-                let now = Some((SystemTime::now(), health));
-                *measured.lock().unwrap_or_else(PoisonError::into_inner) = now;
-            }
-            Err(error) => {
-                failures += 1;
-                tracing::warn!(%error, failures, "the key's module does not tell what it measures");
-            }
-        }
-    }
-    *measured.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    tracing::warn!("the key's module is not asked any more what it measures");
 }
 
 impl Progress {
@@ -622,10 +607,8 @@ fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
 
 /// How often the log repeats why the sensors can't be read.
 const SAID_AGAIN: Duration = Duration::from_secs(600);
-/// Sweeps that may wait for a key that does not sign; later ones are given up
-/// and counted.
-const SWEEPS_WAITING: usize = 256;
-/// Failures in a row after which the key's module is not asked any more.
-const MEASURED_IN_VAIN: u32 = 3;
+/// Readings that may wait for a key that does not sign, about 1 MiB; later ones
+/// are given up and counted.
+const READINGS_WAITING: usize = 16_384;
 /// For deadlines that no clock can count to.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);

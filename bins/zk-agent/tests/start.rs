@@ -100,6 +100,11 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             vec!["line 25: heartbeat.interval", "at most 24h"],
         ),
         (
+            "[heartbeat]",
+            "[events]\nbattery = 2500.0\n[heartbeat]",
+            vec!["events.battery", "in volts"],
+        ),
+        (
             "\"1s\"",
             "\"9000000000h\"",
             vec!["line 22: spool.sync.every", "at most 24h"],
@@ -115,7 +120,11 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             vec!["line 22", "`each`", "`every`"],
         ),
         ("\"1MiB\"", "\"lots\"", vec!["line 20"]),
-        ("[\"owner.pub.pem\"]", "[]", vec!["line 12: owners.files", "1 to 8"]),
+        (
+            "[\"owner.pub.pem\"]",
+            "[]",
+            vec!["line 12: owners.files", "1 to 8"],
+        ),
         (
             "[target]",
             "[goal]",

@@ -120,6 +120,9 @@ impl Evidence {
             started: None,
             receipts: Receipts::new(&spool, cap),
             receipts_wait: false,
+            recoveries: true,
+            out_since: None,
+            recovered: None,
         };
         sealing.begin()?;
         sealing.receipts()?;
