@@ -21,6 +21,7 @@ use crate::Error;
 use crate::clock::{self, Clock, Y2020_MS};
 use crate::config::{self, Config, Full, unsigned};
 use crate::files::{certificates, check_certificate, owner, roots};
+use crate::socket::Socket;
 
 mod inbox;
 mod module;
@@ -41,10 +42,14 @@ pub use self::sealing::receipt_of;
 /// measures.
 #[derive(Debug)]
 pub struct Agent {
-    /// Dropped to stop the sampler.
-    stop: Sender<()>,
+    /// Takes another interval for the sampler; dropped to stop it.
+    stop: Sender<Duration>,
     /// Dropped to stop whoever asks the key's module what it measures.
     _asked: Sender<()>,
+    inbox: Arc<Inbox>,
+    socket: Option<Socket>,
+    /// What holds now.
+    config: Mutex<Config>,
     sampler: Thread<()>,
     sealer: Thread<Result<Receipts, Error>>,
     /// Until when the sealer may try, once the agent is to stop.
@@ -67,7 +72,7 @@ struct Parts {
     hsm: Hsm,
     progress: Arc<Progress>,
     measured: Arc<Measured>,
-    certificate_expires: SystemTime,
+    certificate_expires: Mutex<SystemTime>,
 }
 
 /// What an agent has done since it started.
@@ -82,6 +87,10 @@ pub struct Status {
     pub sealed: u64,
     /// Readings that were given up because neither key nor spool took them.
     pub given_up: u64,
+    /// Records of data that other programs handed over, and that are on disk.
+    pub data_taken: u64,
+    /// Those that the spool did not take.
+    pub data_refused: u64,
     /// Thermometers that gave a good value in the last sweep.
     pub sensors: u64,
     /// When the device's certificate expires.
@@ -162,6 +171,9 @@ struct Progress {
     /// Of the threads that sample and seal.
     sampler: Pulse,
     sealer: Pulse,
+    /// Records of data of other programs.
+    data_taken: AtomicU64,
+    data_refused: AtomicU64,
 }
 
 impl Agent {
@@ -295,7 +307,14 @@ impl Agent {
             out_since: None,
             recovered: None,
         };
-        let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&inbox))?;
+        let socket = {
+            let inbox = Arc::clone(&inbox);
+            config.socket.serve(move |data| inbox.hand_over(data))?
+        };
+        let sealer = {
+            let inbox = Arc::clone(&inbox);
+            Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&inbox))?
+        };
         tracing::info!(
             device = %config.device.id, key = %uri, %stream, endpoint = %config.target.endpoint,
             "started"
@@ -303,6 +322,9 @@ impl Agent {
         Ok(Self {
             stop,
             _asked: asked,
+            inbox,
+            socket,
+            config: Mutex::new(config.clone()),
             sampler,
             sealer,
             patience,
@@ -314,7 +336,7 @@ impl Agent {
                 hsm,
                 progress,
                 measured,
-                certificate_expires,
+                certificate_expires: Mutex::new(certificate_expires),
             })),
         })
     }
@@ -331,6 +353,49 @@ impl Agent {
     /// [`Error::Spool`] if the spool has failed.
     pub fn status(&self) -> Result<Status, Error> {
         self.watch.status()
+    }
+
+    /// Takes up another configuration, as far as that can be done in a running agent:
+    /// certificate and roots, which are read anew in any case, and the intervals of
+    /// sensors and heartbeat. Returns the keys that have changed otherwise: for them
+    /// it has to be started anew.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), for what is read here. Everything stays as it is
+    /// then.
+    pub fn reload(&self, config: &Config) -> Result<Vec<String>, Error> {
+        config
+            .check()
+            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
+        let parts = &*self.watch.0;
+        let mut held = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let chain = certificates(&config.device.certificate)?;
+        // Its own name is that of this process's device, whatever the file says now.
+        let expires = check_certificate(&config.device.certificate, &chain, &held.device.id)?;
+        let roots = roots(&config.target.roots)?;
+        let tls = parts.hsm.client_config(chain, roots, &[]);
+        let tls = tls.map_err(|source| Error::Hsm {
+            uri: held.device.hsm.clone(),
+            source: Box::new(source),
+        })?;
+        parts.publisher.set_tls(tls);
+        *parts
+            .certificate_expires
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = expires;
+        // The sampler may be stuck, but it has not ended, or somebody was told.
+        let _ = self.stop.send(unsigned(config.sensors.interval));
+        self.inbox
+            .set_heartbeat(unsigned(config.heartbeat.interval));
+
+        held.device
+            .certificate
+            .clone_from(&config.device.certificate);
+        held.target.roots.clone_from(&config.target.roots);
+        held.sensors.interval = config.sensors.interval;
+        held.heartbeat = config.heartbeat.clone();
+        held.log.filter.clone_from(&config.log.filter);
+        held.changed(config)
     }
 
     /// Tells the publisher that the link is back, so that it does not wait for
@@ -361,6 +426,8 @@ impl Agent {
         let sealer = self.sealer.join_by(deadline);
         let grace = deadline.saturating_duration_since(Instant::now());
         self.watch.0.publisher.stop(grace);
+        // Who waited for what became of data has heard it.
+        drop(self.socket);
         self.watch.0.spool.sync()?;
         sampler?;
         if let Some(outcome) = sealer? {
@@ -397,8 +464,12 @@ impl Watch {
             sampled: progress.sampled.load(Ordering::Relaxed),
             sealed: progress.sealed.load(Ordering::Relaxed),
             given_up: progress.given_up.load(Ordering::Relaxed),
+            data_taken: progress.data_taken.load(Ordering::Relaxed),
+            data_refused: progress.data_refused.load(Ordering::Relaxed),
             sensors: progress.sensors.load(Ordering::Relaxed),
-            certificate_expires: *certificate_expires,
+            certificate_expires: *certificate_expires
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
             spool: spool.stats()?,
             publisher: publisher.status(),
             hsm: hsm.counters(),
@@ -471,7 +542,8 @@ impl Watch {
             let why = publisher.last_error.unwrap_or_default();
             troubles.push(format!("publisher {}: {why}", publisher.state.as_str()));
         }
-        if parts.certificate_expires <= SystemTime::now() {
+        let expires = parts.certificate_expires.lock();
+        if *expires.unwrap_or_else(PoisonError::into_inner) <= SystemTime::now() {
             troubles.push("the device's certificate has expired; it needs a new one".to_owned());
         }
         troubles
@@ -481,8 +553,8 @@ impl Watch {
 /// Reads all sensors at each interval until told to stop.
 fn sample(
     mut bus: W1Bus,
-    interval: Duration,
-    stopped: &Receiver<()>,
+    mut interval: Duration,
+    stopped: &Receiver<Duration>,
     inbox: &Inbox,
     progress: &Progress,
 ) {
@@ -493,8 +565,14 @@ fn sample(
     loop {
         let wait = next.saturating_duration_since(Instant::now());
         progress.sampler.waits();
-        if !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
-            return;
+        match stopped.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(other) => {
+                interval = other;
+                next = next.min(Instant::now() + interval);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
         progress.sampler.works();
         // A sweep that takes longer than the interval delays the next one; it
@@ -576,7 +654,7 @@ fn check_owner_of(spool: &Spool, config: &Config) -> Result<(), Error> {
     })
 }
 
-fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
+pub(crate) fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
     let engine = match config.spool.engine {
         config::Engine::Log => zk_spool::Engine::Log,
         #[cfg(feature = "sled")]

@@ -374,6 +374,32 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The keys whose values are others in `other`.
+    pub(crate) fn changed(&self, other: &Self) -> Result<Vec<String>, Error> {
+        let table = |config: &Self| {
+            toml::Table::try_from(config).map_err(|error| Error::Setting(error.to_string()))
+        };
+        let (own, other) = (table(self)?, table(other)?);
+        let mut changed = Vec::new();
+        for table in own.keys() {
+            let keys = |config: &toml::Table| {
+                let keys = config.get(table).and_then(|keys| keys.as_table());
+                keys.cloned().unwrap_or_default()
+            };
+            let (own, other) = (keys(&own), keys(&other));
+            let mut names: Vec<_> = own.keys().chain(other.keys()).collect();
+            names.sort_unstable();
+            names.dedup();
+            let differs = names
+                .into_iter()
+                .filter(|key| own.get(*key) != other.get(*key));
+            changed.extend(differs.map(|key| format!("{table}.{key}")));
+        }
+        Ok(changed)
+    }
+}
+
 /// A complete agent.toml with comments, made of what the types say: required keys
 /// with an example, all others commented out, with what holds without them.
 ///

@@ -30,13 +30,16 @@
 
 mod agent;
 pub mod arguments;
+mod check;
 mod clock;
 mod config;
 mod error;
 mod files;
 mod metrics;
+mod socket;
 
 pub use agent::{Agent, Event, Status, Watch, receipt_of};
+pub use check::{Finding, check};
 pub use clock::Clock;
 pub use config::{
     Config, Device, Engine, Events, Full, Heartbeat, Log, LogFormat, MetricsTable, Owners, Sensors,
@@ -45,3 +48,4 @@ pub use config::{
 pub use error::Error;
 pub use files::{certificates, check_certificate, owner, roots};
 pub use metrics::Metrics;
+pub use socket::MAX_DATA;

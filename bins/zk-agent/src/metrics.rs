@@ -172,6 +172,8 @@ impl Collector for Page {
             sampled,
             sealed,
             given_up,
+            data_taken,
+            data_refused,
             sensors,
             certificate_expires,
             spool,
@@ -224,6 +226,12 @@ impl Collector for Page {
             "spool_bytes",
             "Bytes that wait, with their framing",
             spool.bytes,
+        )?;
+        page.counters(
+            "data_records",
+            "Records of data that other programs handed over, by what became of them",
+            "outcome",
+            &[("refused", *data_refused), ("taken", *data_taken)],
         )?;
         page.gauge(
             "spool_disk_bytes",

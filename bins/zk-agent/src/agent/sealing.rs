@@ -21,6 +21,7 @@ use super::inbox::{Inbox, Sweep, Taken};
 use super::{Event, Progress};
 use crate::Error;
 use crate::clock::Clock;
+use crate::socket::{Answer, Data};
 
 /// Everything that it takes to make records of readings.
 pub(super) struct Sealing<K> {
@@ -51,9 +52,16 @@ impl<K: Signer<Signature>> Sealing<K> {
         self.progress.ended.store(true, Ordering::Relaxed);
         if let Err(error) = &outcome {
             inbox.close();
-            while let Taken::Sweeps(sweeps) = inbox.take(Instant::now(), usize::MAX) {
-                for sweep in sweeps {
-                    self.progress.give_up(&sweep.readings);
+            loop {
+                match inbox.take(Instant::now(), usize::MAX) {
+                    Taken::Sweeps(sweeps) => {
+                        for sweep in sweeps {
+                            self.progress.give_up(&sweep.readings);
+                        }
+                    }
+                    Taken::Nothing | Taken::Closed => break,
+                    // Who handed data over is told that it is not taken.
+                    Taken::Event(_) | Taken::Data(_) | Taken::Heartbeat(_) => {}
                 }
             }
             let lost = self.progress.uncounted.load(Ordering::Relaxed);
@@ -88,6 +96,11 @@ impl<K: Signer<Signature>> Sealing<K> {
             match taken {
                 Taken::Sweeps(sweeps) => self.sweeps(sweeps)?,
                 Taken::Event(event) => self.event(event)?,
+                Taken::Data(data) => self.data(data)?,
+                Taken::Heartbeat(interval) => {
+                    self.heartbeat = interval;
+                    next_heartbeat = next_heartbeat.min(Instant::now() + interval);
+                }
                 Taken::Nothing => {}
                 Taken::Closed => {
                     // There may be room now, and no record comes to find it.
@@ -135,6 +148,38 @@ impl<K: Signer<Signature>> Sealing<K> {
         {
             self.progress.tell(Event::GivenUp(&[]));
         }
+        Ok(())
+    }
+
+    /// Data of another program, which is told what becomes of it once that is sure.
+    fn data(&mut self, data: Data) -> Result<(), Error> {
+        // Who has gone hands it over again.
+        if data.answer.is_closed() {
+            return Ok(());
+        }
+        let content = Content::Data {
+            content_type: &data.content_type,
+            body: &data.body,
+        };
+        let answer = match self.append(content, &[], Room::Usual) {
+            Ok(Some(sequence)) => {
+                if self.spool.stats()?.unsynced > 0 {
+                    self.spool.sync()?;
+                }
+                let stream = StreamId(self.spool.stream().0);
+                Answer::Taken { stream, sequence }
+            }
+            Ok(None) => Answer::Full,
+            Err(Error::Spool(zk_spool::Error::TooLarge { .. })) => Answer::TooLarge,
+            Err(error) => return Err(error),
+        };
+        let counter = match answer {
+            Answer::Taken { .. } => &self.progress.data_taken,
+            Answer::Full | Answer::TooLarge => &self.progress.data_refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        // It may have gone meanwhile.
+        let _ = data.answer.send(answer);
         Ok(())
     }
 
