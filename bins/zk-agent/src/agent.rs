@@ -1,5 +1,6 @@
 //! The way of a reading on the device: sampled, sealed, spooled, published.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -93,6 +94,17 @@ pub struct Status {
     pub data_refused: u64,
     /// Thermometers that gave a good value in the last sweep.
     pub sensors: u64,
+    /// Readings by the name of their quality.
+    pub qualities: BTreeMap<&'static str, u64>,
+    /// What was found lost since the start, by reason: records and readings that
+    /// receipts name. What an earlier process found, and no receipt that has arrived
+    /// named, is among it.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// How far the last record's clock is to be believed. None before the first one.
+    pub clock: Option<ClockQuality>,
+    /// For how long the oldest record that waits has waited: by the clock that is
+    /// never set, if it is of this boot.
+    pub oldest_age: Option<Duration>,
     /// When the device's certificate expires.
     pub certificate_expires: SystemTime,
     /// The spool.
@@ -174,6 +186,30 @@ struct Progress {
     /// Records of data of other programs.
     data_taken: AtomicU64,
     data_refused: AtomicU64,
+    /// Readings by quality.
+    qualities: Tally,
+    /// What was found lost, by reason.
+    lost: Tally,
+    /// What the last record says of its clock.
+    clock: Mutex<Option<ClockQuality>>,
+}
+
+/// Counts by name.
+#[derive(Debug, Default)]
+struct Tally(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Tally {
+    fn add(&self, name: &'static str, count: u64) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(name).or_default() += count;
+    }
+
+    /// All of `names`, and whatever else there was.
+    fn read(&self, names: &[&'static str]) -> BTreeMap<&'static str, u64> {
+        let mut counts: BTreeMap<_, _> = names.iter().map(|name| (*name, 0)).collect();
+        counts.extend(self.0.lock().unwrap_or_else(PoisonError::into_inner).iter());
+        counts
+    }
 }
 
 impl Agent {
@@ -303,6 +339,7 @@ impl Agent {
             started: None,
             receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
+            counted: 0,
             recoveries: config.events.module,
             out_since: None,
             recovered: None,
@@ -467,6 +504,13 @@ impl Watch {
             data_taken: progress.data_taken.load(Ordering::Relaxed),
             data_refused: progress.data_refused.load(Ordering::Relaxed),
             sensors: progress.sensors.load(Ordering::Relaxed),
+            qualities: progress.qualities.read(QUALITIES),
+            lost: progress.lost.read(REASONS),
+            clock: *progress
+                .clock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+            oldest_age: oldest_age(spool),
             certificate_expires: *certificate_expires
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
@@ -603,6 +647,9 @@ fn sample(
             .iter()
             .filter(|reading| reading.quality == Quality::Ok)
             .count();
+        for reading in &readings {
+            progress.qualities.add(reading.quality.as_str(), 1);
+        }
         progress.sensors.store(well as u64, Ordering::Relaxed);
         progress.sampled.fetch_add(count, Ordering::Relaxed);
         if readings.is_empty() {
@@ -630,6 +677,21 @@ impl Progress {
         self.uncounted.fetch_add(count, Ordering::Relaxed);
         self.given_up.fetch_add(count, Ordering::Relaxed);
     }
+}
+
+/// How long ago the oldest record that waits was sealed. A record that can't be read is
+/// somebody else's to tell.
+fn oldest_age(spool: &Spool) -> Option<Duration> {
+    let record = spool.peek(1, 0).ok()?.pop()?;
+    let envelope = Envelope::from_bytes(record.bytes()).ok()?;
+    let sealed = envelope.unverified_header();
+    let now = Clock::new(SystemTime::now).ok()?.now();
+    let ms = if sealed.boot == now.boot {
+        now.since_boot_ms.saturating_sub(sealed.since_boot_ms)
+    } else {
+        now.time.as_millis().saturating_sub(sealed.time.as_millis())
+    };
+    Some(Duration::from_millis(ms))
 }
 
 /// Whether what waits in the spool is this device's: under its certificate the
@@ -682,6 +744,23 @@ pub(crate) fn spool_options(config: &Config) -> Result<zk_spool::Options, Error>
         ..zk_spool::Options::default()
     })
 }
+
+/// Of readings, in metrics from the start.
+const QUALITIES: &[&str] = &[
+    "crc",
+    "empty",
+    "false-zero",
+    "fault",
+    "garbled",
+    "ok",
+    "out-of-range",
+    "power-on",
+    "stale-suspect",
+    "unplugged",
+    "unreadable",
+];
+/// Of losses.
+const REASONS: &[&str] = &["damaged", "dropped", "refused", "rejected", "several"];
 
 /// How often the log repeats why the sensors can't be read.
 const SAID_AGAIN: Duration = Duration::from_secs(600);

@@ -20,6 +20,10 @@ use tracing_subscriber::EnvFilter;
 use zk_agent::arguments::Arguments;
 use zk_agent::{Agent, Config, Error, Finding, Log, LogFormat, Metrics, Watch, check, template};
 
+mod repeats;
+
+use repeats::{ON_REQUEST, Repeats};
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = if arguments.config_template {
@@ -161,7 +165,7 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
             Ok(()) => tracing::info!("the configuration holds as it is now"),
             Err(error) => {
                 let error = with_causes(&error);
-                tracing::error!(error, "going on with the configuration as it was");
+                tracing::error!(target: ON_REQUEST, error, "going on with the configuration as it was");
             }
         }
         notify(NotifyState::Ready);
@@ -303,13 +307,16 @@ fn start_logging(log: &Log) -> Result<impl Fn(EnvFilter) + use<>, Error> {
         .with_writer(io::stderr);
     let set: Box<dyn Fn(EnvFilter)> = match log.format {
         LogFormat::Text => {
+            let logs = logs.map_event_format(|format| Repeats::new(format, false));
             let logs = logs.with_filter_reloading();
             let handle = logs.reload_handle();
             logs.init();
             Box::new(move |filter| drop(handle.reload(filter)))
         }
         LogFormat::Json => {
-            let logs = logs.json().with_filter_reloading();
+            let logs = logs.json();
+            let logs = logs.map_event_format(|format| Repeats::new(format, true));
+            let logs = logs.with_filter_reloading();
             let handle = logs.reload_handle();
             logs.init();
             Box::new(move |filter| drop(handle.reload(filter)))

@@ -248,6 +248,10 @@ fn a_full_spool_says_so_and_what_it_did_not_take_is_named() {
     );
     let page = metrics(address);
     assert_eq!(page["data_records_total{outcome=\"refused\"}"], 1.0);
+    // the receipt comes right behind
+    until(address, |page| {
+        page["lost_total{reason=\"rejected\"}"] == 1.0
+    });
     assert_eq!(daemon.terminate().1.code(), Some(0));
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::SignedDuration;
@@ -38,6 +38,8 @@ pub(super) struct Sealing<K> {
     pub(super) receipts: Receipts,
     /// A receipt found no room; the next try is when a record has found some.
     pub(super) receipts_wait: bool,
+    /// The last loss that metrics have counted.
+    pub(super) counted: u64,
     /// Whether it is worth a record that the key signs again.
     pub(super) recoveries: bool,
     /// Since when the key has not signed.
@@ -201,6 +203,14 @@ impl<K: Signer<Signature>> Sealing<K> {
         }
         let losses = self.receipts.unnamed()?;
         let stream = self.spool.stream();
+        for loss in losses.iter().filter(|loss| loss.id > self.counted) {
+            let receipt = receipt_of(loss, stream);
+            self.progress
+                .lost
+                .add(reason_of(receipt.reason), receipt.records);
+        }
+        let last = losses.last().map_or(0, |loss| loss.id);
+        self.counted = self.counted.max(last);
         if let Some(place) = &self.started
             && losses.iter().any(|loss| takes(loss, stream, place))
         {
@@ -305,6 +315,11 @@ impl<K: Signer<Signature>> Sealing<K> {
                 return Ok(None);
             }
         }
+        *self
+            .progress
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now.clock);
         self.clock.follow(&now);
         let taken = self.seal_until_signed(content, readings, room)?;
         self.receipts_wait &= taken.is_none();
@@ -517,6 +532,17 @@ fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclu
         }
         // Of several, nobody knows which.
         _ => true,
+    }
+}
+
+/// The reason as metrics name it.
+fn reason_of(reason: LossReason) -> &'static str {
+    match reason {
+        LossReason::Damaged => "damaged",
+        LossReason::Dropped => "dropped",
+        LossReason::Refused => "refused",
+        LossReason::Rejected => "rejected",
+        _ => "several",
     }
 }
 
