@@ -1,17 +1,19 @@
-//! The running agent's socket: it seals data and keeps it until it is delivered.
+//! The running agent: its socket, where it takes data and keeps it until it is
+//! delivered, and its pages.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::Request;
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::Error;
@@ -78,6 +80,39 @@ pub(crate) fn hand_over(
         })
 }
 
+/// A page that it serves, `/metrics` or `/healthz`: the status, and the text.
+pub(crate) fn page(listen: SocketAddr, path: &str) -> io::Result<(StatusCode, String)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let asked = async {
+        let stream = TcpStream::connect(listen).await?;
+        let request = Request::get(path)
+            .header(HOST, listen.to_string())
+            .header(CONNECTION, "close")
+            .body(Empty::<Bytes>::new())
+            .map_err(io::Error::other)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
+        // what fails there fails the request too
+        tokio::spawn(connection);
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(io::Error::other)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), LARGEST).collect().await;
+        let body = body.map_err(io::Error::other)?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    runtime.block_on(async {
+        timeout(PATIENCE, asked)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    })
+}
+
 /// Nobody listens there, though a socket may have been left behind.
 fn is_absent(error: &io::Error) -> bool {
     matches!(
@@ -85,6 +120,11 @@ fn is_absent(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
     )
 }
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes of a page of metrics.
+const LARGEST: usize = 1 << 20;
 
 /// An answer is a few words.
 const MAX_ANSWER: usize = 64 << 10;

@@ -422,6 +422,10 @@ pub(crate) struct SpoolPlace {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Doctor {
+    /// Publishes a small record of its own, and sees whether the server takes it
+    #[arg(long)]
+    pub(crate) publish: bool,
+
     /// How long each step over the network may take
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
@@ -502,7 +506,13 @@ quarantine), 4 kept for the next run, 5 refused by the server, 1 failed, 2 wrong
 configuration.";
 
 const DOCTOR_HELP: &str = "\
-Nothing is published: the server is asked for / and no more.
+Without --publish nothing is published: the server is asked for / and no more. Whether
+it lets this device publish shows only with it.
+
+Examples:
+  zk-ctl doctor
+  sudo zk-ctl doctor --publish
+  zk-ctl doctor --json
 
 Exit codes: 0 nothing failed, 3 a check failed, 1 it could not run, 2 wrong
 arguments.";

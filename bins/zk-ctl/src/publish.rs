@@ -37,24 +37,34 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
         return Ok(taken(&config, content_type, input.len(), &stream, sequence));
     }
     let device = Device::open(common, &arguments.endpoint)?;
+    deliver(&device, &dir, &input, content_type, arguments.timeout)
+}
 
-    let deadline = Instant::now() + arguments.timeout;
-    let spool = Arc::new(open(&dir, deadline)?);
+/// Through the spool in `dir` to the server.
+pub(crate) fn deliver(
+    device: &Device,
+    dir: &Path,
+    input: &[u8],
+    content_type: &str,
+    limit: Duration,
+) -> Result<Outcome, Error> {
+    let deadline = Instant::now() + limit;
+    let spool = Arc::new(open(dir, deadline)?);
     let spool_error = |source| Error::Spool {
-        dir: dir.clone(),
+        dir: dir.to_owned(),
         source,
     };
     let mut sealing = Sealing {
         sealer: device.sealer(StreamId(spool.stream().0))?,
-        device: &device,
+        device,
         spool: &spool,
-        dir: &dir,
+        dir,
     };
     let earlier = sealing.stats()?.records;
     let receipts = sealing.begin(earlier)?;
     let content = Content::Data {
         content_type,
-        body: &input,
+        body: input,
     };
     let sequence = sealing.append(content, Room::Usual)?;
 
@@ -309,7 +319,7 @@ fn waits(spool: &Spool, stats: &Stats, sequence: u64) -> bool {
 /// Where records of zk-ctl wait: never in the agent's spool, and those of each
 /// device in a spool of their own, since they go under its certificate and on
 /// its stream whoever the machine is later.
-fn spool_dir(config: &Config, given: Option<&Path>) -> Result<PathBuf, Error> {
+pub(crate) fn spool_dir(config: &Config, given: Option<&Path>) -> Result<PathBuf, Error> {
     let dir = match given {
         Some(dir) => dir.to_owned(),
         None => config.spool.dir.with_file_name("zk-ctl-spool"),

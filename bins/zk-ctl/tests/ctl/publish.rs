@@ -264,10 +264,7 @@ async fn several_at_once_wait_for_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_agent_is_handed_the_data() {
     let world = World::new().await;
-    world.reconfigure(
-        "[spool]",
-        "[sensors]\nroot = \"sys\"\n\n[socket]\nlisten = \"publish.sock\"\n\n[spool]",
-    );
+    world.reconfigure("[spool]", "[socket]\nlisten = \"publish.sock\"\n\n[spool]");
     // no agent there yet
     let own = world
         .ctl_with(&["publish", "--json"], b"zero")
