@@ -120,6 +120,10 @@ fn reference(page: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut tables: Vec<(String, Vec<(String, String)>)> = Vec::new();
     for section in text.split("\n### ").skip(1) {
         let heading = section.lines().next().unwrap();
+        // other sections are about other things
+        if !heading.starts_with("`[") && heading != "top" {
+            continue;
+        }
         let name = heading.trim_matches(['`', '[', ']']).to_owned();
         let rows = section.split("\n## ").next().unwrap().lines();
         let rows = rows.filter(|line| line.starts_with("| `"));

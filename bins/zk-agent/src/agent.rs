@@ -1,5 +1,6 @@
 //! The way of a reading on the device: sampled, sealed, spooled, published.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,15 +15,18 @@ use zk_spool::{Spool, SyncPolicy};
 
 use self::inbox::{Closing, Inbox, Refused, Sweep};
 use self::module::{Measured, Module};
+use self::pulse::Pulse;
 use self::sealing::{Receipts, Sealing};
 use self::threads::{Alarm, Bell, Thread};
 use crate::Error;
 use crate::clock::{self, Clock, Y2020_MS};
 use crate::config::{self, Config, Full, unsigned};
 use crate::files::{Reminder, certificates, check_certificate, expiry, owner, roots};
+use crate::socket::Socket;
 
 mod inbox;
 mod module;
+mod pulse;
 mod sealing;
 #[cfg(test)]
 mod tests;
@@ -39,10 +43,14 @@ pub use self::sealing::receipt_of;
 /// measures.
 #[derive(Debug)]
 pub struct Agent {
-    /// Dropped to stop the sampler.
-    stop: Sender<()>,
+    /// Takes another interval for the sampler; dropped to stop it.
+    stop: Sender<Duration>,
     /// Dropped to stop whoever asks the key's module what it measures.
     _asked: Sender<()>,
+    inbox: Arc<Inbox>,
+    socket: Option<Socket>,
+    /// What holds now.
+    config: Mutex<Config>,
     sampler: Thread<()>,
     sealer: Thread<Result<Receipts, Error>>,
     /// Until when the sealer may try, once the agent is to stop.
@@ -65,7 +73,7 @@ struct Parts {
     hsm: Hsm,
     progress: Arc<Progress>,
     measured: Arc<Measured>,
-    certificate_expires: SystemTime,
+    certificate_expires: Mutex<SystemTime>,
 }
 
 /// What an agent has done since it started.
@@ -80,8 +88,23 @@ pub struct Status {
     pub sealed: u64,
     /// Readings that were given up because neither key nor spool took them.
     pub given_up: u64,
+    /// Records of data that other programs handed over, and that are on disk.
+    pub data_taken: u64,
+    /// Those that the spool did not take.
+    pub data_refused: u64,
     /// Thermometers that gave a good value in the last sweep.
     pub sensors: u64,
+    /// Readings by the name of their quality.
+    pub qualities: BTreeMap<&'static str, u64>,
+    /// What was found lost since the start, by reason: records and readings that
+    /// receipts name. What an earlier process found, and no receipt that has arrived
+    /// named, is among it.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// How far the last record's clock is to be believed. None before the first one.
+    pub clock: Option<ClockQuality>,
+    /// For how long the oldest record that waits has waited: by the clock that is
+    /// never set, if it is of this boot.
+    pub oldest_age: Option<Duration>,
     /// When the device's certificate expires.
     pub certificate_expires: SystemTime,
     /// The spool.
@@ -158,6 +181,36 @@ struct Progress {
     ended: AtomicBool,
     /// The key did not sign at the last attempt, which is made again.
     waits_for_key: AtomicBool,
+    /// Of the threads that sample and seal.
+    sampler: Pulse,
+    sealer: Pulse,
+    /// Records of data of other programs.
+    data_taken: AtomicU64,
+    data_refused: AtomicU64,
+    /// Readings by quality.
+    qualities: Tally,
+    /// What was found lost, by reason.
+    lost: Tally,
+    /// What the last record says of its clock.
+    clock: Mutex<Option<ClockQuality>>,
+}
+
+/// Counts by name.
+#[derive(Debug, Default)]
+struct Tally(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Tally {
+    fn add(&self, name: &'static str, count: u64) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(name).or_default() += count;
+    }
+
+    /// All of `names`, and whatever else there was.
+    fn read(&self, names: &[&'static str]) -> BTreeMap<&'static str, u64> {
+        let mut counts: BTreeMap<_, _> = names.iter().map(|name| (*name, 0)).collect();
+        counts.extend(self.0.lock().unwrap_or_else(PoisonError::into_inner).iter());
+        counts
+    }
 }
 
 impl Agent {
@@ -189,7 +242,9 @@ impl Agent {
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
         // Flags may have changed what was read.
-        config.check().map_err(Error::Setting)?;
+        config
+            .check()
+            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
         let uri: HsmUri = config.device.hsm.parse()?;
         let hsm_error = |source: zk_hsm::Error| Error::Hsm {
             uri: config.device.hsm.clone(),
@@ -285,12 +340,20 @@ impl Agent {
             started: None,
             receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
+            counted: 0,
             recoveries: config.events.module,
             out_since: None,
             recovered: None,
             reminder: Reminder::new(certificate_expires),
         };
-        let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&inbox))?;
+        let socket = {
+            let inbox = Arc::clone(&inbox);
+            config.socket.serve(move |data| inbox.hand_over(data))?
+        };
+        let sealer = {
+            let inbox = Arc::clone(&inbox);
+            Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&inbox))?
+        };
         tracing::info!(
             device = %config.device.id, key = %uri, %stream, endpoint = %config.target.endpoint,
             "started"
@@ -298,6 +361,9 @@ impl Agent {
         Ok(Self {
             stop,
             _asked: asked,
+            inbox,
+            socket,
+            config: Mutex::new(config.clone()),
             sampler,
             sealer,
             patience,
@@ -309,7 +375,7 @@ impl Agent {
                 hsm,
                 progress,
                 measured,
-                certificate_expires,
+                certificate_expires: Mutex::new(certificate_expires),
             })),
         })
     }
@@ -326,6 +392,49 @@ impl Agent {
     /// [`Error::Spool`] if the spool has failed.
     pub fn status(&self) -> Result<Status, Error> {
         self.watch.status()
+    }
+
+    /// Takes up another configuration, as far as that can be done in a running agent:
+    /// certificate and roots, which are read anew in any case, and the intervals of
+    /// sensors and heartbeat. Returns the keys that have changed otherwise: for them
+    /// it has to be started anew.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), for what is read here. Everything stays as it is
+    /// then.
+    pub fn reload(&self, config: &Config) -> Result<Vec<String>, Error> {
+        config
+            .check()
+            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
+        let parts = &*self.watch.0;
+        let mut held = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let chain = certificates(&config.device.certificate)?;
+        // Its own name is that of this process's device, whatever the file says now.
+        let expires = check_certificate(&config.device.certificate, &chain, &held.device.id)?;
+        let roots = roots(&config.target.roots)?;
+        let tls = parts.hsm.client_config(chain, roots, &[]);
+        let tls = tls.map_err(|source| Error::Hsm {
+            uri: held.device.hsm.clone(),
+            source: Box::new(source),
+        })?;
+        parts.publisher.set_tls(tls);
+        *parts
+            .certificate_expires
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = expires;
+        // The sampler may be stuck, but it has not ended, or somebody was told.
+        let _ = self.stop.send(unsigned(config.sensors.interval));
+        self.inbox
+            .set_heartbeat(unsigned(config.heartbeat.interval));
+
+        held.device
+            .certificate
+            .clone_from(&config.device.certificate);
+        held.target.roots.clone_from(&config.target.roots);
+        held.sensors.interval = config.sensors.interval;
+        held.heartbeat = config.heartbeat.clone();
+        held.log.filter.clone_from(&config.log.filter);
+        held.changed(config)
     }
 
     /// Tells the publisher that the link is back, so that it does not wait for
@@ -356,6 +465,8 @@ impl Agent {
         let sealer = self.sealer.join_by(deadline);
         let grace = deadline.saturating_duration_since(Instant::now());
         self.watch.0.publisher.stop(grace);
+        // Who waited for what became of data has heard it.
+        drop(self.socket);
         self.watch.0.spool.sync()?;
         sampler?;
         if let Some(outcome) = sealer? {
@@ -392,8 +503,19 @@ impl Watch {
             sampled: progress.sampled.load(Ordering::Relaxed),
             sealed: progress.sealed.load(Ordering::Relaxed),
             given_up: progress.given_up.load(Ordering::Relaxed),
+            data_taken: progress.data_taken.load(Ordering::Relaxed),
+            data_refused: progress.data_refused.load(Ordering::Relaxed),
             sensors: progress.sensors.load(Ordering::Relaxed),
-            certificate_expires: *certificate_expires,
+            qualities: progress.qualities.read(QUALITIES),
+            lost: progress.lost.read(REASONS),
+            clock: *progress
+                .clock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+            oldest_age: oldest_age(spool),
+            certificate_expires: *certificate_expires
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
             spool: spool.stats()?,
             publisher: publisher.status(),
             hsm: hsm.counters(),
@@ -403,6 +525,31 @@ impl Watch {
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
         })
+    }
+
+    /// The threads, of those that sample, seal and publish, that have been at one
+    /// piece of work for longer than `limit`, and for how long. Empty while all of
+    /// them get on, or wait for something to do.
+    ///
+    /// A link that is down and a key's module that is slow, fails or has to be
+    /// opened again hold up none of them for long: each attempt has an end of its
+    /// own, and the next one counts as another piece of work. What does is a driver
+    /// or a disk that does not answer, and a defect.
+    #[must_use]
+    pub fn stuck(&self, limit: Duration) -> Vec<(&'static str, Duration)> {
+        let Parts {
+            publisher,
+            progress,
+            ..
+        } = &*self.0;
+        let busy = publisher.status().busy_since;
+        let at_it = [
+            ("sampler", progress.sampler.at_it()),
+            ("sealer", progress.sealer.at_it()),
+            ("publisher", busy.map(|since| since.elapsed())),
+        ];
+        let at_it = at_it.into_iter().filter_map(|(name, at)| Some((name, at?)));
+        at_it.filter(|(_, at)| *at > limit).collect()
     }
 
     /// What somebody has to look after, a sentence each; empty if nothing has.
@@ -441,7 +588,8 @@ impl Watch {
             let why = publisher.last_error.unwrap_or_default();
             troubles.push(format!("publisher {}: {why}", publisher.state.as_str()));
         }
-        if parts.certificate_expires <= SystemTime::now() {
+        let expires = parts.certificate_expires.lock();
+        if *expires.unwrap_or_else(PoisonError::into_inner) <= SystemTime::now() {
             troubles.push("the device's certificate has expired; it needs a new one".to_owned());
         }
         troubles
@@ -461,8 +609,8 @@ impl Watch {
 /// Reads all sensors at each interval until told to stop.
 fn sample(
     mut bus: W1Bus,
-    interval: Duration,
-    stopped: &Receiver<()>,
+    mut interval: Duration,
+    stopped: &Receiver<Duration>,
     inbox: &Inbox,
     progress: &Progress,
 ) {
@@ -472,9 +620,17 @@ fn sample(
     let mut trouble: Option<(String, Instant)> = None;
     loop {
         let wait = next.saturating_duration_since(Instant::now());
-        if !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
-            return;
+        progress.sampler.waits();
+        match stopped.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(other) => {
+                interval = other;
+                next = next.min(Instant::now() + interval);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
+        progress.sampler.works();
         // A sweep that takes longer than the interval delays the next one; it
         // does not make up for it afterwards by two of the same moment.
         next = (next + interval).max(Instant::now() + interval / 2);
@@ -503,6 +659,9 @@ fn sample(
             .iter()
             .filter(|reading| reading.quality == Quality::Ok)
             .count();
+        for reading in &readings {
+            progress.qualities.add(reading.quality.as_str(), 1);
+        }
         progress.sensors.store(well as u64, Ordering::Relaxed);
         progress.sampled.fetch_add(count, Ordering::Relaxed);
         if readings.is_empty() {
@@ -532,6 +691,21 @@ impl Progress {
     }
 }
 
+/// How long ago the oldest record that waits was sealed. A record that can't be read is
+/// somebody else's to tell.
+fn oldest_age(spool: &Spool) -> Option<Duration> {
+    let record = spool.peek(1, 0).ok()?.pop()?;
+    let envelope = Envelope::from_bytes(record.bytes()).ok()?;
+    let sealed = envelope.unverified_header();
+    let now = Clock::new(SystemTime::now).ok()?.now();
+    let ms = if sealed.boot == now.boot {
+        now.since_boot_ms.saturating_sub(sealed.since_boot_ms)
+    } else {
+        now.time.as_millis().saturating_sub(sealed.time.as_millis())
+    };
+    Some(Duration::from_millis(ms))
+}
+
 /// Whether what waits in the spool is this device's: under its certificate the
 /// records of another one would be quarantined. A record that can't be read is
 /// not judged here.
@@ -554,7 +728,7 @@ fn check_owner_of(spool: &Spool, config: &Config) -> Result<(), Error> {
     })
 }
 
-fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
+pub(crate) fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
     let engine = match config.spool.engine {
         config::Engine::Log => zk_spool::Engine::Log,
         #[cfg(feature = "sled")]
@@ -582,6 +756,23 @@ fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
         ..zk_spool::Options::default()
     })
 }
+
+/// Of readings, in metrics from the start.
+const QUALITIES: &[&str] = &[
+    "crc",
+    "empty",
+    "false-zero",
+    "fault",
+    "garbled",
+    "ok",
+    "out-of-range",
+    "power-on",
+    "stale-suspect",
+    "unplugged",
+    "unreadable",
+];
+/// Of losses.
+const REASONS: &[&str] = &["damaged", "dropped", "refused", "rejected", "several"];
 
 /// How often the log repeats why the sensors can't be read.
 const SAID_AGAIN: Duration = Duration::from_secs(600);

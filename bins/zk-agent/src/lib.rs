@@ -29,18 +29,23 @@
 //! `unsafe` is in one module, which asks the kernel how its clock is kept.
 
 mod agent;
+pub mod arguments;
+mod check;
 mod clock;
 mod config;
 mod error;
 mod files;
 mod metrics;
+mod socket;
 
 pub use agent::{Agent, Event, Status, Watch, receipt_of};
+pub use check::{Finding, check};
 pub use clock::Clock;
 pub use config::{
-    Config, Device, Events, Full, Heartbeat, MetricsTable, Owners, Sensors, SpoolTable, Sync,
-    Target, loopback,
+    Config, Device, Engine, Events, Full, Heartbeat, Log, LogFormat, MetricsTable, Owners, Sensors,
+    SocketTable, SpoolTable, Sync, Target, loopback, template,
 };
 pub use error::Error;
 pub use files::{certificates, check_certificate, owner, roots};
 pub use metrics::Metrics;
+pub use socket::MAX_DATA;

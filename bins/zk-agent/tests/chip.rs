@@ -196,6 +196,58 @@ fn what_happens_to_the_chip_is_sealed_for_who_opts_for_it() {
     );
 }
 
+/// Names are a promise: what the page has is in the document, and the other way round.
+#[test]
+fn the_document_names_each_metric_of_the_page() {
+    let (place, _device) = place(Model::Hsm6);
+    place.reconfigure("[spool]", "[heartbeat]\ninterval = \"50ms\"\n[spool]");
+    let mut daemon = place.start();
+    let address = daemon.address();
+    let page = until(address, |page| {
+        page.contains_key("hsm_measured_seconds") && page["readings_sealed_total"] >= 1.0
+    });
+    let mut served: Vec<&str> = page
+        .keys()
+        .map(|sample| {
+            let name = sample.split('{').next().unwrap();
+            let parts = ["_bucket", "_count", "_sum"];
+            parts
+                .iter()
+                .find_map(|part| name.strip_suffix(part))
+                .unwrap_or(name)
+        })
+        .collect();
+    // nothing is delivered here
+    served.push("last_delivery_seconds");
+    served.sort_unstable();
+    served.dedup();
+    let document = include_str!("../../../docs/agent.md");
+    let rows = document
+        .lines()
+        .filter(|line| line.starts_with("| `zk_agent_"));
+    let mut named: Vec<&str> = rows
+        .flat_map(|row| row.split('|').nth(1).unwrap().split(", "))
+        .map(|name| {
+            name.trim()
+                .trim_matches('`')
+                .strip_prefix("zk_agent_")
+                .unwrap()
+        })
+        .collect();
+    named.sort_unstable();
+    assert_eq!(named, served);
+    assert!(page["readings_total{quality=\"ok\"}"] >= page["readings_sampled_total"]);
+    assert_eq!(page["readings_total{quality=\"power-on\"}"], 0.0);
+    assert_eq!(page["lost_total{reason=\"dropped\"}"], 0.0);
+    // records wait, and have waited for a moment that is not an hour
+    assert!(page["spool_oldest_age_seconds"] < 3600.0);
+    let clocks = page
+        .iter()
+        .filter(|(name, _)| name.starts_with("clock_quality"));
+    assert_eq!(clocks.map(|(_, is)| *is).sum::<f64>(), 1.0);
+    assert_eq!(daemon.terminate().1.code(), Some(0));
+}
+
 /// Only another process can open it again: so the agent ends, with all that it
 /// could save on disk, and says in the next one what it could not.
 #[test]

@@ -120,8 +120,8 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(crate) timeout: Duration,
 
-    /// Where records wait, below it by device; not the agent's spool [otherwise:
-    /// zk-ctl-spool beside it]
+    /// Goes without the agent: where records wait, below it by device; not the agent's
+    /// spool [otherwise, and if no agent is there: zk-ctl-spool beside it]
     #[arg(long, env = "ZK_CTL_SPOOL", value_name = "DIR")]
     pub(crate) spool: Option<PathBuf>,
 
@@ -422,6 +422,10 @@ pub(crate) struct SpoolPlace {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Doctor {
+    /// Publishes a small record of its own, and sees whether the server takes it
+    #[arg(long)]
+    pub(crate) publish: bool,
+
     /// How long each step over the network may take
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
@@ -486,8 +490,10 @@ and kept for the next run (publish, spool rejected retry), 5 refused by the serv
 (the same two), 6 the security module can't do that.";
 
 const PUBLISH_HELP: &str = "\
-The record goes through a spool and a stream of zk-ctl's own, never through the
-agent's. If it can't be delivered in time it stays there, and the next run
+If an agent runs that takes data (socket.listen), it is handed the data, seals it and
+has it on its disk when this ends; it goes out among the agent's own records. Else, or
+with --spool, --endpoint or --hsm, the record goes through a spool and a stream of
+zk-ctl's own. If it can't be delivered in time it stays there, and the next run
 delivers it first. At most 62 KiB go into a record.
 
 Forgeries go straight to the server, on a stream of their own:
@@ -495,12 +501,18 @@ Forgeries go straight to the server, on a stream of their own:
   device     another device's id in a record      quarantine: principal-mismatch
   replay     a true record, sent twice            stored once, counted
 
-Exit codes: 0 delivered (a forgery: the server took it, for its quarantine), 4
-kept for the next run, 5 refused by the server, 1 failed, 2 wrong arguments or
+Exit codes: 0 delivered, or taken by the agent (a forgery: the server took it, for its
+quarantine), 4 kept for the next run, 5 refused by the server, 1 failed, 2 wrong arguments or
 configuration.";
 
 const DOCTOR_HELP: &str = "\
-Nothing is published: the server is asked for / and no more.
+Without --publish nothing is published: the server is asked for / and no more. Whether
+it lets this device publish shows only with it.
+
+Examples:
+  zk-ctl doctor
+  sudo zk-ctl doctor --publish
+  zk-ctl doctor --json
 
 Exit codes: 0 nothing failed, 3 a check failed, 1 it could not run, 2 wrong
 arguments.";

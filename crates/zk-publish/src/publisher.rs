@@ -49,6 +49,7 @@ use crate::target::Target;
 pub struct Publisher {
     board: Arc<Board>,
     link: watch::Sender<()>,
+    tls: watch::Sender<Arc<ClientConfig>>,
     stop: watch::Sender<Option<Instant>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -78,6 +79,7 @@ impl Publisher {
     {
         let board = Arc::new(Board::new());
         let (link, link_returned) = watch::channel(());
+        let (tls, tls_changed) = watch::channel(tls);
         let (stop, stopping) = watch::channel(None);
         let runtime = runtime::Builder::new_current_thread()
             .enable_io()
@@ -85,13 +87,14 @@ impl Publisher {
             .build()?;
         let watched = options.watch_link.then(|| link.clone());
         let drain = Drain {
-            client: Client::new(target, tls, options.timeouts),
+            client: Client::new(target, Arc::clone(&tls.borrow()), options.timeouts),
             spool,
             pack,
             options,
             board: Arc::clone(&board),
             link: link_returned,
             watched,
+            tls: tls_changed,
             stop: stopping,
             singly: 0,
             refused: 0,
@@ -103,6 +106,7 @@ impl Publisher {
         Ok(Self {
             board,
             link,
+            tls,
             stop,
             thread: Mutex::new(Some(thread)),
         })
@@ -114,6 +118,14 @@ impl Publisher {
     /// belong to the network that went away.
     pub fn link_returned(&self) {
         self.link.send_replace(());
+    }
+
+    /// Makes connections with another TLS configuration from now on: another
+    /// certificate of the device, other roots. The message under way, if there is
+    /// one, is the last on the present connection; a pause ends now, since what was
+    /// refused may be taken.
+    pub fn set_tls(&self, tls: Arc<ClientConfig>) {
+        self.tls.send_replace(tls);
     }
 
     /// How it fares.
@@ -221,6 +233,7 @@ struct Drain<P> {
     link: watch::Receiver<()>,
     /// To be told of what the kernel tells.
     watched: Option<watch::Sender<()>>,
+    tls: watch::Receiver<Arc<ClientConfig>>,
     stop: watch::Receiver<Option<Instant>>,
     /// Records to send alone, because together they were refused.
     singly: usize,
@@ -256,6 +269,7 @@ where
         if let Some(why) = &failure {
             error!(error = %why, "publishing has ended");
         }
+        self.board.busy(false);
         self.board.change(|status| {
             if failure.is_some() {
                 status.state = State::Failed;
@@ -275,6 +289,7 @@ where
             });
         }
         loop {
+            self.board.busy(true);
             let pause = match self.turn().await {
                 Ok(ControlFlow::Continue(None)) => continue,
                 Ok(ControlFlow::Continue(Some(pause))) => pause,
@@ -285,6 +300,7 @@ where
                 }
                 Err(error) => return Err(error),
             };
+            self.board.busy(false);
             if !self.pause(pause).await {
                 return Ok(());
             }
@@ -307,6 +323,10 @@ where
             // lets the connection see that the server has closed it
             tokio::task::yield_now().await;
             return Ok(ControlFlow::Continue(None));
+        }
+        if self.tls.has_changed().unwrap_or(false) {
+            let tls = Arc::clone(&self.tls.borrow_and_update());
+            self.client.set_tls(tls);
         }
         if self.link.has_changed().unwrap_or(false) {
             self.link.mark_unchanged();
@@ -401,6 +421,13 @@ where
             _ = self.stop.wait_for(Option::is_some) => false,
             _ = self.link.changed() => {
                 self.client.disconnect();
+                true
+            }
+            changed = self.tls.changed() => {
+                // taken up before the next message
+                if changed.is_ok() {
+                    self.tls.mark_changed();
+                }
                 true
             }
             () = sleep(pause) => true,

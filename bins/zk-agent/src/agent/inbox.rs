@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use zk_envelope::DeviceEvent;
 use zk_sensors::Reading;
+
+use crate::socket::Data;
 
 /// What the sampler, and whoever watches the key's module, have for the sealer:
 /// none of them ever waits for it.
@@ -24,6 +26,11 @@ struct Waiting {
     /// In all of them.
     readings: usize,
     events: VecDeque<DeviceEvent>,
+    data: VecDeque<Data>,
+    /// Data was taken last, so that sweeps are next.
+    data_was_last: bool,
+    /// A heartbeat's new interval.
+    heartbeat: Option<Duration>,
     closed: bool,
 }
 
@@ -50,6 +57,9 @@ pub(super) enum Refused {
 pub(super) enum Taken {
     Sweeps(Vec<Sweep>),
     Event(DeviceEvent),
+    Data(Data),
+    /// From one heartbeat to the next.
+    Heartbeat(Duration),
     /// Nothing came in time.
     Nothing,
     /// Nothing is left, and nothing more comes.
@@ -91,6 +101,26 @@ impl Inbox {
         self.changed.notify_all();
     }
 
+    /// False: so much waits already that it is not taken. If nobody takes it any
+    /// more it is dropped, which who waits for the answer sees.
+    pub(super) fn hand_over(&self, data: Data) -> bool {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return true;
+        }
+        if waiting.data.len() == DATA {
+            return false;
+        }
+        waiting.data.push_back(data);
+        self.changed.notify_all();
+        true
+    }
+
+    pub(super) fn set_heartbeat(&self, interval: Duration) {
+        self.lock().heartbeat = Some(interval);
+        self.changed.notify_all();
+    }
+
     /// Nothing more comes, or nobody takes it. What is there can be taken.
     pub(super) fn close(&self) {
         self.lock().closed = true;
@@ -98,17 +128,31 @@ impl Inbox {
     }
 
     /// Waits for something, until then at most. Events go first; of sweeps, all
-    /// that wait go together, up to the one with the last of so many readings.
+    /// that wait go together, up to the one with the last of so many readings; data
+    /// and sweeps go in turns, so that neither keeps the other waiting.
     pub(super) fn take(&self, until: Instant, readings: usize) -> Taken {
         let patience = until.saturating_duration_since(Instant::now());
         let (mut waiting, _) = self
             .changed
             .wait_timeout_while(self.lock(), patience, |waiting| {
-                waiting.sweeps.is_empty() && waiting.events.is_empty() && !waiting.closed
+                waiting.sweeps.is_empty()
+                    && waiting.events.is_empty()
+                    && waiting.data.is_empty()
+                    && waiting.heartbeat.is_none()
+                    && !waiting.closed
             })
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(event) = waiting.events.pop_front() {
             return Taken::Event(event);
+        }
+        if let Some(interval) = waiting.heartbeat.take() {
+            return Taken::Heartbeat(interval);
+        }
+        let datas_turn = waiting.sweeps.is_empty() || !waiting.data_was_last;
+        waiting.data_was_last = false;
+        if datas_turn && let Some(data) = waiting.data.pop_front() {
+            waiting.data_was_last = true;
+            return Taken::Data(data);
         }
         let (mut sweeps, mut taken) = (Vec::new(), 0);
         while taken < readings
@@ -148,6 +192,8 @@ impl Drop for Closing<'_> {
 
 /// Events that may wait.
 const EVENTS: usize = 64;
+/// Records of data that may: 1 MiB at most.
+const DATA: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -156,6 +202,7 @@ mod tests {
     use zk_sensors::Quality;
 
     use super::*;
+    use crate::socket::Answer;
 
     fn sweep(readings: usize, offset: i64) -> Sweep {
         let reading = Reading {
@@ -203,5 +250,46 @@ mod tests {
         assert!(matches!(taken, Taken::Event(_)), "{taken:?}");
         assert_eq!(offsets(inbox.take(Instant::now(), 5)), [1]);
         assert!(matches!(inbox.take(Instant::now(), 5), Taken::Closed));
+    }
+
+    fn data() -> (Data, tokio::sync::oneshot::Receiver<Answer>) {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let data = Data {
+            content_type: "text/plain".to_owned(),
+            body: (&b"x"[..]).into(),
+            answer,
+        };
+        (data, answered)
+    }
+
+    #[test]
+    fn data_and_sweeps_go_in_turns() {
+        let inbox = Inbox::new(10);
+        let _answers: Vec<_> = (0..DATA)
+            .map(|_| {
+                let (data, answered) = data();
+                assert!(inbox.hand_over(data));
+                answered
+            })
+            .collect();
+        assert!(!inbox.hand_over(data().0));
+        for offset in [1, 2] {
+            inbox.offer(sweep(1, offset)).unwrap();
+        }
+        assert!(matches!(inbox.take(Instant::now(), 1), Taken::Data(_)));
+        assert_eq!(offsets(inbox.take(Instant::now(), 1)), [1]);
+        // there is room again
+        assert!(inbox.hand_over(data().0));
+        assert!(matches!(inbox.take(Instant::now(), 1), Taken::Data(_)));
+        assert_eq!(offsets(inbox.take(Instant::now(), 1)), [2]);
+        for _ in 1..DATA {
+            assert!(matches!(inbox.take(Instant::now(), 1), Taken::Data(_)));
+        }
+        assert!(matches!(inbox.take(Instant::now(), 1), Taken::Nothing));
+        // who hands it over too late sees that nobody takes it
+        inbox.close();
+        let (data, mut answered) = data();
+        assert!(inbox.hand_over(data));
+        answered.try_recv().unwrap_err();
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::SignedDuration;
@@ -22,6 +22,7 @@ use super::{Event, Progress};
 use crate::Error;
 use crate::clock::Clock;
 use crate::files::Reminder;
+use crate::socket::{Answer, Data};
 
 /// Everything that it takes to make records of readings.
 pub(super) struct Sealing<K> {
@@ -38,6 +39,8 @@ pub(super) struct Sealing<K> {
     pub(super) receipts: Receipts,
     /// A receipt found no room; the next try is when a record has found some.
     pub(super) receipts_wait: bool,
+    /// The last loss that metrics have counted.
+    pub(super) counted: u64,
     /// Whether it is worth a record that the key signs again.
     pub(super) recoveries: bool,
     /// Since when the key has not signed.
@@ -63,6 +66,8 @@ impl<K: Signer<Signature>> Sealing<K> {
                     }
                     Taken::Event(event) => tracing::error!(?event, "it is not in any record"),
                     Taken::Nothing | Taken::Closed => break,
+                    // Who handed data over is told that it is not taken.
+                    Taken::Data(_) | Taken::Heartbeat(_) => {}
                 }
             }
             let lost = self.progress.uncounted.load(Ordering::Relaxed);
@@ -91,9 +96,17 @@ impl<K: Signer<Signature>> Sealing<K> {
                 self.event(DeviceEvent::ModuleRecovered { outage_ms })?;
             }
             // What came in while the key signed shares the next record.
-            match inbox.take(next_heartbeat, READINGS_GATHERED) {
+            self.progress.sealer.waits();
+            let taken = inbox.take(next_heartbeat, READINGS_GATHERED);
+            self.progress.sealer.works();
+            match taken {
                 Taken::Sweeps(sweeps) => self.sweeps(sweeps)?,
                 Taken::Event(event) => self.event(event)?,
+                Taken::Data(data) => self.data(data)?,
+                Taken::Heartbeat(interval) => {
+                    self.heartbeat = interval;
+                    next_heartbeat = next_heartbeat.min(Instant::now() + interval);
+                }
                 Taken::Nothing => {}
                 Taken::Closed => {
                     // There may be room now, and no record comes to find it.
@@ -147,6 +160,38 @@ impl<K: Signer<Signature>> Sealing<K> {
         Ok(())
     }
 
+    /// Data of another program, which is told what becomes of it once that is sure.
+    fn data(&mut self, data: Data) -> Result<(), Error> {
+        // Who has gone hands it over again.
+        if data.answer.is_closed() {
+            return Ok(());
+        }
+        let content = Content::Data {
+            content_type: &data.content_type,
+            body: &data.body,
+        };
+        let answer = match self.append(content, &[], Room::Usual) {
+            Ok(Some(sequence)) => {
+                if self.spool.stats()?.unsynced > 0 {
+                    self.spool.sync()?;
+                }
+                let stream = StreamId(self.spool.stream().0);
+                Answer::Taken { stream, sequence }
+            }
+            Ok(None) => Answer::Full,
+            Err(Error::Spool(zk_spool::Error::TooLarge { .. })) => Answer::TooLarge,
+            Err(error) => return Err(error),
+        };
+        let counter = match answer {
+            Answer::Taken { .. } => &self.progress.data_taken,
+            Answer::Full | Answer::TooLarge => &self.progress.data_refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        // It may have gone meanwhile.
+        let _ = data.answer.send(answer);
+        Ok(())
+    }
+
     /// Hands what was given up to the spool, which remembers it.
     fn count_given_up(&mut self) -> Result<(), Error> {
         let given_up = self.progress.uncounted.swap(0, Ordering::Relaxed);
@@ -165,6 +210,14 @@ impl<K: Signer<Signature>> Sealing<K> {
         }
         let losses = self.receipts.unnamed()?;
         let stream = self.spool.stream();
+        for loss in losses.iter().filter(|loss| loss.id > self.counted) {
+            let receipt = receipt_of(loss, stream);
+            self.progress
+                .lost
+                .add(reason_of(receipt.reason), receipt.records);
+        }
+        let last = losses.last().map_or(0, |loss| loss.id);
+        self.counted = self.counted.max(last);
         if let Some(place) = &self.started
             && losses.iter().any(|loss| takes(loss, stream, place))
         {
@@ -269,6 +322,11 @@ impl<K: Signer<Signature>> Sealing<K> {
                 return Ok(None);
             }
         }
+        *self
+            .progress
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now.clock);
         self.clock.follow(&now);
         let taken = self.seal_until_signed(content, readings, room)?;
         self.receipts_wait &= taken.is_none();
@@ -309,6 +367,7 @@ impl<K: Signer<Signature>> Sealing<K> {
                 spool,
                 ..
             } = self;
+            self.progress.sealer.works();
             // The clocks are read last, so that times rise with the numbers.
             let seal = |sequence| {
                 sealer
@@ -357,6 +416,7 @@ impl<K: Signer<Signature>> Sealing<K> {
                         Some(None) => return Err(error.into()),
                     };
                     tracing::warn!(%error, "next try in {wait:?}");
+                    self.progress.sealer.waits();
                     std::thread::park_timeout(wait);
                     pause = (pause * 2).min(Duration::from_secs(5));
                 }
@@ -481,6 +541,17 @@ fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclu
         }
         // Of several, nobody knows which.
         _ => true,
+    }
+}
+
+/// The reason as metrics name it.
+fn reason_of(reason: LossReason) -> &'static str {
+    match reason {
+        LossReason::Damaged => "damaged",
+        LossReason::Dropped => "dropped",
+        LossReason::Refused => "refused",
+        LossReason::Rejected => "rejected",
+        _ => "several",
     }
 }
 

@@ -1,19 +1,9 @@
 //! What the agent writes to its spool, by its own counters.
 
-use std::io;
-use std::net::SocketAddr;
-use std::time::Duration;
-
 use bytesize::ByteSize;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, HOST};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
+use crate::agent;
 use crate::arguments::{Common, SpoolPlace};
 
 /// Counters are kept by the agent in memory alone: to keep them on the disk would
@@ -41,8 +31,8 @@ pub(super) fn of(common: &Common, place: &SpoolPlace) -> Wear {
         Ok(None) => return Wear::Unknown("metrics.listen is not set".to_owned()),
         Err(error) => return Wear::Unknown(error.to_string()),
     };
-    match ask(listen) {
-        Ok(page) => Counters::read(&page).map_or_else(
+    match agent::page(listen, "/metrics") {
+        Ok((_, page)) => Counters::read(&page).map_or_else(
             || Wear::Unknown(format!("what answers at {listen} is not this agent")),
             Wear::Counted,
         ),
@@ -115,44 +105,8 @@ impl Wear {
     }
 }
 
-fn ask(listen: SocketAddr) -> io::Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let asked = async {
-        let stream = TcpStream::connect(listen).await?;
-        let request = Request::get("/metrics")
-            .header(HOST, listen.to_string())
-            .header(CONNECTION, "close")
-            .body(Empty::<Bytes>::new())
-            .map_err(io::Error::other)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(io::Error::other)?;
-        // what fails there fails the request too
-        tokio::spawn(connection);
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(io::Error::other)?;
-        let body = Limited::new(answer.into_body(), LARGEST).collect().await;
-        let body = body.map_err(io::Error::other)?.to_bytes();
-        Ok(String::from_utf8_lossy(&body).into_owned())
-    };
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, asked)
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    })
-}
-
 /// Seconds.
 const SHORTEST: f64 = 60.0;
-
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Bytes of a page of metrics.
-const LARGEST: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

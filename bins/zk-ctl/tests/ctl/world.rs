@@ -26,6 +26,7 @@ use zk_envelope::{
 };
 use zk_gateway::{Gateway, Limits, Tls, TlsFiles, run};
 use zk_hsm::{Hsm, HsmUri, create_soft_key};
+use zk_sensors::SimulatedBus;
 use zk_store::{Options, Store, StoreUri};
 use zk_verify::{Audit, DeviceRecord, Findings, principal_of};
 
@@ -94,6 +95,8 @@ impl World {
         let owner = OwnerKey::generate().unwrap();
         fs::write(path("owner.pub.pem"), owner.public_key().to_pem()).unwrap();
         fs::write(path("roots.pem"), server_ca.pem()).unwrap();
+        let sensor = "28-0000000a0001".parse().unwrap();
+        SimulatedBus::create(path("sys"), &[sensor]).unwrap();
         let config = CONFIG
             .replace("KEY", &uri.to_string())
             .replace("PORT", &address.port().to_string());
@@ -461,6 +464,9 @@ roots = "roots.pem"
 
 [owners]
 files = ["owner.pub.pem"]
+
+[sensors]
+root = "sys"
 
 [spool]
 dir = "spool"

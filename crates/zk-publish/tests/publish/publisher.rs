@@ -243,6 +243,60 @@ fn a_certificate_that_is_not_accepted_raises_an_alarm() {
 }
 
 #[test]
+fn another_certificate_is_tried_at_once() {
+    let world = World::new();
+    world.append(1..=1);
+    let tls = world.pki.server(&[&rustls::version::TLS12]);
+    let server = Server::start(tls, |_, _| Act::Reply(200));
+    let target = Target::new(&server.endpoint(), TOPIC).unwrap();
+    let (spool, tls) = (Arc::clone(&world.spool), Arc::new(world.pki.nobody()));
+    let options = Options {
+        forbidden: AGES,
+        ..QUICK
+    };
+    let publisher = Publisher::spawn(spool, target, tls, options, pack).unwrap();
+    until(&publisher, |status| status.state == State::Forbidden);
+    publisher.set_tls(world.tls());
+    let status = until(&publisher, |status| status.records == 1);
+    assert_eq!((status.state, status.connections), (State::Online, 1));
+
+    // where all is well, too: the next message goes over a connection of its own
+    publisher.set_tls(world.tls());
+    world.append(2..=2);
+    let status = until(&publisher, |status| status.records == 2);
+    assert_eq!(status.connections, 2);
+}
+
+/// What a watchdog goes by: a pause of hours is none of its business, a message is.
+#[test]
+fn it_is_busy_with_a_message_and_not_while_it_pauses() {
+    let world = World::new();
+    world.append(1..=1);
+    let server = world.server(|number, _| match number {
+        0 => Act::Reply(403),
+        _ => Act::Hang,
+    });
+    let publisher = world.publish(
+        &server.endpoint(),
+        Options {
+            forbidden: AGES,
+            ..Options::default()
+        },
+    );
+    until(&publisher, |status| status.state == State::Forbidden);
+    while publisher.status().busy_since.is_some() {
+        std::thread::yield_now();
+    }
+    server.next();
+    publisher.link_returned();
+    // it has the request, and never answers it
+    server.next();
+    assert!(publisher.status().busy_since.is_some());
+    publisher.stop(Duration::ZERO);
+    assert_eq!(publisher.status().busy_since, None);
+}
+
+#[test]
 fn a_server_that_refuses_everything_is_not_fed_the_whole_spool() {
     let world = World::new();
     world.append(1..=30);
