@@ -14,6 +14,7 @@ use zk_publish::{Publisher, State};
 use zk_sensors::{Quality, Reading, W1Bus};
 use zk_spool::{Spool, SyncPolicy};
 
+use self::pulse::Pulse;
 use self::sealing::{Receipts, Sealing};
 use self::threads::{Alarm, Bell, Thread};
 use crate::Error;
@@ -21,6 +22,7 @@ use crate::clock::{Clock, Y2020_MS};
 use crate::config::{self, Config, Full, unsigned};
 use crate::files::{certificates, check_certificate, owner, roots};
 
+mod pulse;
 mod sealing;
 #[cfg(test)]
 mod tests;
@@ -158,6 +160,9 @@ struct Progress {
     ended: AtomicBool,
     /// The key did not sign at the last attempt, which is made again.
     waits_for_key: AtomicBool,
+    /// Of the threads that sample and seal.
+    sampler: Pulse,
+    sealer: Pulse,
 }
 
 impl Agent {
@@ -189,7 +194,9 @@ impl Agent {
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Error> {
         // Flags may have changed what was read.
-        config.check().map_err(Error::Setting)?;
+        config
+            .check()
+            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
         let uri: HsmUri = config.device.hsm.parse()?;
         let hsm_error = |source: zk_hsm::Error| Error::Hsm {
             uri: config.device.hsm.clone(),
@@ -390,6 +397,31 @@ impl Watch {
         })
     }
 
+    /// The threads, of those that sample, seal and publish, that have been at one
+    /// piece of work for longer than `limit`, and for how long. Empty while all of
+    /// them get on, or wait for something to do.
+    ///
+    /// A link that is down and a key's module that is slow, fails or has to be
+    /// opened again hold up none of them for long: each attempt has an end of its
+    /// own, and the next one counts as another piece of work. What does is a driver
+    /// or a disk that does not answer, and a defect.
+    #[must_use]
+    pub fn stuck(&self, limit: Duration) -> Vec<(&'static str, Duration)> {
+        let Parts {
+            publisher,
+            progress,
+            ..
+        } = &*self.0;
+        let busy = publisher.status().busy_since;
+        let at_it = [
+            ("sampler", progress.sampler.at_it()),
+            ("sealer", progress.sealer.at_it()),
+            ("publisher", busy.map(|since| since.elapsed())),
+        ];
+        let at_it = at_it.into_iter().filter_map(|(name, at)| Some((name, at?)));
+        at_it.filter(|(_, at)| *at > limit).collect()
+    }
+
     /// What somebody has to look after, a sentence each; empty if nothing has.
     ///
     /// A link that is down is not among it: records wait for it. Nor is a full
@@ -446,9 +478,11 @@ fn sample(
     let mut trouble: Option<(String, Instant)> = None;
     loop {
         let wait = next.saturating_duration_since(Instant::now());
+        progress.sampler.waits();
         if !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
             return;
         }
+        progress.sampler.works();
         // A sweep that takes longer than the interval delays the next one; it
         // does not make up for it afterwards by two of the same moment.
         next = (next + interval).max(Instant::now() + interval / 2);

@@ -6,13 +6,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use clap::ValueEnum;
+use documented::DocumentedFields;
 use jiff::SignedDuration;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use toml::de::DeTable;
+use tracing_subscriber::EnvFilter;
 use zk_envelope::DeviceId;
 
-use crate::Error;
+use crate::{Error, arguments};
 
 /// agent.toml. Relative paths in it are relative to the file's own directory.
+/// [`template`] has all of it, with comments.
 ///
 /// ```toml
 /// [device]
@@ -42,8 +47,15 @@ use crate::Error;
 ///
 /// [metrics]
 /// listen = "127.0.0.1:9465"
+///
+/// [socket]
+/// listen = "/run/zk-agent/publish.sock"
+/// group = "zk-publish"
+///
+/// [log]
+/// filter = "info"
 /// ```
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Who this is.
@@ -60,73 +72,88 @@ pub struct Config {
     /// Signs of life.
     #[serde(default)]
     pub heartbeat: Heartbeat,
-    /// Metrics and health.
+    /// Metrics and health, over plain HTTP.
     #[serde(default)]
     pub metrics: MetricsTable,
+    /// Where other programs of this machine hand over data of theirs.
+    #[serde(default)]
+    pub socket: SocketTable,
+    /// What is logged, to standard error.
+    #[serde(default)]
+    pub log: Log,
 }
 
 /// `[device]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
-    /// The common name of its certificate.
+    /// The device's name, which is the common name of its certificate: 1 to 64 of
+    /// A-Z a-z 0-9 _ -
+    #[serde(serialize_with = "displayed")]
     pub id: DeviceId,
-    /// The key: `zymkey:slot=0`, `pkcs11:token=…;object=…` or `soft:/path`.
+    /// The key: `zymkey:slot=0`, `pkcs11:token=…;object=…` or, for development
+    /// only, `soft:/path/key.pem`.
     pub hsm: String,
     /// The certificate chain in PEM, the device's own first.
     pub certificate: PathBuf,
 }
 
 /// `[target]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// Host and port of AWS IoT Core or of a gateway.
+    /// Host and port of AWS IoT Core or of a gateway. The host is a name in the
+    /// server's certificate.
     pub endpoint: String,
-    /// The roots that the endpoint's certificate chains to, in PEM.
+    /// The roots that the endpoint's certificate chains to, in PEM; never the
+    /// authority of the devices.
     pub roots: PathBuf,
 }
 
 /// `[owners]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Owners {
-    /// Public keys in PEM, 1 to 8.
+    /// Public keys in PEM, 1 to 8; each record is encrypted for all of them.
     pub files: Vec<PathBuf>,
 }
 
 /// `[sensors]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sensors {
-    /// From one sweep over all sensors to the next.
+    /// From one sweep over all sensors to the next: 10 ms to 24 h.
+    #[serde(serialize_with = "jiff::fmt::serde::duration::friendly::compact::required")]
     pub interval: SignedDuration,
     /// Where the kernel shows its buses: `/sys`, or a simulated tree.
     pub root: PathBuf,
 }
 
 /// `[spool]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpoolTable {
     /// Its directory.
     pub dir: PathBuf,
-    /// How it stores segments.
+    /// How it stores records: `log`; or `sled`, where the program is built with that
+    /// feature, which is no improvement. A spool keeps its engine.
     #[serde(default)]
     pub engine: Engine,
-    /// The most that it may hold.
-    #[serde(default = "default_cap")]
+    /// The most that it may take on disk.
+    #[serde(default = "default_cap", serialize_with = "size")]
     pub cap: ByteSize,
-    /// What happens when it holds that much.
+    /// What happens then: `drop-oldest`, or `reject` what is new. Either way signed
+    /// receipts name what is lost.
     #[serde(default)]
     pub full: Full,
-    /// When a record is safe from a power cut.
+    /// When a record is safe from a power cut: `each`, before it counts as taken; or
+    /// within a time, as in { every = `1s` }, which spares SD cards.
     #[serde(default)]
     pub sync: Sync,
 }
 
 /// `spool.engine`
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
     /// In a log of our own.
@@ -137,7 +164,7 @@ pub enum Engine {
 }
 
 /// `spool.full`
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Full {
     /// New readings are not taken.
@@ -148,32 +175,70 @@ pub enum Full {
 }
 
 /// `spool.sync`
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sync {
     /// Before it counts as taken.
     #[default]
     Each,
     /// Within this time; spares SD cards.
-    Every(SignedDuration),
+    Every(
+        #[serde(serialize_with = "jiff::fmt::serde::duration::friendly::compact::required")]
+        SignedDuration,
+    ),
 }
 
 /// `[heartbeat]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Heartbeat {
-    /// From one heartbeat record to the next.
+    /// From one heartbeat record to the next, 10 ms to 24 h, so that silence of the
+    /// sensors means something.
+    #[serde(serialize_with = "jiff::fmt::serde::duration::friendly::compact::required")]
     pub interval: SignedDuration,
 }
 
 /// `[metrics]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsTable {
     /// A loopback address where they are served without TLS; without one they
     /// are not.
     #[serde(default, deserialize_with = "optional_loopback")]
     pub listen: Option<SocketAddr>,
+}
+
+/// `[socket]`
+#[derive(Clone, Debug, Default, Deserialize, DocumentedFields, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SocketTable {
+    /// Its path; without one there is none. The directory has to be there.
+    pub listen: Option<PathBuf>,
+    /// The group whose members may use it; the agent's user has to be one of them.
+    /// Without one that is the group of the agent itself.
+    pub group: Option<String>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize, DocumentedFields, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Which lines: a level, or a filter such as `info,zk_publish=debug`. A variable
+    /// RUST_LOG goes before it.
+    pub filter: String,
+    /// How they are written: `text`, or `json`, an object in a line.
+    pub format: LogFormat,
+}
+
+/// `log.format`
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object in a line.
+    Json,
 }
 
 impl Default for Sensors {
@@ -189,6 +254,15 @@ impl Default for Heartbeat {
     fn default() -> Self {
         Self {
             interval: SignedDuration::from_mins(5),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::default(),
         }
     }
 }
@@ -214,15 +288,19 @@ impl Config {
             &mut config.sensors.root,
             &mut config.spool.dir,
         ];
-        for path in paths.into_iter().chain(&mut config.owners.files) {
+        let paths = paths.into_iter().chain(&mut config.owners.files);
+        for path in paths.chain(&mut config.socket.listen) {
             *path = base.join(&*path);
         }
-        config.check().map_err(wrong)?;
+        config.check().map_err(|(key, detail)| {
+            let line = line_of(&text, key).map_or(String::new(), |line| format!("line {line}: "));
+            wrong(format!("{line}{key} {detail}"))
+        })?;
         Ok(config)
     }
 
-    /// What the types do not say.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    /// What the types do not say: the key that is wrong, and what is allowed.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         let window = match self.spool.sync {
             Sync::Each => None,
             Sync::Every(window) => Some(("spool.sync.every", window)),
@@ -233,18 +311,111 @@ impl Config {
         ];
         for (key, interval) in intervals.into_iter().chain(window) {
             if !(SHORTEST..=LONGEST).contains(&interval) {
-                return Err(format!(
-                    "{key} is {interval:#}: at least {SHORTEST:#} and at most {LONGEST:#} are allowed"
-                ));
+                let detail = format!(
+                    "is {interval:#}: at least {SHORTEST:#} and at most {LONGEST:#} are allowed"
+                );
+                return Err((key, detail));
             }
         }
-        if !(1..=8).contains(&self.owners.files.len()) {
-            return Err(format!(
-                "owners.files names {}: 1 to 8 are allowed",
-                self.owners.files.len()
-            ));
+        let owners = self.owners.files.len();
+        if !(1..=8).contains(&owners) {
+            let detail = format!("names {owners}: 1 to 8 are allowed");
+            return Err(("owners.files", detail));
         }
-        Ok(())
+        log_filter(&self.log.filter).map_err(|detail| ("log.filter", detail))
+    }
+}
+
+/// A complete agent.toml with comments, made of what the types say: required keys
+/// with an example, all others commented out, with what holds without them.
+///
+/// # Errors
+/// [`Error::Setting`]: none that is known of.
+pub fn template() -> Result<String, Error> {
+    let made = |error: &dyn std::error::Error| Error::Setting(error.to_string());
+    let mut config: Config = toml::from_str(LEAST).map_err(|error| made(&error))?;
+    config.metrics.listen = Some(SocketAddr::from(([127, 0, 0, 1], 9465)));
+    config.socket.listen = Some("/run/zk-agent/publish.sock".into());
+    config.socket.group = Some("zk-publish".to_owned());
+    let least: toml::Table = toml::from_str(LEAST).map_err(|error| made(&error))?;
+    let all = toml::to_string(&config).map_err(|error| made(&error))?;
+
+    let mut text = TEMPLATE_HEAD.to_owned();
+    let mut table = "";
+    for line in all.lines() {
+        if let Some(heading) = line.strip_prefix('[') {
+            table = heading.trim_end_matches(']');
+            text.push('\n');
+            comment(&mut text, Config::get_field_docs(table).unwrap_or_default());
+            text += &format!("[{table}]\n");
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            comment(&mut text, docs_of(table, key).unwrap_or_default());
+            let over = arguments::over(table, key);
+            comment(&mut text, &over.unwrap_or_default());
+            let required = least.get(table).is_some_and(|keys| keys.get(key).is_some());
+            text += if required { "" } else { "# " };
+            text += &format!("{line}\n");
+        }
+    }
+    Ok(text)
+}
+
+/// What the types say of a key.
+fn docs_of(table: &str, key: &str) -> Option<&'static str> {
+    let docs = match table {
+        "device" => Device::get_field_docs(key),
+        "heartbeat" => Heartbeat::get_field_docs(key),
+        "log" => Log::get_field_docs(key),
+        "metrics" => MetricsTable::get_field_docs(key),
+        "owners" => Owners::get_field_docs(key),
+        "sensors" => Sensors::get_field_docs(key),
+        "socket" => SocketTable::get_field_docs(key),
+        "spool" => SpoolTable::get_field_docs(key),
+        "target" => Target::get_field_docs(key),
+        _ => return None,
+    };
+    docs.ok()
+}
+
+/// Adds a comment of lines that are not too long.
+fn comment(text: &mut String, words: &str) {
+    let mut line = String::new();
+    for word in words.replace('`', "\"").split_whitespace() {
+        if line.len() + word.len() > 78 {
+            *text += &format!("#{line}\n");
+            line.clear();
+        }
+        line = line + " " + word;
+    }
+    if !line.is_empty() {
+        *text += &format!("#{line}\n");
+    }
+}
+
+/// The line of `table.key` in a file, if it is there; else that of the table.
+pub(crate) fn line_of(text: &str, key: &str) -> Option<usize> {
+    let (table, key) = key.split_once('.')?;
+    let key = key.split('.').next().unwrap_or(key);
+    let tables = DeTable::parse(text).ok()?;
+    let (heading, keys) = tables.get_ref().get_key_value(table)?;
+    let key = keys
+        .get_ref()
+        .as_table()
+        .and_then(|keys| keys.get_key_value(key));
+    let at = key.map_or(heading.span(), |(key, _)| key.span()).start;
+    Some(text[..at].matches('\n').count() + 1)
+}
+
+/// A filter of log lines.
+///
+/// # Errors
+/// What is wrong with it, and what to give instead.
+pub(crate) fn log_filter(text: &str) -> Result<(), String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!(
+            "is {text:?}: {error}; give a level or a filter, such as info or info,zk_publish=debug"
+        )),
     }
 }
 
@@ -282,3 +453,42 @@ const LONGEST: SignedDuration = SignedDuration::from_hours(24);
 fn default_cap() -> ByteSize {
     ByteSize::mib(256)
 }
+
+fn displayed<S: Serializer>(
+    value: &impl std::fmt::Display,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// As a person writes it: `256MiB`.
+fn size<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&size.to_string().replace(".0 ", ""))
+}
+
+/// The least that parses.
+const LEAST: &str = r#"
+[device]
+id = "pi-01"
+hsm = "zymkey:slot=0"
+certificate = "device.crt.pem"
+
+[target]
+endpoint = "gateway.example:8443"
+roots = "gateway-ca.crt.pem"
+
+[owners]
+files = ["owner.pub.pem"]
+
+[spool]
+dir = "/var/lib/zk-agent/spool"
+"#;
+
+const TEMPLATE_HEAD: &str = "\
+# zk-agent: which device this is, what it reads, for whom, and where it goes.
+# What begins with a key and is commented out holds as it stands here, but for
+# metrics and socket, which are not there without it. A path that does not begin
+# with / begins at this file's directory. Flags go before environment variables,
+# these before this file. SIGHUP has it read again; zk-agent --check-config says
+# whether it is right.
+";

@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+pub mod arguments;
 mod clock;
 mod config;
 mod error;
@@ -36,8 +37,8 @@ mod metrics;
 pub use agent::{Agent, Event, Status, Watch, receipt_of};
 pub use clock::Clock;
 pub use config::{
-    Config, Device, Full, Heartbeat, MetricsTable, Owners, Sensors, SpoolTable, Sync, Target,
-    loopback,
+    Config, Device, Engine, Full, Heartbeat, Log, LogFormat, MetricsTable, Owners, Sensors,
+    SocketTable, SpoolTable, Sync, Target, loopback, template,
 };
 pub use error::Error;
 pub use files::{certificates, check_certificate, owner, roots};

@@ -92,17 +92,17 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
         (
             "\"10s\"",
             "\"1ms\"",
-            vec!["sensors.interval", "at least 10ms"],
+            vec!["line 15: sensors.interval", "at least 10ms"],
         ),
         (
             "\"5m\"",
             "\"25h\"",
-            vec!["heartbeat.interval", "at most 24h"],
+            vec!["line 25: heartbeat.interval", "at most 24h"],
         ),
         (
             "\"1s\"",
             "\"9000000000h\"",
-            vec!["spool.sync.every", "at most 24h"],
+            vec!["line 22: spool.sync.every", "at most 24h"],
         ),
         (
             "\"reject\"",
@@ -115,7 +115,7 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             vec!["line 22", "`each`", "`every`"],
         ),
         ("\"1MiB\"", "\"lots\"", vec!["line 20"]),
-        ("[\"owner.pub.pem\"]", "[]", vec!["owners.files", "1 to 8"]),
+        ("[\"owner.pub.pem\"]", "[]", vec!["line 12: owners.files", "1 to 8"]),
         (
             "[target]",
             "[goal]",

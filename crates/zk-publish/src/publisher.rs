@@ -241,6 +241,7 @@ where
         if let Some(why) = &failure {
             error!(error = %why, "publishing has ended");
         }
+        self.board.busy(false);
         self.board.change(|status| {
             if failure.is_some() {
                 status.state = State::Failed;
@@ -253,6 +254,7 @@ where
 
     async fn run(&mut self) -> Result<(), zk_spool::Error> {
         loop {
+            self.board.busy(true);
             let pause = match self.turn().await {
                 Ok(ControlFlow::Continue(None)) => continue,
                 Ok(ControlFlow::Continue(Some(pause))) => pause,
@@ -263,6 +265,7 @@ where
                 }
                 Err(error) => return Err(error),
             };
+            self.board.busy(false);
             if !self.pause(pause).await {
                 return Ok(());
             }

@@ -10,6 +10,10 @@ pub struct Status {
     pub state: State,
     /// Since when.
     pub since: Instant,
+    /// Since when it has been at one message, or at a look into the spool. `None`
+    /// while it waits for the next, and when it has ended. Each step of a message
+    /// has a time limit; so this gets old only if the spool's disk does not answer.
+    pub busy_since: Option<Instant>,
     /// Messages that the server took.
     pub messages: u64,
     /// Records in them. A record whose answer was lost counts when it is taken
@@ -84,6 +88,7 @@ impl Board {
         let status = Status {
             state: State::Starting,
             since: Instant::now(),
+            busy_since: None,
             messages: 0,
             records: 0,
             bytes: 0,
@@ -114,6 +119,11 @@ impl Board {
         }
         self.changed.notify_all();
         before
+    }
+
+    /// Whether it is at work from now on. Nobody waits for that.
+    pub(crate) fn busy(&self, busy: bool) {
+        self.lock().busy_since = busy.then(Instant::now);
     }
 
     pub(crate) fn wait_for(

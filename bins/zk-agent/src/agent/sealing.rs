@@ -68,7 +68,11 @@ impl<K: Signer<Signature>> Sealing<K> {
                 next_heartbeat = Instant::now() + self.heartbeat;
             }
             self.receipts()?;
-            match swept.recv_timeout(next_heartbeat.saturating_duration_since(Instant::now())) {
+            self.progress.sealer.waits();
+            let swept_next =
+                swept.recv_timeout(next_heartbeat.saturating_duration_since(Instant::now()));
+            self.progress.sealer.works();
+            match swept_next {
                 Ok(first) => self.readings(gather(first, swept))?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
@@ -254,6 +258,7 @@ impl<K: Signer<Signature>> Sealing<K> {
                 spool,
                 ..
             } = self;
+            self.progress.sealer.works();
             // The clocks are read last, so that times rise with the numbers.
             let seal = |sequence| {
                 sealer
@@ -298,6 +303,7 @@ impl<K: Signer<Signature>> Sealing<K> {
                         Some(None) => return Err(error.into()),
                     };
                     tracing::warn!(%error, "next try in {wait:?}");
+                    self.progress.sealer.waits();
                     std::thread::park_timeout(wait);
                     pause = (pause * 2).min(Duration::from_secs(5));
                 }

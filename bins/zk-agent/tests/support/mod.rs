@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
@@ -100,7 +102,24 @@ impl Place {
     }
 
     pub(crate) fn start(&self) -> Daemon {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_zk-agent"))
+        self.start_with(&mut Command::new(env!("CARGO_BIN_EXE_zk-agent")))
+    }
+
+    /// As systemd starts it, which is told what happens; with a watchdog that has to
+    /// be fed within this time.
+    pub(crate) fn start_as_service(&self, watchdog: Duration) -> (Daemon, Systemd) {
+        let socket = self.path("notify");
+        let systemd = UnixDatagram::bind(&socket).unwrap();
+        systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zk-agent"));
+        command
+            .env("NOTIFY_SOCKET", socket)
+            .env("WATCHDOG_USEC", watchdog.as_micros().to_string());
+        (self.start_with(&mut command), Systemd(systemd))
+    }
+
+    pub(crate) fn start_with(&self, command: &mut Command) -> Daemon {
+        let mut child = command
             .args(["--log-format", "json", "--config"])
             .arg(self.path("agent.toml"))
             .stderr(Stdio::piped())
@@ -108,6 +127,28 @@ impl Place {
             .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         Daemon { child, log }
+    }
+}
+
+/// What systemd hears.
+pub(crate) struct Systemd(UnixDatagram);
+
+impl Systemd {
+    /// What it is told next.
+    pub(crate) fn notified(&self) -> String {
+        let mut bytes = [0; 1024];
+        let length = self.0.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    }
+
+    /// Hears on until it is told this.
+    pub(crate) fn until(&self, said: impl Fn(&str) -> bool) -> String {
+        loop {
+            let heard = self.notified();
+            if said(&heard) {
+                return heard;
+            }
+        }
     }
 }
 
@@ -154,10 +195,13 @@ impl Daemon {
         fields["address"].as_str().unwrap().parse().unwrap()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// SIGTERM, and what the log says of the end.
     pub(crate) fn terminate(mut self) -> (serde_json::Value, ExitStatus) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         let last = self.logged("stopped; what waits goes out after the next start");
         self.log.read_to_end(&mut Vec::new()).unwrap();
         (last, self.child.wait().unwrap())
@@ -266,3 +310,6 @@ pub(crate) fn started_with(config: &Path, more: &[&str]) -> (Option<i32>, String
         String::from_utf8(output.stderr).unwrap(),
     )
 }
+
+/// How long something may take before a test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,0 +1,272 @@
+//! The command line, for the program and for its manual.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{Args, CommandFactory, Parser};
+use jiff::SignedDuration;
+use zk_envelope::DeviceId;
+
+use crate::config::{self, Config, Engine, Full, LogFormat, loopback};
+
+/// Reads sensors, seals each reading with the device's key, keeps it on disk
+/// and publishes it, oldest first.
+#[derive(Debug, Parser)]
+#[command(name = "zk-agent", version, after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// The configuration file, as zk-setup writes it.
+    #[arg(
+        long,
+        env = "ZK_AGENT_CONFIG",
+        default_value = "/etc/zk-agent/agent.toml"
+    )]
+    pub config: PathBuf,
+    /// Says whether the agent would start here, and what is wrong, and ends.
+    #[arg(long, conflicts_with = "config_template")]
+    pub check_config: bool,
+    /// With --check-config: prints one JSON object.
+    #[arg(long, requires = "check_config")]
+    pub json: bool,
+    /// Prints a complete configuration file with comments, and ends.
+    #[arg(long)]
+    pub config_template: bool,
+    /// What goes before the file.
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+/// Settings from the command line or the environment, for each key of the file.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "In place of what the file says")]
+pub struct Overrides {
+    /// The device's name.
+    #[arg(
+        id = "device.id",
+        long = "device",
+        env = "ZK_AGENT_DEVICE",
+        value_name = "ID"
+    )]
+    pub device: Option<DeviceId>,
+    /// The device's key.
+    #[arg(
+        id = "device.hsm",
+        long = "hsm",
+        env = "ZK_AGENT_HSM",
+        value_name = "URI"
+    )]
+    pub hsm: Option<String>,
+    /// Its certificate chain.
+    #[arg(
+        id = "device.certificate",
+        long = "certificate",
+        env = "ZK_AGENT_CERTIFICATE",
+        value_name = "FILE"
+    )]
+    pub certificate: Option<PathBuf>,
+    /// Where records go.
+    #[arg(
+        id = "target.endpoint",
+        long = "endpoint",
+        env = "ZK_AGENT_ENDPOINT",
+        value_name = "HOST:PORT"
+    )]
+    pub endpoint: Option<String>,
+    /// Who signs the endpoint's certificate.
+    #[arg(
+        id = "target.roots",
+        long = "roots",
+        env = "ZK_AGENT_ROOTS",
+        value_name = "FILE"
+    )]
+    pub roots: Option<PathBuf>,
+    /// An owner's public key; may be given again, or several with commas.
+    #[arg(
+        id = "owners.files",
+        long = "owner",
+        env = "ZK_AGENT_OWNERS",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub owners: Vec<PathBuf>,
+    /// From one sweep over all sensors to the next.
+    #[arg(
+        id = "sensors.interval",
+        long = "interval",
+        env = "ZK_AGENT_INTERVAL",
+        value_name = "DURATION"
+    )]
+    pub interval: Option<SignedDuration>,
+    /// Where the kernel shows its buses.
+    #[arg(
+        id = "sensors.root",
+        long = "sensors-root",
+        env = "ZK_AGENT_SENSORS_ROOT",
+        value_name = "DIR"
+    )]
+    pub sensors_root: Option<PathBuf>,
+    /// Where records wait.
+    #[arg(
+        id = "spool.dir",
+        long = "spool",
+        env = "ZK_AGENT_SPOOL",
+        value_name = "DIR"
+    )]
+    pub spool: Option<PathBuf>,
+    /// How they are stored.
+    #[arg(
+        id = "spool.engine",
+        long = "spool-engine",
+        env = "ZK_AGENT_SPOOL_ENGINE",
+        value_name = "ENGINE"
+    )]
+    pub spool_engine: Option<Engine>,
+    /// The most that may wait.
+    #[arg(
+        id = "spool.cap",
+        long = "spool-cap",
+        env = "ZK_AGENT_SPOOL_CAP",
+        value_name = "SIZE"
+    )]
+    pub spool_cap: Option<ByteSize>,
+    /// What happens then.
+    #[arg(
+        id = "spool.full",
+        long = "spool-full",
+        env = "ZK_AGENT_SPOOL_FULL",
+        value_name = "POLICY"
+    )]
+    pub spool_full: Option<Full>,
+    /// When a record is safe from a power cut: each, or within a time such as 1s.
+    #[arg(
+        id = "spool.sync",
+        long = "spool-sync",
+        env = "ZK_AGENT_SPOOL_SYNC",
+        value_name = "each|DURATION",
+        value_parser = sync
+    )]
+    pub spool_sync: Option<config::Sync>,
+    /// From one heartbeat record to the next.
+    #[arg(
+        id = "heartbeat.interval",
+        long = "heartbeat",
+        env = "ZK_AGENT_HEARTBEAT",
+        value_name = "DURATION"
+    )]
+    pub heartbeat: Option<SignedDuration>,
+    /// Where metrics and health are served.
+    #[arg(
+        id = "metrics.listen",
+        long = "metrics",
+        env = "ZK_AGENT_METRICS",
+        value_name = "ADDRESS:PORT",
+        value_parser = loopback
+    )]
+    pub metrics: Option<SocketAddr>,
+    /// The socket for data of other programs.
+    #[arg(
+        id = "socket.listen",
+        long = "socket",
+        env = "ZK_AGENT_SOCKET",
+        value_name = "PATH"
+    )]
+    pub socket: Option<PathBuf>,
+    /// The group whose members may use it.
+    #[arg(
+        id = "socket.group",
+        long = "socket-group",
+        env = "ZK_AGENT_SOCKET_GROUP",
+        value_name = "GROUP"
+    )]
+    pub socket_group: Option<String>,
+    /// What to log, always to standard error: a level, or a filter such as
+    /// info,zk_publish=debug.
+    #[arg(
+        id = "log.filter",
+        long = "log",
+        env = "ZK_AGENT_LOG",
+        value_name = "FILTER"
+    )]
+    pub log: Option<String>,
+    /// How to log.
+    #[arg(
+        id = "log.format",
+        long = "log-format",
+        env = "ZK_AGENT_LOG_FORMAT",
+        value_name = "FORMAT"
+    )]
+    pub log_format: Option<LogFormat>,
+}
+
+impl Overrides {
+    /// What holds, given what the file says. Paths are relative to where one is.
+    #[must_use]
+    pub fn over(&self, file: Config) -> Config {
+        fn put<T: Clone>(given: Option<&T>, held: &mut T) {
+            if let Some(given) = given {
+                held.clone_from(given);
+            }
+        }
+        let mut config = file;
+        put(self.device.as_ref(), &mut config.device.id);
+        put(self.hsm.as_ref(), &mut config.device.hsm);
+        put(self.certificate.as_ref(), &mut config.device.certificate);
+        put(self.endpoint.as_ref(), &mut config.target.endpoint);
+        put(self.roots.as_ref(), &mut config.target.roots);
+        if !self.owners.is_empty() {
+            config.owners.files.clone_from(&self.owners);
+        }
+        put(self.interval.as_ref(), &mut config.sensors.interval);
+        put(self.sensors_root.as_ref(), &mut config.sensors.root);
+        put(self.spool.as_ref(), &mut config.spool.dir);
+        put(self.spool_engine.as_ref(), &mut config.spool.engine);
+        put(self.spool_cap.as_ref(), &mut config.spool.cap);
+        put(self.spool_full.as_ref(), &mut config.spool.full);
+        put(self.spool_sync.as_ref(), &mut config.spool.sync);
+        put(self.heartbeat.as_ref(), &mut config.heartbeat.interval);
+        config.metrics.listen = self.metrics.or(config.metrics.listen);
+        config.socket.listen = self.socket.clone().or(config.socket.listen);
+        config.socket.group = self.socket_group.clone().or(config.socket.group);
+        // what other programs of this system are told, too
+        let common = std::env::var("RUST_LOG").ok().filter(|log| !log.is_empty());
+        put(
+            self.log.as_ref().or(common.as_ref()),
+            &mut config.log.filter,
+        );
+        put(self.log_format.as_ref(), &mut config.log.format);
+        config
+    }
+}
+
+/// What goes before a key of the file, as a sentence.
+pub(crate) fn over(table: &str, key: &str) -> Option<String> {
+    let id = format!("{table}.{key}");
+    let command = Arguments::command();
+    let argument = command
+        .get_arguments()
+        .find(|argument| argument.get_id() == id.as_str())?;
+    let (flag, variable) = (argument.get_long()?, argument.get_env()?);
+    Some(format!("Flag --{flag}, variable {}.", variable.display()))
+}
+
+fn sync(text: &str) -> Result<config::Sync, String> {
+    match text.parse() {
+        _ if text == "each" => Ok(config::Sync::Each),
+        Ok(window) => Ok(config::Sync::Every(window)),
+        Err(_) => Err("give each, or a time such as 1s".to_owned()),
+    }
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  zk-agent --config /etc/zk-agent/agent.toml
+  zk-agent --config-template > agent.toml
+  zk-agent --config agent.toml --check-config
+  zk-agent --config devices/pi-01/agent.toml --hsm soft:/home/me/dev-key.pem
+
+Flags go before environment variables, these before the configuration file.
+
+Signals: TERM and INT seal what was read, publish, both for at most 10 s, and end;
+HUP reads the configuration and its certificates anew.
+
+Exit status: 0 stopped as told, 1 failed, 2 wrong usage or configuration.";
