@@ -317,10 +317,8 @@ impl Emulated {
 impl Machine for Emulated {
     fn command(&self, program: &str) -> Command {
         let path = self.tree.path().join("usr/bin").join(program);
-        // its link leads to where it is installed
-        let path = fs::read_link(&path).map_or(path, |to| {
-            self.tree.path().join(to.strip_prefix("/").unwrap_or(&to))
-        });
+        // the emulator would tell it its own name, and not where its link leads
+        let path = path.canonicalize().unwrap();
         let mut command = Command::new("qemu-aarch64");
         command.args(["-L", "/usr/aarch64-linux-gnu"]).arg(path);
         command

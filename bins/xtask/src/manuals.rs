@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
 
 /// Writes them below `out`: `man/PAGE.SECTION`, `bash/PROGRAM`, `zsh/_PROGRAM` and
 /// `fish/PROGRAM.fish`.
@@ -15,6 +16,7 @@ pub(crate) fn write(out: &Path) -> Result<()> {
         fs::create_dir_all(out.join(directory))?;
     }
     for (mut command, section) in [
+        (zk_agent::arguments::Arguments::command(), "8"),
         (zk_ctl::Arguments::command(), "1"),
         (zk_gateway::arguments::Arguments::command(), "8"),
         (zk_reader::arguments::Arguments::command(), "1"),
@@ -39,8 +41,20 @@ pub(crate) fn write(out: &Path) -> Result<()> {
 /// A page for `command`, and one for each of its own: `zk-ctl-spool.1`.
 fn pages(command: &Command, name: &str, section: &str, out: &Path) -> Result<()> {
     let mut page = Vec::new();
+    // What stands there are lines, such as examples, and the page would fill them up.
+    let notes = command.get_after_long_help().or(command.get_after_help());
+    let notes = notes.map(ToString::to_string);
     let shown = command.clone().display_name(name.to_owned());
+    let shown = shown.after_help(None::<&str>).after_long_help(None::<&str>);
     Man::new(shown).section(section).render(&mut page)?;
+    if let Some(notes) = notes {
+        let mut lines = Roff::new();
+        lines.control("SH", ["NOTES"]).control("nf", []);
+        for line in notes.lines() {
+            lines.text([roman(line)]);
+        }
+        lines.control("fi", []).to_writer(&mut page)?;
+    }
     fs::write(out.join(format!("man/{name}.{section}")), page)?;
     let own = |command: &&Command| command.get_name() != "help" && !command.is_hide_set();
     for command in command.get_subcommands().filter(own) {

@@ -115,7 +115,11 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             vec!["line 22", "`each`", "`every`"],
         ),
         ("\"1MiB\"", "\"lots\"", vec!["line 20"]),
-        ("[\"owner.pub.pem\"]", "[]", vec!["line 12: owners.files", "1 to 8"]),
+        (
+            "[\"owner.pub.pem\"]",
+            "[]",
+            vec!["line 12: owners.files", "1 to 8"],
+        ),
         (
             "[target]",
             "[goal]",
