@@ -71,14 +71,18 @@
 
 mod bus;
 mod error;
+mod health;
 mod id;
 mod reading;
 mod scratchpad;
 mod simulated;
 mod text;
+mod thermometer;
 
-pub use bus::W1Bus;
+pub use bus::{Listing, W1Bus};
 pub use error::SensorError;
+pub use health::SensorHealth;
 pub use id::SensorId;
 pub use reading::{MilliCelsius, Quality, Reading, Readings};
-pub use simulated::{Curve, SimulatedBus};
+pub use simulated::{Curve, HeldReading, SimulatedBus};
+pub use thermometer::{ConversionTime, Features, Power, Thermometer};
