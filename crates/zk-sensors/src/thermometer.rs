@@ -376,18 +376,15 @@ impl Thermometer {
         }
     }
 
-    /// Writes a word at once: a driver takes each write for a word of its own.
+    /// Writes a word. It is so short that the system takes it at once: to a
+    /// driver each write is a word of its own.
     fn write(&self, name: &str, word: &str) -> Result<(), SensorError> {
         let path = self.dir.join(name);
         OpenOptions::new()
             .write(true)
             .truncate(true)
             .open(&path)
-            .and_then(|mut file| file.write(word.as_bytes()))
-            .and_then(|written| match written == word.len() {
-                true => Ok(()),
-                false => Err(ErrorKind::WriteZero.into()),
-            })
+            .and_then(|mut file| file.write_all(word.as_bytes()))
             .map_err(|source| SensorError::Setting {
                 path,
                 verb: "write",

@@ -400,6 +400,9 @@ fn a_listing_has_what_answers_and_what_does_not() {
     ] {
         fs::create_dir(dir.path().join("bus/w1/devices").join(name)).unwrap();
     }
+    // nor does one in a place that is no bus
+    let strange = Path::new("../../../devices/\u{1b}[2J").join(C);
+    symlink(strange, dir.path().join("bus/w1/devices").join(C)).unwrap();
     let listing = bus.list().unwrap();
     let buses = [1, 2, 9, 10].map(|number| format!("w1_bus_master{number}"));
     assert_eq!(listing.buses, buses);
@@ -411,7 +414,15 @@ fn a_listing_has_what_answers_and_what_does_not() {
         .collect();
     let second = Some("w1_bus_master2");
     // a plain directory does not tell its bus
-    assert_eq!(found, [(id(OLD), second), (id(A), None), (id(B), second)]);
+    assert_eq!(
+        found,
+        [
+            (id(OLD), second),
+            (id(A), None),
+            (id(B), second),
+            (id(C), None)
+        ]
+    );
 }
 
 /// Root may do everything, so it runs this test again as another user.
