@@ -223,10 +223,15 @@ fn what_there_is_instead_of_thermometers_is_said() {
     none.says(&["pull-up"]);
     assert!(!none.err.contains("no device"), "{}", none.err);
 
-    for name in ["01-0000000a0001", "00-400000000000"] {
+    let device = |name: &str| {
         fs::create_dir(dir.path().join("bus/w1/devices").join(name)).unwrap();
-    }
-    sensors(&[]).ends(3).says(&["00-400000000000 is no device"]);
+    };
+    device("01-0000000a0001");
+    let none = sensors(&[]).ends(3);
+    assert!(!none.err.contains("no device"), "{}", none.err);
+    device("00-400000000000");
+    let phantom = sensors(&[]).ends(3);
+    phantom.says(&["00-400000000000 is no device"]);
     let json = sensors(&["--json"]).ends(3).json();
     assert_eq!(json["sensors"], json!([]));
     assert_eq!(
@@ -294,6 +299,15 @@ fn it_watches_for_as_long_as_it_was_told() {
     assert!(!run.text().contains('\x1b'));
 
     // the last sweep decides
+    let arguments = ["--watch", "--interval", "10ms", "--count", "2"];
+    let mut watching = tree.program(&arguments);
+    let held = tree.second.hold(id(OLD)).unwrap();
+    let (first_failed, run) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| finish(&mut watching, b""));
+        (held.fail(), watcher.join().unwrap())
+    });
+    first_failed.unwrap();
+    assert!(run.ends(0).text().contains(" empty "));
     tree.second.empty(id(OLD)).unwrap();
     let run = tree
         .sensors(&["--watch", "--interval", "10ms", "--count", "2"])
