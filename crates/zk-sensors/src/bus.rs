@@ -345,6 +345,10 @@ impl Master {
         if bulk().any(Thermometer::is_polled) {
             return None;
         }
+        // begun anew, a conversion gives whoever waits for it the values before
+        if self.is_converting() {
+            return None;
+        }
         let wait = self.longest_wait();
         let begun = Instant::now();
         let written = trigger.write(TRIGGER);

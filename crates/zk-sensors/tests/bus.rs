@@ -362,6 +362,19 @@ fn another_programs_conversion_is_waited_for() {
     assert_eq!(read(dir.path())[0].1, Quality::Empty);
 }
 
+/// The other would be told of its end too early, and read the values before.
+#[test]
+fn another_programs_conversion_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let _wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
+    let expected = [A, B].map(|sensor| (sensor.to_owned(), Quality::Ok, Some(20_000)));
+    for (before, after) in [("-1\n", "-1\n"), ("0\n", "trigger\n"), ("1\n", "trigger\n")] {
+        fs::write(bulk_path(dir.path(), 1), before).unwrap();
+        assert_eq!(read(dir.path()), expected);
+        assert_eq!(bulk(dir.path(), 1), after);
+    }
+}
+
 #[test]
 fn whoever_is_to_trigger_nothing_triggers_nothing() {
     let dir = tempfile::tempdir().unwrap();
