@@ -169,8 +169,8 @@ impl Thermometer {
             (Ok(Some(found)), _) => {
                 Err(self.not_taken("resolution", bits.to_string(), found.to_string()))
             }
-            (Ok(None) | Err(_), Err(error)) | (Err(error), Ok(())) => Err(error),
-            (Ok(None), Ok(())) => Ok(()),
+            (Err(error), Ok(())) => Err(error),
+            (_, written) => written,
         }
     }
 
@@ -251,6 +251,7 @@ impl Thermometer {
             ConversionTime::Fixed(time) => u32::try_from(time.as_millis())
                 .ok()
                 .filter(|ms| CONVERSION_MS.contains(ms))
+                .filter(|ms| Duration::from_millis((*ms).into()) == time)
                 .ok_or(SensorError::BadConversionTime {
                     sensor: self.id,
                     time,

@@ -303,7 +303,13 @@ fn a_conversion_time_is_the_data_sheets_a_fixed_one_or_measured() {
     let fixed = |time| sensor.set_conversion_time(ConversionTime::Fixed(time));
     assert_eq!(fixed(ms(600)).unwrap(), ms(600));
     assert_eq!(tree.read("conv_time"), "600\n");
-    for time in [ms(0), ms(1), ms(10_001), Duration::MAX] {
+    for time in [
+        ms(0),
+        ms(1),
+        ms(10_001),
+        Duration::from_micros(2_500),
+        Duration::MAX,
+    ] {
         let error = fixed(time).unwrap_err();
         assert!(
             matches!(error, SensorError::BadConversionTime { time: t, .. } if t == time),

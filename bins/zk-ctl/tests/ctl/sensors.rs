@@ -322,6 +322,8 @@ fn it_watches_for_as_long_as_it_was_told() {
 /// On a terminal one table is written over the other.
 #[test]
 fn a_terminal_shows_one_table() {
+    let there = Command::new("script").arg("--version").output();
+    assert!(there.is_ok(), "no script: sudo apt-get install bsdutils");
     let tree = Tree::new();
     let mut command = Command::new("script");
     let line = format!(
