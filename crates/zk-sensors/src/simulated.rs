@@ -1,6 +1,6 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -200,8 +200,7 @@ impl SimulatedBus {
     }
 
     /// A slow sensor: whoever reads it next waits until the value that this
-    /// returns says how the reading ends. Drop that, and the reader waits for
-    /// good.
+    /// returns says how the reading ends.
     ///
     /// ```
     /// use std::thread;
@@ -261,7 +260,7 @@ impl SimulatedBus {
 /// [`SimulatedBus::hold`].
 ///
 /// Each way to end it waits until somebody reads. The next reading is an
-/// ordinary one again.
+/// ordinary one again. Dropped without an end, a reading that has begun fails.
 #[must_use = "whoever reads the sensor waits for the end of this"]
 #[derive(Debug)]
 pub struct HeldReading<'a> {
@@ -337,15 +336,37 @@ impl HeldReading<'_> {
 
     fn end(mut self, content: &[u8]) -> Result<(), SensorError> {
         self.begun()?;
+        self.let_go()?;
+        match &mut self.pipe {
+            Some(pipe) => pipe
+                .write_all(content)
+                .map_err(at(&self.bus.tree.w1_slave(self.sensor))),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a file where the pipe is, for the next reading.
+    fn let_go(&mut self) -> Result<(), SensorError> {
         let sensor = find(&mut self.bus.sensors, self.sensor)?;
+        if sensor.hwmon.is_none() {
+            return Ok(());
+        }
         let path = self.bus.tree.w1_slave(self.sensor);
         let dir = path.parent().unwrap_or(&path);
         self.bus
             .tree
-            .write(dir, "w1_slave", 0o644, &sensor.w1_slave())?;
-        match &mut self.pipe {
-            Some(pipe) => pipe.write_all(content).map_err(at(&path)),
-            None => Ok(()),
+            .write(dir, "w1_slave", 0o644, &sensor.w1_slave())
+    }
+}
+
+impl Drop for HeldReading<'_> {
+    fn drop(&mut self) {
+        // a reader that waits for the pipe's other end gets it, and nothing more
+        let path = self.bus.tree.w1_slave(self.sensor);
+        let is_pipe = fs::metadata(&path).is_ok_and(|file| file.file_type().is_fifo());
+        if is_pipe {
+            let _ends = OpenOptions::new().read(true).write(true).open(&path);
+            let _ = self.let_go();
         }
     }
 }

@@ -277,6 +277,16 @@ fn a_slow_sensor_is_waited_for() {
         assert!(matches!(refused, SensorError::TooFar { .. }), "{refused}");
         assert_eq!(reader.join().unwrap()[1].1, Quality::Empty);
     });
+    // so does forgetting it; and one that nobody has begun is an ordinary one
+    let mut held = wires.hold(id(B)).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| read(dir.path()));
+        held.begun().unwrap();
+        drop(held);
+        assert_eq!(reader.join().unwrap()[1].1, Quality::Empty);
+    });
+    drop(wires.hold(id(B)).unwrap());
+    assert_eq!(read(dir.path()), expected);
     // one that is not there can't be held
     wires.unplug(id(B)).unwrap();
     for sensor in [B, C] {
