@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -287,6 +288,28 @@ fn a_slow_sensor_is_waited_for() {
     });
     drop(wires.hold(id(B)).unwrap());
     assert_eq!(read(dir.path()), expected);
+    let held = wires.hold(id(B)).unwrap();
+    thread::scope(|scope| {
+        let (this, reader_is) = mpsc::channel();
+        let root = dir.path();
+        let reader = scope.spawn(move || {
+            this.send(fs::read_link("/proc/thread-self").unwrap())
+                .unwrap();
+            read(root)
+        });
+        // asleep: it waits for the pipe's other end
+        let state = Path::new("/proc").join(reader_is.recv().unwrap());
+        let is_asleep = || {
+            let stat = fs::read_to_string(state.join("stat")).unwrap();
+            stat.rsplit(')').next().unwrap().starts_with(" S")
+        };
+        while !is_asleep() {
+            thread::yield_now();
+        }
+        drop(held);
+        let quality = reader.join().unwrap()[1].1;
+        assert!(matches!(quality, Quality::Empty | Quality::Ok), "{quality}");
+    });
     // one that is not there can't be held
     wires.unplug(id(B)).unwrap();
     for sensor in [B, C] {
