@@ -207,13 +207,19 @@ def accepted_vectors():
     batch = [good("one-record", "A reading for one owner. Most other vectors are this one, changed in one place.", ONE)]
     lost = {"stream": HEADER.stream.hex(), "first": 41, "last": 57}
     before = {"stream": seeded("stream before")(16).hex(), "last": 57}
+    unset = {"time": "1970-01-01T00:03:25.500Z", "clock": "unknown"}
     for sequence, (name, kind, body) in enumerate(
         (
             ("2-loss-receipt", 2, {"reason": "dropped", "records": 17, "range": lost, "noticedAt": TIME}),
             ("2-loss-receipt-rejected", 2, {"reason": "rejected", "records": 3, "range": None, "noticedAt": TIME}),
-            ("3-time-anchor", 3, {"timeBefore": "1970-01-01T00:03:25.500Z", "clockBefore": "unknown"}),
+            ("3-time-anchor", 3, {"before": unset, "errorMs": 16}),
+            ("3-time-anchor-at-start", 3, {"before": None, "errorMs": None}),
             ("4-device-event", 4, {"event": "stream-started", "previous": before}),
             ("4-device-event-first", 4, {"event": "stream-started", "previous": None}),
+            ("4-device-event-perimeter", 4, {"event": "perimeter-broken", "circuit": 0, "at": "2026-11-23T11:20:44.000Z"}),
+            ("4-device-event-battery", 4, {"event": "battery-low", "millivolts": 2410}),
+            ("4-device-event-binding", 4, {"event": "binding-changed", "bound": True, "locked": False}),
+            ("4-device-event-recovered", 4, {"event": "module-recovered", "outageMs": 52_000}),
             ("5-heartbeat", 5, {"intervalMs": 300_000, "waiting": 0, "waitingBytes": 0, "sensors": 3}),
         ),
         start=43,
@@ -222,7 +228,7 @@ def accepted_vectors():
         record = sealed(name, body=body, kind=kind, sequence=sequence)
         batch.append(good(f"kind-{name}", f"A record of kind {kind}.", record, body))
     records, expected = zip(*batch)
-    vector("batch", "Seven records of one device in one message.", list(records), *expected)
+    vector("batch", "Twelve records of one device in one message.", list(records), *expected)
     about = "Makers send the oldest first; nobody refuses another order."
     vector("batch-newest-first", about, list(records[::-1]), *expected[::-1])
     about = "Repeats are for the store to notice, not for the verifier."

@@ -18,9 +18,9 @@ use pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use zk_envelope::{
-    BootId, ClockQuality, Content, DeviceEvent, Envelope, Heartbeat, KeyId, LossReason,
-    LossReceipt, MAX_MESSAGE, Message, Moment, OwnerKey, PreviousStream, Report, Sealer,
-    SequenceRange, StreamId, TimeAnchor, Timestamp, pack,
+    BootId, ClockBefore, ClockQuality, Content, DeviceEvent, Envelope, Heartbeat, KeyId,
+    LossReason, LossReceipt, MAX_MESSAGE, Message, Moment, OwnerKey, PreviousStream, Report,
+    Sealer, SequenceRange, StreamId, TimeAnchor, Timestamp, pack,
 };
 use zk_tests::System;
 
@@ -323,8 +323,11 @@ impl Room {
             })
         };
         let anchor = TimeAnchor {
-            time_before: Timestamp::from_millis(62_345).unwrap(),
-            clock_before: ClockQuality::Unknown,
+            before: Some(ClockBefore {
+                time: Timestamp::from_millis(62_345).unwrap(),
+                clock: ClockQuality::Unknown,
+            }),
+            error_ms: Some(16),
         };
         let previous = PreviousStream { stream, last: 57 };
         let heartbeat = Heartbeat {

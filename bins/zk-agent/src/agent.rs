@@ -1,27 +1,31 @@
 //! The way of a reading on the device: sampled, sealed, spooled, published.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
-};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use zk_envelope::{Envelope, Report, Sealer, StreamId};
+use zk_envelope::{ClockQuality, Envelope, Report, Sealer, StreamId, Timestamp};
 use zk_hsm::{Hsm, HsmUri};
 use zk_publish::{Publisher, State};
 use zk_sensors::{Quality, Reading, W1Bus};
 use zk_spool::{Spool, SyncPolicy};
 
+use self::inbox::{Closing, Inbox, Refused, Sweep};
+use self::module::{Measured, Module};
 use self::pulse::Pulse;
 use self::sealing::{Receipts, Sealing};
 use self::threads::{Alarm, Bell, Thread};
 use crate::Error;
-use crate::clock::{Clock, Y2020_MS};
+use crate::clock::{self, Clock, Y2020_MS};
 use crate::config::{self, Config, Full, unsigned};
 use crate::files::{certificates, check_certificate, owner, roots};
+use crate::socket::Socket;
 
+mod inbox;
+mod module;
 mod pulse;
 mod sealing;
 #[cfg(test)]
@@ -34,15 +38,19 @@ pub use self::sealing::receipt_of;
 ///
 /// Three threads: one reads the sensors at each interval, one seals what was
 /// read and appends it to the spool, one (the publisher's) takes the oldest
-/// records from the spool to the target. They meet only in a bounded channel
+/// records from the spool to the target. They meet only in a bounded inbox
 /// and in the spool. Besides, one asks the key's module now and then what it
 /// measures.
 #[derive(Debug)]
 pub struct Agent {
-    /// Dropped to stop the sampler.
-    stop: Sender<()>,
+    /// Takes another interval for the sampler; dropped to stop it.
+    stop: Sender<Duration>,
     /// Dropped to stop whoever asks the key's module what it measures.
     _asked: Sender<()>,
+    inbox: Arc<Inbox>,
+    socket: Option<Socket>,
+    /// What holds now.
+    config: Mutex<Config>,
     sampler: Thread<()>,
     sealer: Thread<Result<Receipts, Error>>,
     /// Until when the sealer may try, once the agent is to stop.
@@ -65,11 +73,8 @@ struct Parts {
     hsm: Hsm,
     progress: Arc<Progress>,
     measured: Arc<Measured>,
-    certificate_expires: SystemTime,
+    certificate_expires: Mutex<SystemTime>,
 }
-
-/// What the key's module measured last, and when.
-type Measured = Mutex<Option<(SystemTime, zk_hsm::Health)>>;
 
 /// What an agent has done since it started.
 #[derive(Debug)]
@@ -83,8 +88,23 @@ pub struct Status {
     pub sealed: u64,
     /// Readings that were given up because neither key nor spool took them.
     pub given_up: u64,
+    /// Records of data that other programs handed over, and that are on disk.
+    pub data_taken: u64,
+    /// Those that the spool did not take.
+    pub data_refused: u64,
     /// Thermometers that gave a good value in the last sweep.
     pub sensors: u64,
+    /// Readings by the name of their quality.
+    pub qualities: BTreeMap<&'static str, u64>,
+    /// What was found lost since the start, by reason: records and readings that
+    /// receipts name. What an earlier process found, and no receipt that has arrived
+    /// named, is among it.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// How far the last record's clock is to be believed. None before the first one.
+    pub clock: Option<ClockQuality>,
+    /// For how long the oldest record that waits has waited: by the clock that is
+    /// never set, if it is of this boot.
+    pub oldest_age: Option<Duration>,
     /// When the device's certificate expires.
     pub certificate_expires: SystemTime,
     /// The spool.
@@ -163,6 +183,33 @@ struct Progress {
     /// Of the threads that sample and seal.
     sampler: Pulse,
     sealer: Pulse,
+    /// Records of data of other programs.
+    data_taken: AtomicU64,
+    data_refused: AtomicU64,
+    /// Readings by quality.
+    qualities: Tally,
+    /// What was found lost, by reason.
+    lost: Tally,
+    /// What the last record says of its clock.
+    clock: Mutex<Option<ClockQuality>>,
+}
+
+/// Counts by name.
+#[derive(Debug, Default)]
+struct Tally(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Tally {
+    fn add(&self, name: &'static str, count: u64) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(name).or_default() += count;
+    }
+
+    /// All of `names`, and whatever else there was.
+    fn read(&self, names: &[&'static str]) -> BTreeMap<&'static str, u64> {
+        let mut counts: BTreeMap<_, _> = names.iter().map(|name| (*name, 0)).collect();
+        counts.extend(self.0.lock().unwrap_or_else(PoisonError::into_inner).iter());
+        counts
+    }
 }
 
 impl Agent {
@@ -222,11 +269,28 @@ impl Agent {
         let stream = StreamId(spool.stream().0);
         let sealer = Sealer::new(config.device.id.clone(), stream, hsm.public_key(), &owners)?;
         let clock = Clock::new(SystemTime::now)?;
-        if clock.now().time.as_millis() < Y2020_MS {
+        let inbox = Arc::new(Inbox::new(READINGS_WAITING));
+        let measured = Arc::new(Measured::default());
+        let heartbeat = unsigned(config.heartbeat.interval);
+        let module = Module {
+            hsm: hsm.clone(),
+            interval: match config.events.are_wanted() {
+                true => heartbeat.min(unsigned(config.events.interval)),
+                false => heartbeat,
+            },
+            measured: Arc::clone(&measured),
+            clock: clock.module(),
+            events: config.events,
+            inbox: Arc::clone(&inbox),
+        };
+        if clock.now().clock == ClockQuality::Unknown {
+            module.ask_for_the_time();
+        }
+        if Timestamp::from(SystemTime::now()).as_millis() < Y2020_MS {
             tracing::warn!(
-                now = %clock.now().time,
-                "the clock was never set: records wait in the spool until it is, because no \
-                 certificate is valid yet; is time synchronisation running?"
+                now = %clock.now().time, clock = %clock.now().clock,
+                "the system's clock was never set: records wait in the spool until it is, because \
+                 no certificate is valid yet; is time synchronisation running?"
             );
         }
 
@@ -249,26 +313,20 @@ impl Agent {
             observer: Observer(Box::new(observer)),
             ..Progress::default()
         });
-        let (sweeps, swept) = sync_channel(SWEEPS_WAITING);
         let (stop, stopped) = channel();
         let interval = unsigned(config.sensors.interval);
         let bus = W1Bus::new(&config.sensors.root);
         let sampler = {
-            let progress = Arc::clone(&progress);
+            let (inbox, progress) = (Arc::clone(&inbox), Arc::clone(&progress));
             Thread::spawn("sampler", &alarm, move || {
-                sample(bus, interval, &stopped, &sweeps, &progress);
+                sample(bus, interval, &stopped, &inbox, &progress);
             })?
         };
-        let measured = Arc::new(Measured::default());
-        let heartbeat = unsigned(config.heartbeat.interval);
         let (asked, not_asked) = channel();
-        {
-            let (hsm, measured) = (hsm.clone(), Arc::clone(&measured));
-            std::thread::Builder::new()
-                .name("measure".into())
-                .spawn(move || measure(&hsm, heartbeat, &not_asked, &measured))
-                .map_err(Error::Thread)?;
-        }
+        std::thread::Builder::new()
+            .name("measure".into())
+            .spawn(move || module.watch(&not_asked))
+            .map_err(Error::Thread)?;
         let patience = Arc::new(OnceLock::new());
         let sealing = Sealing {
             sealer,
@@ -281,8 +339,19 @@ impl Agent {
             started: None,
             receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
+            counted: 0,
+            recoveries: config.events.module,
+            out_since: None,
+            recovered: None,
         };
-        let sealer = Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&swept))?;
+        let socket = {
+            let inbox = Arc::clone(&inbox);
+            config.socket.serve(move |data| inbox.hand_over(data))?
+        };
+        let sealer = {
+            let inbox = Arc::clone(&inbox);
+            Thread::spawn("sealer", &alarm, move || sealing.run_to_the_end(&inbox))?
+        };
         tracing::info!(
             device = %config.device.id, key = %uri, %stream, endpoint = %config.target.endpoint,
             "started"
@@ -290,6 +359,9 @@ impl Agent {
         Ok(Self {
             stop,
             _asked: asked,
+            inbox,
+            socket,
+            config: Mutex::new(config.clone()),
             sampler,
             sealer,
             patience,
@@ -301,7 +373,7 @@ impl Agent {
                 hsm,
                 progress,
                 measured,
-                certificate_expires,
+                certificate_expires: Mutex::new(certificate_expires),
             })),
         })
     }
@@ -318,6 +390,49 @@ impl Agent {
     /// [`Error::Spool`] if the spool has failed.
     pub fn status(&self) -> Result<Status, Error> {
         self.watch.status()
+    }
+
+    /// Takes up another configuration, as far as that can be done in a running agent:
+    /// certificate and roots, which are read anew in any case, and the intervals of
+    /// sensors and heartbeat. Returns the keys that have changed otherwise: for them
+    /// it has to be started anew.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), for what is read here. Everything stays as it is
+    /// then.
+    pub fn reload(&self, config: &Config) -> Result<Vec<String>, Error> {
+        config
+            .check()
+            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
+        let parts = &*self.watch.0;
+        let mut held = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let chain = certificates(&config.device.certificate)?;
+        // Its own name is that of this process's device, whatever the file says now.
+        let expires = check_certificate(&config.device.certificate, &chain, &held.device.id)?;
+        let roots = roots(&config.target.roots)?;
+        let tls = parts.hsm.client_config(chain, roots, &[]);
+        let tls = tls.map_err(|source| Error::Hsm {
+            uri: held.device.hsm.clone(),
+            source: Box::new(source),
+        })?;
+        parts.publisher.set_tls(tls);
+        *parts
+            .certificate_expires
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = expires;
+        // The sampler may be stuck, but it has not ended, or somebody was told.
+        let _ = self.stop.send(unsigned(config.sensors.interval));
+        self.inbox
+            .set_heartbeat(unsigned(config.heartbeat.interval));
+
+        held.device
+            .certificate
+            .clone_from(&config.device.certificate);
+        held.target.roots.clone_from(&config.target.roots);
+        held.sensors.interval = config.sensors.interval;
+        held.heartbeat = config.heartbeat.clone();
+        held.log.filter.clone_from(&config.log.filter);
+        held.changed(config)
     }
 
     /// Tells the publisher that the link is back, so that it does not wait for
@@ -348,6 +463,8 @@ impl Agent {
         let sealer = self.sealer.join_by(deadline);
         let grace = deadline.saturating_duration_since(Instant::now());
         self.watch.0.publisher.stop(grace);
+        // Who waited for what became of data has heard it.
+        drop(self.socket);
         self.watch.0.spool.sync()?;
         sampler?;
         if let Some(outcome) = sealer? {
@@ -384,8 +501,19 @@ impl Watch {
             sampled: progress.sampled.load(Ordering::Relaxed),
             sealed: progress.sealed.load(Ordering::Relaxed),
             given_up: progress.given_up.load(Ordering::Relaxed),
+            data_taken: progress.data_taken.load(Ordering::Relaxed),
+            data_refused: progress.data_refused.load(Ordering::Relaxed),
             sensors: progress.sensors.load(Ordering::Relaxed),
-            certificate_expires: *certificate_expires,
+            qualities: progress.qualities.read(QUALITIES),
+            lost: progress.lost.read(REASONS),
+            clock: *progress
+                .clock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+            oldest_age: oldest_age(spool),
+            certificate_expires: *certificate_expires
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
             spool: spool.stats()?,
             publisher: publisher.status(),
             hsm: hsm.counters(),
@@ -458,7 +586,8 @@ impl Watch {
             let why = publisher.last_error.unwrap_or_default();
             troubles.push(format!("publisher {}: {why}", publisher.state.as_str()));
         }
-        if parts.certificate_expires <= SystemTime::now() {
+        let expires = parts.certificate_expires.lock();
+        if *expires.unwrap_or_else(PoisonError::into_inner) <= SystemTime::now() {
             troubles.push("the device's certificate has expired; it needs a new one".to_owned());
         }
         troubles
@@ -468,25 +597,34 @@ impl Watch {
 /// Reads all sensors at each interval until told to stop.
 fn sample(
     mut bus: W1Bus,
-    interval: Duration,
-    stopped: &Receiver<()>,
-    sweeps: &SyncSender<Vec<Reading>>,
+    mut interval: Duration,
+    stopped: &Receiver<Duration>,
+    inbox: &Inbox,
     progress: &Progress,
 ) {
+    let _at_the_end = Closing(inbox);
     let mut next = Instant::now();
     // What keeps the sensors from being read, and when that was last said.
     let mut trouble: Option<(String, Instant)> = None;
     loop {
         let wait = next.saturating_duration_since(Instant::now());
         progress.sampler.waits();
-        if !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
-            return;
+        match stopped.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(other) => {
+                interval = other;
+                next = next.min(Instant::now() + interval);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
         progress.sampler.works();
         // A sweep that takes longer than the interval delays the next one; it
         // does not make up for it afterwards by two of the same moment.
         next = (next + interval).max(Instant::now() + interval / 2);
-        let readings = match bus.read_all(SystemTime::now) {
+        // One clock for all of it, whatever is set meanwhile.
+        let offset = clock::system_offset();
+        let readings = match bus.read_all(|| clock::time_of(offset)) {
             Ok(readings) => readings,
             Err(error) => {
                 let error = error.to_string();
@@ -509,49 +647,21 @@ fn sample(
             .iter()
             .filter(|reading| reading.quality == Quality::Ok)
             .count();
+        for reading in &readings {
+            progress.qualities.add(reading.quality.as_str(), 1);
+        }
         progress.sensors.store(well as u64, Ordering::Relaxed);
         progress.sampled.fetch_add(count, Ordering::Relaxed);
         if readings.is_empty() {
             continue;
         }
-        match sweeps.try_send(readings) {
+        match inbox.offer(Sweep { readings, offset }) {
             Ok(()) => {}
             // The key has not signed for so long that memory would fill up.
-            Err(TrySendError::Full(readings)) => progress.give_up(&readings),
-            Err(TrySendError::Disconnected(_)) => return,
+            Err(Refused::Full(sweep)) => progress.give_up(&sweep.readings),
+            Err(Refused::Closed) => return,
         }
     }
-}
-
-/// Asks the key's module at each interval what it measures, until told to stop.
-///
-/// One that measures nothing is asked once; one that fails at it is asked no
-/// more after some times, since each failure closes and opens it, for which
-/// signatures have to wait.
-fn measure(hsm: &Hsm, interval: Duration, stopped: &Receiver<()>, measured: &Measured) {
-    let mut failures = 0;
-    while failures < MEASURED_IN_VAIN {
-        if !matches!(
-            stopped.recv_timeout(interval),
-            Err(RecvTimeoutError::Timeout)
-        ) {
-            return;
-        }
-        match hsm.health() {
-            Ok(health) if health == zk_hsm::Health::default() => return,
-            Ok(health) => {
-                failures = 0;
-                let now = Some((SystemTime::now(), health));
-                *measured.lock().unwrap_or_else(PoisonError::into_inner) = now;
-            }
-            Err(error) => {
-                failures += 1;
-                tracing::warn!(%error, failures, "the key's module does not tell what it measures");
-            }
-        }
-    }
-    *measured.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    tracing::warn!("the key's module is not asked any more what it measures");
 }
 
 impl Progress {
@@ -567,6 +677,21 @@ impl Progress {
         self.uncounted.fetch_add(count, Ordering::Relaxed);
         self.given_up.fetch_add(count, Ordering::Relaxed);
     }
+}
+
+/// How long ago the oldest record that waits was sealed. A record that can't be read is
+/// somebody else's to tell.
+fn oldest_age(spool: &Spool) -> Option<Duration> {
+    let record = spool.peek(1, 0).ok()?.pop()?;
+    let envelope = Envelope::from_bytes(record.bytes()).ok()?;
+    let sealed = envelope.unverified_header();
+    let now = Clock::new(SystemTime::now).ok()?.now();
+    let ms = if sealed.boot == now.boot {
+        now.since_boot_ms.saturating_sub(sealed.since_boot_ms)
+    } else {
+        now.time.as_millis().saturating_sub(sealed.time.as_millis())
+    };
+    Some(Duration::from_millis(ms))
 }
 
 /// Whether what waits in the spool is this device's: under its certificate the
@@ -591,7 +716,7 @@ fn check_owner_of(spool: &Spool, config: &Config) -> Result<(), Error> {
     })
 }
 
-fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
+pub(crate) fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
     let engine = match config.spool.engine {
         config::Engine::Log => zk_spool::Engine::Log,
         #[cfg(feature = "sled")]
@@ -620,12 +745,27 @@ fn spool_options(config: &Config) -> Result<zk_spool::Options, Error> {
     })
 }
 
+/// Of readings, in metrics from the start.
+const QUALITIES: &[&str] = &[
+    "crc",
+    "empty",
+    "false-zero",
+    "fault",
+    "garbled",
+    "ok",
+    "out-of-range",
+    "power-on",
+    "stale-suspect",
+    "unplugged",
+    "unreadable",
+];
+/// Of losses.
+const REASONS: &[&str] = &["damaged", "dropped", "refused", "rejected", "several"];
+
 /// How often the log repeats why the sensors can't be read.
 const SAID_AGAIN: Duration = Duration::from_secs(600);
-/// Sweeps that may wait for a key that does not sign; later ones are given up
-/// and counted.
-const SWEEPS_WAITING: usize = 256;
-/// Failures in a row after which the key's module is not asked any more.
-const MEASURED_IN_VAIN: u32 = 3;
+/// Readings that may wait for a key that does not sign, about 1 MiB; later ones
+/// are given up and counted.
+const READINGS_WAITING: usize = 16_384;
 /// For deadlines that no clock can count to.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);

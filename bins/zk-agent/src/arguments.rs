@@ -154,6 +154,38 @@ pub struct Overrides {
         value_name = "DURATION"
     )]
     pub heartbeat: Option<SignedDuration>,
+    /// Whether a broken perimeter is sealed as an event.
+    #[arg(
+        id = "events.perimeter",
+        long = "events-perimeter",
+        env = "ZK_AGENT_EVENTS_PERIMETER",
+        value_name = "true|false"
+    )]
+    pub events_perimeter: Option<bool>,
+    /// Below how many volts its battery is one.
+    #[arg(
+        id = "events.battery",
+        long = "events-battery",
+        env = "ZK_AGENT_EVENTS_BATTERY",
+        value_name = "VOLTS"
+    )]
+    pub events_battery: Option<f32>,
+    /// Whether it is one that the module moves, or signs again.
+    #[arg(
+        id = "events.module",
+        long = "events-module",
+        env = "ZK_AGENT_EVENTS_MODULE",
+        value_name = "true|false"
+    )]
+    pub events_module: Option<bool>,
+    /// How often the module is asked for events.
+    #[arg(
+        id = "events.interval",
+        long = "events-interval",
+        env = "ZK_AGENT_EVENTS_INTERVAL",
+        value_name = "DURATION"
+    )]
+    pub events_interval: Option<SignedDuration>,
     /// Where metrics and health are served.
     #[arg(
         id = "metrics.listen",
@@ -224,6 +256,10 @@ impl Overrides {
         put(self.spool_full.as_ref(), &mut config.spool.full);
         put(self.spool_sync.as_ref(), &mut config.spool.sync);
         put(self.heartbeat.as_ref(), &mut config.heartbeat.interval);
+        put(self.events_perimeter.as_ref(), &mut config.events.perimeter);
+        config.events.battery = self.events_battery.or(config.events.battery);
+        put(self.events_module.as_ref(), &mut config.events.module);
+        put(self.events_interval.as_ref(), &mut config.events.interval);
         config.metrics.listen = self.metrics.or(config.metrics.listen);
         config.socket.listen = self.socket.clone().or(config.socket.listen);
         config.socket.group = self.socket_group.clone().or(config.socket.group);

@@ -45,6 +45,12 @@ use crate::{Error, arguments};
 /// [heartbeat]
 /// interval = "5m"
 ///
+/// [events]
+/// perimeter = true
+/// battery = 2.5
+/// module = true
+/// interval = "1m"
+///
 /// [metrics]
 /// listen = "127.0.0.1:9465"
 ///
@@ -72,6 +78,9 @@ pub struct Config {
     /// Signs of life.
     #[serde(default)]
     pub heartbeat: Heartbeat,
+    /// What of the key's module is worth a record.
+    #[serde(default)]
+    pub events: Events,
     /// Metrics and health, over plain HTTP.
     #[serde(default)]
     pub metrics: MetricsTable,
@@ -198,6 +207,21 @@ pub struct Heartbeat {
     pub interval: SignedDuration,
 }
 
+/// `[events]`: what of the key's module is sealed when it happens.
+#[derive(Clone, Copy, Debug, Deserialize, DocumentedFields, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// A perimeter circuit is broken, or cleared.
+    pub perimeter: bool,
+    /// The battery is below so many volts, or no longer.
+    pub battery: Option<f32>,
+    /// It is bound to another machine, or signs again after it had not.
+    pub module: bool,
+    /// How often it is asked, if any of these is wanted: 10 ms to 24 h.
+    #[serde(serialize_with = "jiff::fmt::serde::duration::friendly::compact::required")]
+    pub interval: SignedDuration,
+}
+
 /// `[metrics]`
 #[derive(Clone, Debug, Default, Deserialize, DocumentedFields, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -247,6 +271,23 @@ impl Default for Sensors {
             interval: SignedDuration::from_secs(10),
             root: "/sys".into(),
         }
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            perimeter: false,
+            battery: None,
+            module: false,
+            interval: SignedDuration::from_mins(1),
+        }
+    }
+}
+
+impl Events {
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.perimeter || self.battery.is_some() || self.module
     }
 }
 
@@ -308,6 +349,7 @@ impl Config {
         let intervals = [
             ("sensors.interval", self.sensors.interval),
             ("heartbeat.interval", self.heartbeat.interval),
+            ("events.interval", self.events.interval),
         ];
         for (key, interval) in intervals.into_iter().chain(window) {
             if !(SHORTEST..=LONGEST).contains(&interval) {
@@ -317,12 +359,44 @@ impl Config {
                 return Err((key, detail));
             }
         }
+        if let Some(volts) = self.events.battery
+            && !(0.1..=10.0).contains(&volts)
+        {
+            let detail = format!("is {volts}: it is in volts, 0.1 to 10 are allowed");
+            return Err(("events.battery", detail));
+        }
         let owners = self.owners.files.len();
         if !(1..=8).contains(&owners) {
             let detail = format!("names {owners}: 1 to 8 are allowed");
             return Err(("owners.files", detail));
         }
         log_filter(&self.log.filter).map_err(|detail| ("log.filter", detail))
+    }
+}
+
+impl Config {
+    /// The keys whose values are others in `other`.
+    pub(crate) fn changed(&self, other: &Self) -> Result<Vec<String>, Error> {
+        let table = |config: &Self| {
+            toml::Table::try_from(config).map_err(|error| Error::Setting(error.to_string()))
+        };
+        let (own, other) = (table(self)?, table(other)?);
+        let mut changed = Vec::new();
+        for table in own.keys() {
+            let keys = |config: &toml::Table| {
+                let keys = config.get(table).and_then(|keys| keys.as_table());
+                keys.cloned().unwrap_or_default()
+            };
+            let (own, other) = (keys(&own), keys(&other));
+            let mut names: Vec<_> = own.keys().chain(other.keys()).collect();
+            names.sort_unstable();
+            names.dedup();
+            let differs = names
+                .into_iter()
+                .filter(|key| own.get(*key) != other.get(*key));
+            changed.extend(differs.map(|key| format!("{table}.{key}")));
+        }
+        Ok(changed)
     }
 }
 
@@ -334,6 +408,7 @@ impl Config {
 pub fn template() -> Result<String, Error> {
     let made = |error: &dyn std::error::Error| Error::Setting(error.to_string());
     let mut config: Config = toml::from_str(LEAST).map_err(|error| made(&error))?;
+    config.events.battery = Some(2.5);
     config.metrics.listen = Some(SocketAddr::from(([127, 0, 0, 1], 9465)));
     config.socket.listen = Some("/run/zk-agent/publish.sock".into());
     config.socket.group = Some("zk-publish".to_owned());
@@ -364,6 +439,7 @@ pub fn template() -> Result<String, Error> {
 fn docs_of(table: &str, key: &str) -> Option<&'static str> {
     let docs = match table {
         "device" => Device::get_field_docs(key),
+        "events" => Events::get_field_docs(key),
         "heartbeat" => Heartbeat::get_field_docs(key),
         "log" => Log::get_field_docs(key),
         "metrics" => MetricsTable::get_field_docs(key),
@@ -487,7 +563,7 @@ dir = "/var/lib/zk-agent/spool"
 const TEMPLATE_HEAD: &str = "\
 # zk-agent: which device this is, what it reads, for whom, and where it goes.
 # What begins with a key and is commented out holds as it stands here, but for
-# metrics and socket, which are not there without it. A path that does not begin
+# metrics, socket and events.battery, which are not there without it. A path that does not begin
 # with / begins at this file's directory. Flags go before environment variables,
 # these before this file. SIGHUP has it read again; zk-agent --check-config says
 # whether it is right.

@@ -25,6 +25,12 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// There is no such group.
+    #[error("socket.group: there is no group {group} in /etc/group")]
+    Group {
+        /// Its name.
+        group: String,
+    },
     /// The device's key.
     #[error("key {uri}: {source}")]
     Hsm {
@@ -85,6 +91,18 @@ pub enum Error {
     /// A setting, perhaps given by a flag, is outside of what is allowed.
     #[error("{0}")]
     Setting(String),
+    /// The socket for data of other programs.
+    #[error(
+        "socket {}: {source}; give another socket.listen, whose directory is there and the \
+         agent's, or end what has it",
+        path.display()
+    )]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The spool.
     #[error("spool: {0}")]
     Spool(#[from] zk_spool::Error),

@@ -23,23 +23,29 @@
 //! Readings (kind 1), several in one record when the key is slow; a
 //! `stream-started` event (kind 4) as the first record of each stream; a
 //! heartbeat (kind 5) at a fixed interval; a time anchor (kind 3) when the wall
-//! clock was set; a loss receipt (kind 2) for whatever the spool had to give up.
-#![forbid(unsafe_code)]
+//! clock was set, and as a first record if it is right; a loss receipt (kind 2)
+//! for whatever the spool had to give up.
+//!
+//! `unsafe` is in one module, which asks the kernel how its clock is kept.
 
 mod agent;
 pub mod arguments;
+mod check;
 mod clock;
 mod config;
 mod error;
 mod files;
 mod metrics;
+mod socket;
 
 pub use agent::{Agent, Event, Status, Watch, receipt_of};
+pub use check::{Finding, check};
 pub use clock::Clock;
 pub use config::{
-    Config, Device, Engine, Full, Heartbeat, Log, LogFormat, MetricsTable, Owners, Sensors,
+    Config, Device, Engine, Events, Full, Heartbeat, Log, LogFormat, MetricsTable, Owners, Sensors,
     SocketTable, SpoolTable, Sync, Target, loopback, template,
 };
 pub use error::Error;
 pub use files::{certificates, check_certificate, owner, roots};
 pub use metrics::Metrics;
+pub use socket::MAX_DATA;

@@ -13,21 +13,31 @@ use std::time::Duration;
 
 use clap::Parser;
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
 use zk_agent::arguments::Arguments;
-use zk_agent::{Agent, Config, Error, Log, LogFormat, Metrics, Watch, template};
+use zk_agent::{Agent, Config, Error, Finding, Log, LogFormat, Metrics, Watch, check, template};
+
+mod repeats;
+
+use repeats::{ON_REQUEST, Repeats};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = if arguments.config_template {
-        template().map(|text| print!("{text}"))
+        template().map(|text| {
+            print!("{text}");
+            ExitCode::SUCCESS
+        })
+    } else if arguments.check_config {
+        check_config(&arguments)
     } else {
-        run(&arguments)
+        run(&arguments).map(|()| ExitCode::SUCCESS)
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let mut said = error.to_string();
             eprintln!("zk-agent: {said}");
@@ -48,6 +58,7 @@ fn main() -> ExitCode {
             let usage = matches!(
                 error,
                 Error::Config { .. }
+                    | Error::Group { .. }
                     | Error::HsmUri(_)
                     | Error::OtherDevice { .. }
                     | Error::OtherSpool { .. }
@@ -82,23 +93,64 @@ fn cure_of(error: &io::Error) -> Option<&'static str> {
     }
 }
 
+/// Says whether the agent would start. Whatever keeps it from that is told, not only
+/// the first.
+fn check_config(arguments: &Arguments) -> Result<ExitCode, Error> {
+    let file = arguments.config.display();
+    let config = match Config::read(&arguments.config) {
+        Ok(config) => arguments.overrides.over(config),
+        Err(error) if arguments.json => {
+            let what = error.to_string();
+            let finding = json!({
+                "key": null, "line": null, "starts": false, "what": what, "cure": null,
+            });
+            println!("{}", json!({ "starts": false, "findings": [finding] }));
+            return Ok(ExitCode::from(2));
+        }
+        Err(error) => return Err(error),
+    };
+    let findings = check(&arguments.config, &config);
+    let starts = findings.iter().all(|finding| finding.starts);
+    if arguments.json {
+        let findings: Vec<_> = findings.iter().map(Finding::to_json).collect();
+        println!("{}", json!({ "starts": starts, "findings": findings }));
+    } else {
+        for finding in &findings {
+            let line = finding.line.map(|line| format!(":{line}"));
+            let line = line.unwrap_or_default();
+            let kind = if finding.starts { "warning: " } else { "" };
+            println!("{file}{line}: {kind}{}: {}", finding.key, finding.what);
+            println!("  next: {}", finding.cure);
+        }
+        if starts {
+            println!("{file}: the agent starts with it");
+        }
+    }
+    Ok(ExitCode::from(if starts { 0 } else { 2 }))
+}
+
 fn run(arguments: &Arguments) -> Result<(), Error> {
-    let config = arguments.overrides.over(Config::read(&arguments.config)?);
-    start_logging(&config.log)?;
+    let read = || Config::read(&arguments.config).map(|file| arguments.overrides.over(file));
+    let config = read()?;
+    let set_filter = start_logging(&config.log)?;
     let listener = config.metrics.listen.map(listen).transpose()?;
 
     // A signal, or the agent that cannot go on: whichever comes first.
-    let (end, ended) = channel::<()>();
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Thread)?;
-    let signalled = end.clone();
+    let (tell, told) = channel();
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Thread)?;
+    let signalled = tell.clone();
     std::thread::spawn(move || {
-        for _ in signals.forever() {
+        for signal in signals.forever() {
+            let told = match signal {
+                SIGHUP => Told::Reload,
+                _ => Told::End,
+            };
             // Nobody listens once the agent is stopping.
-            let _ = signalled.send(());
+            let _ = signalled.send(told);
         }
     });
     let agent = Agent::start(&config, move || {
-        let _ = end.send(());
+        let _ = tell.send(Told::End);
     })?;
     let metrics = match listener {
         Some(listener) => Some(Metrics::serve(listener, agent.watch())?),
@@ -107,7 +159,17 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     let watchdog = feed_watchdog(agent.watch())?;
     notify(NotifyState::Ready);
     // An error would mean that no sender is left; the signals' thread keeps one.
-    let _ = ended.recv();
+    while let Ok(Told::Reload) = told.recv() {
+        notify_all(&[NotifyState::Reloading, now()]);
+        match read().and_then(|config| reload(&agent, &config, &set_filter)) {
+            Ok(()) => tracing::info!("the configuration holds as it is now"),
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::error!(target: ON_REQUEST, error, "going on with the configuration as it was");
+            }
+        }
+        notify(NotifyState::Ready);
+    }
     notify(NotifyState::Stopping);
     drop(metrics);
     let stopped = agent.stop(GRACE);
@@ -131,9 +193,51 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
     bound.map_err(|source| Error::Listen { address, source })
 }
 
+/// What the program is told while it runs.
+enum Told {
+    End,
+    Reload,
+}
+
+/// Takes up what can be changed in a running agent, and says what can't.
+fn reload(agent: &Agent, config: &Config, set_filter: &impl Fn(EnvFilter)) -> Result<(), Error> {
+    let filter = log_filter(&config.log)?;
+    for key in agent.reload(config)? {
+        tracing::warn!(
+            key,
+            "this changes when the agent is started anew, and not before"
+        );
+    }
+    set_filter(filter);
+    Ok(())
+}
+
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        // Many errors tell their cause themselves.
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What systemd, since 253, wants to know of a reload besides that there is one.
+fn now() -> NotifyState<'static> {
+    NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))
+}
+
 /// Tells systemd; without it there is nobody to tell.
 fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+    notify_all(&[state]);
+}
+
+fn notify_all(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "systemd was not told");
     }
 }
@@ -195,18 +299,35 @@ impl Drop for Watchdog {
     }
 }
 
-fn start_logging(log: &Log) -> Result<(), Error> {
-    let wrong = |error: &dyn std::error::Error| Error::Setting(format!("log.filter: {error}"));
-    let filter = EnvFilter::try_new(&log.filter).map_err(|error| wrong(&error))?;
+/// Returns what changes the filter.
+fn start_logging(log: &Log) -> Result<impl Fn(EnvFilter) + use<>, Error> {
     let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log_filter(log)?)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
-    match log.format {
-        LogFormat::Text => logs.init(),
-        LogFormat::Json => logs.json().init(),
-    }
-    Ok(())
+    let set: Box<dyn Fn(EnvFilter)> = match log.format {
+        LogFormat::Text => {
+            let logs = logs.map_event_format(|format| Repeats::new(format, false));
+            let logs = logs.with_filter_reloading();
+            let handle = logs.reload_handle();
+            logs.init();
+            Box::new(move |filter| drop(handle.reload(filter)))
+        }
+        LogFormat::Json => {
+            let logs = logs.json();
+            let logs = logs.map_event_format(|format| Repeats::new(format, true));
+            let logs = logs.with_filter_reloading();
+            let handle = logs.reload_handle();
+            logs.init();
+            Box::new(move |filter| drop(handle.reload(filter)))
+        }
+    };
+    Ok(set)
+}
+
+fn log_filter(log: &Log) -> Result<EnvFilter, Error> {
+    EnvFilter::try_new(&log.filter)
+        .map_err(|error| Error::Setting(format!("log.filter is {:?}: {error}", log.filter)))
 }
 
 /// How long it goes on publishing after it was told to stop.

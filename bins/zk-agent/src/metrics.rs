@@ -1,5 +1,6 @@
 //! Metrics and health over plain HTTP, for this machine.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::TcpListener;
@@ -172,7 +173,13 @@ impl Collector for Page {
             sampled,
             sealed,
             given_up,
+            data_taken,
+            data_refused,
             sensors,
+            qualities,
+            lost,
+            clock,
+            oldest_age,
             certificate_expires,
             spool,
             publisher,
@@ -224,6 +231,42 @@ impl Collector for Page {
             "spool_bytes",
             "Bytes that wait, with their framing",
             spool.bytes,
+        )?;
+        let counts = |counts: &BTreeMap<&'static str, u64>| -> Vec<_> {
+            counts.iter().map(|(name, count)| (*name, *count)).collect()
+        };
+        page.counters(
+            "readings",
+            "Readings taken from the sensors, by their quality",
+            "quality",
+            &counts(qualities),
+        )?;
+        page.counters(
+            "lost",
+            "Records and readings found lost, which receipts name, by reason",
+            "reason",
+            &counts(lost),
+        )?;
+        if let Some(clock) = clock {
+            let now = clock.to_string();
+            let qualities = ["free-running", "hardware-clock", "synchronised", "unknown"];
+            page.gauges(
+                "clock_quality",
+                "How far the clock is to be believed: 1 for the last record's quality",
+                "quality",
+                &qualities.map(|quality| (quality, u64::from(quality == now))),
+            )?;
+        }
+        page.measurement(
+            "spool_oldest_age_seconds",
+            "For how long the oldest record that waits has waited; 0: none waits",
+            oldest_age.unwrap_or_default().as_secs_f64(),
+        )?;
+        page.counters(
+            "data_records",
+            "Records of data that other programs handed over, by what became of them",
+            "outcome",
+            &[("refused", *data_refused), ("taken", *data_taken)],
         )?;
         page.gauge(
             "spool_disk_bytes",

@@ -122,6 +122,132 @@ fn what_the_chip_measures_is_among_the_metrics() {
     assert_eq!(daemon.terminate().1.code(), Some(0));
 }
 
+/// What happens to the module is sealed, once each, by whoever opts for it.
+#[test]
+fn what_happens_to_the_chip_is_sealed_for_who_opts_for_it() {
+    use zk_envelope::{DeviceEvent, Report};
+
+    let (place, device) = place(Model::Hsm6);
+    device.breach(0, 1_577_836_800).unwrap();
+    place.reconfigure(
+        "[spool]",
+        "[events]\nperimeter = true\nbattery = 2.5\nmodule = true\ninterval = \"10ms\"\n[spool]",
+    );
+    let mut daemon = place.start();
+    let address = daemon.address();
+    let warned = |daemon: &mut support::Daemon| {
+        let line = daemon.logged("the key's module has changed");
+        line["event"].as_str().unwrap().to_owned()
+    };
+    let broken = warned(&mut daemon);
+    assert!(broken.starts_with("PerimeterBroken"), "{broken}");
+    device.set_battery(2410).unwrap();
+    warned(&mut daemon);
+    device.clear_breaches().unwrap();
+    warned(&mut daemon);
+    device.set_battery(3010).unwrap();
+    warned(&mut daemon);
+    device.set_bound(false).unwrap();
+    warned(&mut daemon);
+    // It is away, and comes back.
+    let mut away = restarted(1, vec![]);
+    away.daemon.state = DaemonState::Down;
+    device.set_faults(&away).unwrap();
+    until(address, |page| {
+        page["hsm_state{state=\"reopening\"}"] == 1.0 && page["healthy"] == 0.0
+    });
+    device.set_faults(&restarted(1, vec![])).unwrap();
+    let page = until(address, |page| page["healthy"] == 1.0);
+    let sealed = page["readings_sealed_total"];
+    until(address, |page| {
+        page["readings_sealed_total"] >= sealed + 5.0
+    });
+    assert_eq!(daemon.terminate().1.code(), Some(0));
+    let records = place.records();
+    assert!(is_whole(&records));
+    let mut events: Vec<_> = records
+        .iter()
+        .filter_map(|record| match record.report().unwrap() {
+            Some(Report::DeviceEvent(event)) => Some(event),
+            _ => None,
+        })
+        .collect();
+    let at = "2020-01-01T00:00:00.000Z".parse().unwrap();
+    let recovered = events.pop().unwrap();
+    assert!(
+        matches!(recovered, DeviceEvent::ModuleRecovered { .. }),
+        "{recovered:?}"
+    );
+    // before it was away a signature may have failed, too
+    events.retain(|event| !matches!(event, DeviceEvent::ModuleRecovered { .. }));
+    assert_eq!(
+        events,
+        [
+            DeviceEvent::StreamStarted { previous: None },
+            DeviceEvent::PerimeterBroken { circuit: 0, at },
+            DeviceEvent::BatteryLow { millivolts: 2410 },
+            DeviceEvent::PerimeterCleared { circuit: 0 },
+            DeviceEvent::BatteryRestored { millivolts: 3010 },
+            DeviceEvent::BindingChanged {
+                bound: false,
+                locked: false
+            },
+        ]
+    );
+}
+
+/// Names are a promise: what the page has is in the document, and the other way round.
+#[test]
+fn the_document_names_each_metric_of_the_page() {
+    let (place, _device) = place(Model::Hsm6);
+    place.reconfigure("[spool]", "[heartbeat]\ninterval = \"50ms\"\n[spool]");
+    let mut daemon = place.start();
+    let address = daemon.address();
+    let page = until(address, |page| {
+        page.contains_key("hsm_measured_seconds") && page["readings_sealed_total"] >= 1.0
+    });
+    let mut served: Vec<&str> = page
+        .keys()
+        .map(|sample| {
+            let name = sample.split('{').next().unwrap();
+            let parts = ["_bucket", "_count", "_sum"];
+            parts
+                .iter()
+                .find_map(|part| name.strip_suffix(part))
+                .unwrap_or(name)
+        })
+        .collect();
+    // nothing is delivered here
+    served.push("last_delivery_seconds");
+    served.sort_unstable();
+    served.dedup();
+    let document = include_str!("../../../docs/agent.md");
+    let rows = document
+        .lines()
+        .filter(|line| line.starts_with("| `zk_agent_"));
+    let mut named: Vec<&str> = rows
+        .flat_map(|row| row.split('|').nth(1).unwrap().split(", "))
+        .map(|name| {
+            name.trim()
+                .trim_matches('`')
+                .strip_prefix("zk_agent_")
+                .unwrap()
+        })
+        .collect();
+    named.sort_unstable();
+    assert_eq!(named, served);
+    assert!(page["readings_total{quality=\"ok\"}"] >= page["readings_sampled_total"]);
+    assert_eq!(page["readings_total{quality=\"power-on\"}"], 0.0);
+    assert_eq!(page["lost_total{reason=\"dropped\"}"], 0.0);
+    // records wait, and have waited for a moment that is not an hour
+    assert!(page["spool_oldest_age_seconds"] < 3600.0);
+    let clocks = page
+        .iter()
+        .filter(|(name, _)| name.starts_with("clock_quality"));
+    assert_eq!(clocks.map(|(_, is)| *is).sum::<f64>(), 1.0);
+    assert_eq!(daemon.terminate().1.code(), Some(0));
+}
+
 /// Only another process can open it again: so the agent ends, with all that it
 /// could save on disk, and says in the next one what it could not.
 #[test]

@@ -129,6 +129,8 @@ fn records_that_wait_are_not_published_as_another_device() {
     let config = place.path("agent.toml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("\"pi-01\"", "\"pi-02\"")).unwrap();
+    let (code, _) = started_with(&config, &["--check-config"]);
+    assert_eq!(code, Some(2));
     let (code, said) = started_with(&config, &[]);
     assert_eq!(code, Some(2), "{said}");
     for part in ["device pi-01", "device.id is pi-02", "spool.dir"] {

@@ -100,6 +100,11 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             vec!["line 25: heartbeat.interval", "at most 24h"],
         ),
         (
+            "[heartbeat]",
+            "[events]\nbattery = 2500.0\n[heartbeat]",
+            vec!["events.battery", "in volts"],
+        ),
+        (
             "\"1s\"",
             "\"9000000000h\"",
             vec!["line 22: spool.sync.every", "at most 24h"],
@@ -191,6 +196,93 @@ fn the_certificate_of_another_device_or_key_is_refused_at_the_start() {
     ] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
+}
+
+/// All that is wrong at once, each with its line and a cure; and nothing is made.
+#[test]
+fn a_configuration_is_checked_without_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    provision(dir.path(), "pi-01");
+    fs::create_dir_all(dir.path().join("sys/bus/w1/devices")).unwrap();
+    // its certificate is for 30 days
+    let (output, said) = agent_with(dir.path(), GOOD, &["--check-config"]);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(
+        lines[0].contains("agent.toml:5: warning: device.certificate:"),
+        "{text}"
+    );
+    assert!(lines[0].contains("expires at"), "{text}");
+    assert!(lines[1].contains("next: zk-setup device add"), "{text}");
+    assert!(
+        lines[2].ends_with("agent.toml: the agent starts with it"),
+        "{text}"
+    );
+    assert!(!dir.path().join("spool").exists());
+
+    let found = |text: &str, flags: &[&str]| {
+        let flags = [&["--check-config", "--json"], flags].concat();
+        let (output, said) = agent_with(dir.path(), text, &flags);
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&said);
+        assert_eq!(output.status.code(), Some(2), "{json}");
+        assert_eq!(json["starts"], false);
+        let findings = json["findings"].as_array().unwrap().clone();
+        let wrong = findings
+            .into_iter()
+            .filter(|finding| finding["starts"] == false);
+        let told = |finding: serde_json::Value| {
+            let key = finding["key"].as_str().unwrap_or_default().to_owned();
+            let what = finding["what"].as_str().unwrap().to_owned();
+            (key, finding["line"].as_u64(), what)
+        };
+        wrong.map(told).collect::<Vec<_>>()
+    };
+    let wrong = GOOD
+        .replace("localhost:8443", "https://localhost")
+        .replace("roots.pem", "no-roots.pem")
+        .replace(
+            "[\"owner.pub.pem\"]",
+            "[\"owner.pub.pem\", \"owner.pub.pem\"]",
+        );
+    let all = found(&wrong, &["--socket", "a.sock", "--socket-group", "no-such"]);
+    let keys: Vec<_> = all
+        .iter()
+        .map(|(key, line, _)| (key.as_str(), *line))
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            ("target.endpoint", Some(8)),
+            ("owners.files", Some(12)),
+            ("target.roots", Some(9)),
+            ("socket.group", None),
+        ]
+    );
+    // one that does not parse has its line in words
+    let all = found(&GOOD.replace("[spool]", "[spool]\nsize = 3"), &[]);
+    assert!(
+        all[0].2.contains("line 19") && all[0].2.contains("`size`"),
+        "{all:?}"
+    );
+
+    // another key than the certificate's, and one that isn't there
+    fs::remove_file(dir.path().join("key.pem")).unwrap();
+    create_soft_key(dir.path().join("key.pem")).unwrap();
+    let all = found(GOOD, &[]);
+    assert_eq!(
+        (all[0].0.as_str(), all[0].1),
+        ("device.certificate", Some(5))
+    );
+    assert!(all[0].2.contains("holds key"), "{all:?}");
+    fs::remove_file(dir.path().join("key.pem")).unwrap();
+    let all = found(GOOD, &[]);
+    assert_eq!((all[0].0.as_str(), all[0].1), ("device.hsm", Some(4)));
+    assert_eq!(all.len(), 1, "{all:?}");
+    fs::write(dir.path().join("spool"), "a file").unwrap();
+    let all = found(GOOD, &[]);
+    assert_eq!((all[1].0.as_str(), all[1].1), ("spool.dir", Some(19)));
 }
 
 /// A sensor whose file never answers: the thread that reads it is stuck.

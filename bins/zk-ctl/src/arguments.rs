@@ -132,8 +132,8 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(crate) timeout: Duration,
 
-    /// Where records wait, below it by device; not the agent's spool [otherwise:
-    /// zk-ctl-spool beside it]
+    /// Goes without the agent: where records wait, below it by device; not the agent's
+    /// spool [otherwise, and if no agent is there: zk-ctl-spool beside it]
     #[arg(long, env = "ZK_CTL_SPOOL", value_name = "DIR")]
     pub(crate) spool: Option<PathBuf>,
 
@@ -597,8 +597,10 @@ delivered, and kept for the next run (publish, spool rejected retry), 5 refused 
 server (the same two), 6 the security module can't do that.";
 
 const PUBLISH_HELP: &str = "\
-The record goes through a spool and a stream of zk-ctl's own, never through the
-agent's. If it can't be delivered in time it stays there, and the next run
+If an agent runs that takes data (socket.listen), it is handed the data, seals it and
+has it on its disk when this ends; it goes out among the agent's own records. Else, or
+with --spool, --endpoint or --hsm, the record goes through a spool and a stream of
+zk-ctl's own. If it can't be delivered in time it stays there, and the next run
 delivers it first. At most 62 KiB go into a record.
 
 Forgeries go straight to the server, on a stream of their own:
@@ -606,8 +608,8 @@ Forgeries go straight to the server, on a stream of their own:
   device     another device's id in a record      quarantine: principal-mismatch
   replay     a true record, sent twice            stored once, counted
 
-Exit codes: 0 delivered (a forgery: the server took it, for its quarantine), 4
-kept for the next run, 5 refused by the server, 1 failed, 2 wrong arguments or
+Exit codes: 0 delivered, or taken by the agent (a forgery: the server took it, for its
+quarantine), 4 kept for the next run, 5 refused by the server, 1 failed, 2 wrong arguments or
 configuration.";
 
 const DOCTOR_HELP: &str = "\

@@ -16,6 +16,41 @@ pub enum Error {
     #[error(transparent)]
     Agent(#[from] AgentError),
 
+    /// The agent did not take the data.
+    #[error("the agent at {} did not take it ({error}): {message}", socket.display())]
+    AgentRefused {
+        /// The agent's socket.
+        socket: PathBuf,
+        /// The agent's name for what is wrong.
+        error: String,
+        /// What it says.
+        message: String,
+    },
+
+    /// The agent did not answer in time.
+    #[error(
+        "the agent at {} did not answer in time: its key may not sign at the moment (see zk-ctl \
+         doctor). Whether it has taken the data is not known; give it longer with --timeout",
+        socket.display()
+    )]
+    AgentSilent {
+        /// The agent's socket.
+        socket: PathBuf,
+    },
+
+    /// The agent's socket can't be used.
+    #[error(
+        "the agent's socket {}: {source}; members of its group may use it (usermod -aG zk-publish \
+         USER, then log in anew), or give --spool to go without the agent",
+        socket.display()
+    )]
+    AgentSocket {
+        /// The socket.
+        socket: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
     /// Bytes that are not text would go to a terminal.
     #[error("the result is not text: send standard output into a file or a pipe")]
     BinaryToTerminal,

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use zk_agent::MAX_DATA;
 use zk_envelope::{Content, DeviceEvent, DeviceId, Entry, Message, Report, StreamId};
 use zk_publish::{Client, Delivered, PublishError, Timeouts};
 
@@ -13,7 +14,7 @@ use crate::arguments::{Common, Forgery, Publish};
 use crate::device::Device;
 use crate::files;
 use crate::outcome::{Outcome, table};
-use crate::publish::{FITS, MAX_DATA};
+use crate::publish::FITS;
 
 pub(crate) fn forge(
     common: &Common,

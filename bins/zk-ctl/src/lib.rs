@@ -6,6 +6,7 @@
 //! with the agent's own configuration, so that what works here works there.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod arguments;
 mod device;
 mod doctor;

@@ -6,25 +6,37 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use zk_agent::Config;
+use zk_agent::{Config, MAX_DATA};
 use zk_envelope::{Content, DeviceEvent, PreviousStream, Report, Sealer, StreamId};
 use zk_publish::{Options, Publisher, State};
 use zk_spool::{AppendError, Reason, Spool, Stats};
 
 use crate::Error;
+use crate::agent;
 use crate::arguments::{Common, Publish};
 use crate::device::Device;
 use crate::files;
 use crate::outcome::{Outcome, table};
 
 pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, Error> {
-    let device = Device::open(common, &arguments.endpoint)?;
-    let dir = spool_dir(&device.config, arguments.spool.as_deref())?;
+    let config = common.read()?;
+    let dir = spool_dir(&config, arguments.spool.as_deref())?;
     let input = files::read(arguments.file.as_deref(), MAX_DATA, FITS)?;
     let content_type = match &arguments.content_type {
         Some(given) => given,
         None => guess(&input),
     };
+    // Another key, server or spool than the agent's is not the agent's business.
+    let own =
+        common.hsm.is_some() || arguments.endpoint.endpoint.is_some() || arguments.spool.is_some();
+    if !own
+        && let Some(socket) = &config.socket.listen
+        && let Some((stream, sequence)) =
+            agent::hand_over(socket, content_type, input.to_vec(), arguments.timeout)?
+    {
+        return Ok(taken(&config, content_type, input.len(), &stream, sequence));
+    }
+    let device = Device::open(common, &arguments.endpoint)?;
 
     let deadline = Instant::now() + arguments.timeout;
     let spool = Arc::new(open(&dir, deadline)?);
@@ -147,6 +159,35 @@ pub(crate) fn publish(common: &Common, arguments: &Publish) -> Result<Outcome, E
         )),
         End::Lost => outcome.hint("The spool lost it: is the disk in order? Publish it again."),
     })
+}
+
+/// The agent has it, which delivers it among its own records.
+fn taken(
+    config: &Config,
+    content_type: &str,
+    bytes: usize,
+    stream: &str,
+    sequence: u64,
+) -> Outcome {
+    let text = format!(
+        "taken  sequence {sequence} of stream {stream}, {bytes} bytes of {content_type}\nby     the \
+         agent: it is on its disk, and goes out among its records"
+    );
+    let json = json!({
+        "outcome": "taken",
+        "device": config.device.id.as_str(),
+        "stream": stream,
+        "sequence": sequence,
+        "contentType": content_type,
+        "bytes": bytes,
+        "earlier": null,
+        "delivered": null,
+        "waiting": null,
+        "spool": config.spool.dir,
+        "traceId": null,
+        "error": null,
+    });
+    Outcome::done(text, json)
 }
 
 /// What became of the record.
@@ -336,11 +377,6 @@ fn guess(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// The most that is published at once: 62 KiB. A message has at most 128 KiB
-/// (zk_envelope::MAX_MESSAGE) and carries everything in hexadecimal; this much
-/// fits for every device, content type and number of owners.
-pub(crate) const MAX_DATA: usize = 62 << 10;
-
 pub(crate) const FITS: &str = "goes into one record, because a message is bounded at 128 KiB and \
     carries it in hexadecimal; split it into smaller parts";
 
@@ -356,7 +392,9 @@ mod tests {
         BootId, ClockQuality, Content, Moment, OwnerKey, Sealer, StreamId, Timestamp,
     };
 
-    use super::{MAX_DATA, guess};
+    use zk_agent::MAX_DATA;
+
+    use super::guess;
 
     #[test]
     fn what_may_be_published_fits_in_the_worst_case() {

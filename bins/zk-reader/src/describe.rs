@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use zk_envelope::Timestamp;
 use zk_verify::{Findings, Gap, Origin, StreamFindings};
 
-use crate::text::{alarm, clipped, counted, loss, span};
+use crate::text::{alarm, clipped, clock_error, counted, loss, span};
 
 /// What an audit found, in words: a line that says it all, then the details.
 ///
@@ -28,8 +28,12 @@ pub fn describe(findings: &Findings, now: Timestamp) -> String {
     });
     list(&mut out, indent, &findings.repairs, |repair| {
         format!(
-            "clock set to {} at number {}; before, it said {} ({})",
-            repair.place.time, repair.place.sequence, repair.before, repair.clock_before
+            "clock set to {} at number {}, {}; before, it said {} ({})",
+            repair.place.time,
+            repair.place.sequence,
+            clock_error(repair.error_ms),
+            repair.before,
+            repair.clock_before
         )
     });
     if findings.clock_unknown > 0 {

@@ -261,6 +261,7 @@ struct RepairView {
     boot: String,
     before: String,
     clock_before: String,
+    error_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -325,6 +326,7 @@ impl FindingsView {
                     boot: repair.boot.to_string(),
                     before: repair.before.to_string(),
                     clock_before: repair.clock_before.to_string(),
+                    error_ms: repair.error_ms,
                 })
                 .collect(),
             clock_unknown: findings.clock_unknown,

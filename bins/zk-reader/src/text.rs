@@ -6,8 +6,8 @@
 use std::fmt::{self, Write as _};
 
 use zk_envelope::{
-    ClockQuality, DeviceEvent, DeviceId, Header, KeyState, Kind, LossReason, RecipientId, Report,
-    TrustFile,
+    ClockBefore, ClockQuality, DeviceEvent, DeviceId, Header, KeyState, Kind, LossReason,
+    RecipientId, Report, TimeAnchor, TrustFile,
 };
 use zk_sensors::Reading;
 use zk_verify::{AlarmKind, Reason};
@@ -503,11 +503,14 @@ fn report_in_words(report: &Report) -> String {
                 None => format!("lost {} without a number, {why}", receipt.records),
             }
         }
-        Report::TimeAnchor(anchor) => {
-            format!(
-                "the clock was set; before, it said {} ({})",
-                anchor.time_before, anchor.clock_before
-            )
+        Report::TimeAnchor(TimeAnchor { before, error_ms }) => {
+            let error = clock_error(*error_ms);
+            match before {
+                Some(ClockBefore { time, clock }) => {
+                    format!("the clock was set, {error}; before, it said {time} ({clock})")
+                }
+                None => format!("the clock is right, {error}"),
+            }
         }
         Report::DeviceEvent(DeviceEvent::StreamStarted { previous: None }) => {
             "the device's first stream begins".into()
@@ -520,6 +523,7 @@ fn report_in_words(report: &Report) -> String {
                 previous.stream, previous.last
             )
         }
+        Report::DeviceEvent(event) => event_in_words(event),
         Report::Heartbeat(beat) => format!(
             "every {}; {} waiting ({} bytes), {}",
             span(beat.interval_ms),
@@ -534,11 +538,56 @@ fn report_in_words(report: &Report) -> String {
     }
 }
 
+/// What a device tells of itself and its security module.
+pub(crate) fn event_in_words(event: &DeviceEvent) -> String {
+    match event {
+        DeviceEvent::PerimeterBroken { circuit, at } => {
+            format!("perimeter circuit {circuit} was broken at {at}, by the module's clock")
+        }
+        DeviceEvent::PerimeterCleared { circuit } => {
+            format!("perimeter circuit {circuit} is told of as whole again")
+        }
+        DeviceEvent::BatteryLow { millivolts } => {
+            format!("the module's battery is low: {}", volts(*millivolts))
+        }
+        DeviceEvent::BatteryRestored { millivolts } => {
+            format!(
+                "the module's battery is not low any more: {}",
+                volts(*millivolts)
+            )
+        }
+        DeviceEvent::BindingChanged { bound, locked } => format!(
+            "the module is {} to the machine that it is in{}",
+            if *bound { "bound" } else { "NOT bound" },
+            if *locked { ", for good" } else { "" },
+        ),
+        DeviceEvent::ModuleRecovered { outage_ms } => {
+            format!("the module signs again, after {}", span(*outage_ms))
+        }
+        other => format!(
+            "of a later version: {}",
+            clipped(&format!("{other:?}"), 200)
+        ),
+    }
+}
+
+fn volts(millivolts: u32) -> String {
+    format!("{}.{:03} V", millivolts / 1000, millivolts % 1000)
+}
+
+/// How far a clock that was set may be from the truth.
+pub(crate) fn clock_error(ms: Option<u64>) -> String {
+    match ms {
+        Some(ms) => format!("to within {}", span(ms)),
+        None => "nothing says how exactly".to_owned(),
+    }
+}
+
 fn kind_in_words(kind: Kind) -> &'static str {
     match kind {
         Kind::Data => "the application's own",
         Kind::LossReceipt => "records that will never arrive, and why",
-        Kind::TimeAnchor => "the clock was set",
+        Kind::TimeAnchor => "the clock was set, or is known to be right",
         Kind::DeviceEvent => "something happened to the device itself",
         Kind::Heartbeat => "alive, and this is all so far",
     }

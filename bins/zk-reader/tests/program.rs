@@ -17,7 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{Device, PASSPHRASE, World, drop_readings, noon, tamper, uri};
 use zk_envelope::{
-    ClockQuality, KeyState, LossReason, LossReceipt, PreviousStream, Report, StreamId, TimeAnchor,
+    ClockBefore, ClockQuality, KeyState, LossReason, LossReceipt, PreviousStream, Report, StreamId,
+    TimeAnchor,
 };
 use zk_store::{Options, Store};
 use zk_verify::{Context, topic_of};
@@ -1027,8 +1028,11 @@ async fn json_members_and_columns_are_documented() {
         noticed_at: noon(0),
     });
     let anchor = Report::TimeAnchor(TimeAnchor {
-        time_before: noon(0),
-        clock_before: ClockQuality::Unknown,
+        before: Some(ClockBefore {
+            time: noon(0),
+            clock: ClockQuality::Unknown,
+        }),
+        error_ms: Some(16),
     });
     let previous = PreviousStream {
         stream: other,

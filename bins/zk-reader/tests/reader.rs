@@ -6,7 +6,7 @@ mod support;
 use serde_json::{Value, json};
 use support::{PASSPHRASE, World, all, at, noon, tamper};
 use zk_envelope::{
-    ClockQuality, KeyState, LossReason, LossReceipt, OwnerKey, PreviousStream, Report,
+    ClockBefore, ClockQuality, KeyState, LossReason, LossReceipt, OwnerKey, PreviousStream, Report,
     SequenceRange, StreamId, TimeAnchor,
 };
 use zk_reader::{Difference, Record, State, Table, Wanted, all_times, describe};
@@ -341,8 +341,11 @@ pi-01: complete up to 6, last heard at 2026-11-23T12:00:06.000Z (1 min 0 s ago)
     let record = device.report(noon(10_000), &receipt);
     world.deliver(&device, &record, noon(10_000)).await;
     let anchor = Report::TimeAnchor(TimeAnchor {
-        time_before: at("1970-01-01T00:01:02.345Z"),
-        clock_before: ClockQuality::Unknown,
+        before: Some(ClockBefore {
+            time: at("1970-01-01T00:01:02.345Z"),
+            clock: ClockQuality::Unknown,
+        }),
+        error_ms: Some(16),
     });
     let record = device.report(noon(11_000), &anchor);
     world.deliver(&device, &record, noon(11_000)).await;
@@ -365,7 +368,7 @@ pi-01: 1 missing; last heard at 2026-11-23T12:00:12.000Z (500 ms ago)
     MISSING: 7
     stated as lost: 8 to 9 (2 records), dropped: the spool was full
   stream 08080808080808080808080808080808: 1 record, 1 to 1, after 07070707070707070707070707070707 which ended at 11
-  clock set to 2026-11-23T12:00:11.000Z at number 11; before, it said 1970-01-01T00:01:02.345Z (unknown)
+  clock set to 2026-11-23T12:00:11.000Z at number 11, to within 16 ms; before, it said 1970-01-01T00:01:02.345Z (unknown)
   a heartbeat every 5 min 0 s, the last one 6.500 s ago
 "
     );

@@ -81,8 +81,8 @@ pub use owner::{OwnerKey, OwnerPublicKey};
 /// The types of a device's public key and its signatures are RustCrypto's.
 pub use p256::ecdsa::{Signature, VerifyingKey};
 pub use report::{
-    DeviceEvent, Heartbeat, LossReason, LossReceipt, PreviousStream, Report, SequenceRange,
-    TimeAnchor,
+    ClockBefore, DRIFT_PPM, DeviceEvent, Heartbeat, LossReason, LossReceipt, PreviousStream,
+    Report, SequenceRange, TimeAnchor,
 };
 pub use seal::{Content, Moment, Sealer};
 pub use trust::{KeyState, TrustFile, TrustedDevice, TrustedKey};

@@ -73,22 +73,42 @@ pub struct SequenceRange {
     pub last: u64,
 }
 
-/// The wall clock was set: dates the earlier records of the same boot.
+/// The wall clock was set, or is known to be right from here on: dates the other
+/// records of the same boot.
 ///
 /// The record's own header has boot, monotonic time, and the new wall clock.
 /// A record of the same boot with monotonic time m was made at
-/// header time - (header monotonic time - m).
+/// header time - (header monotonic time - m), give or take the error and what
+/// an undisciplined clock drifts in between ([`DRIFT_PPM`]).
 ///
-/// `{"timeBefore":"1970-01-01T00:01:02.345Z","clockBefore":"unknown"}`
+/// `{"before":{"time":"1970-01-01T00:01:02.345Z","clock":"unknown"},"errorMs":16}`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TimeAnchor {
-    /// What the wall clock would say now, had it not been set.
-    pub time_before: Timestamp,
-    /// What was known of it then.
-    #[serde(deserialize_with = "name")]
-    pub clock_before: ClockQuality,
+    /// The clock before it was set; `null` in the first record of a program that
+    /// has just started, which doesn't know.
+    #[serde(deserialize_with = "nullable_object")]
+    pub before: Option<ClockBefore>,
+    /// The most by which the header's wall clock may be wrong, as the device's
+    /// kernel has it; `null` if nothing says so, as of a clock set by hand.
+    #[serde(deserialize_with = "nullable")]
+    pub error_ms: Option<u64>,
 }
+
+/// A wall clock as it was before it was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockBefore {
+    /// What it would say now, had it not been set.
+    pub time: Timestamp,
+    /// What was known of it.
+    #[serde(deserialize_with = "name")]
+    pub clock: ClockQuality,
+}
+
+/// By how much monotonic time may be longer or shorter than true time, in parts
+/// per million: more than this Linux doesn't correct in a clock either.
+pub const DRIFT_PPM: u64 = 500;
 
 /// Something happened to the device itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +128,56 @@ pub enum DeviceEvent {
         /// The stream before it and the last number that was kept of it.
         #[serde(deserialize_with = "nullable_object")]
         previous: Option<PreviousStream>,
+    },
+    /// The security module found a perimeter circuit broken: somebody has opened
+    /// the case, or cut its wire.
+    ///
+    /// `{"event":"perimeter-broken","circuit":0,"at":"…Z"}`
+    PerimeterBroken {
+        /// Which, from 0.
+        circuit: u32,
+        /// When, by the module's clock, in whole seconds.
+        at: Timestamp,
+    },
+    /// A perimeter circuit is no longer told of as broken: somebody has cleared
+    /// that in the module.
+    ///
+    /// `{"event":"perimeter-cleared","circuit":0}`
+    PerimeterCleared {
+        /// Which, from 0.
+        circuit: u32,
+    },
+    /// The security module's battery is below the voltage that the device's
+    /// configuration names.
+    ///
+    /// `{"event":"battery-low","millivolts":2410}`
+    BatteryLow {
+        /// Its voltage.
+        millivolts: u32,
+    },
+    /// It no longer is.
+    ///
+    /// `{"event":"battery-restored","millivolts":3010}`
+    BatteryRestored {
+        /// Its voltage.
+        millivolts: u32,
+    },
+    /// The security module's tie to its machine has changed.
+    ///
+    /// `{"event":"binding-changed","bound":true,"locked":false}`
+    BindingChanged {
+        /// It is in the machine that it is bound to.
+        bound: bool,
+        /// It is bound for good.
+        locked: bool,
+    },
+    /// The security module signs again, after it had not for a while. Readings of
+    /// that time waited in memory.
+    ///
+    /// `{"event":"module-recovered","outageMs":52000}`
+    ModuleRecovered {
+        /// From the first signature that failed to the next that was made.
+        outage_ms: u64,
     },
 }
 
@@ -237,6 +307,15 @@ where
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
+/// A member that may be null, but not left out.
+fn nullable<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(deserializer)
+}
+
 fn nullable_object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -254,9 +333,12 @@ mod tests {
     /// A sealer makes no such bodies; whoever has the device's key can.
     #[test]
     fn only_the_form_of_the_format_page_is_a_report() {
-        const ANCHOR: &str = r#"{"timeBefore":"1970-01-01T00:01:02.345Z","clockBefore":"unknown"}"#;
+        const ANCHOR: &str =
+            r#"{"before":{"time":"1970-01-01T00:01:02.345Z","clock":"unknown"},"errorMs":16}"#;
         const RECEIPT: &str = r#"{"reason":"rejected","records":3,"range":null,"noticedAt":"2026-11-23T11:20:44.123Z"}"#;
         const EVENT: &str = r#"{"event":"stream-started","previous":null}"#;
+        const BROKEN: &str =
+            r#"{"event":"perimeter-broken","circuit":0,"at":"2026-11-23T11:20:44.000Z"}"#;
         let cases = [
             (
                 Kind::TimeAnchor,
@@ -265,17 +347,20 @@ mod tests {
                 r#"{"unknown":null}"#,
             ),
             (Kind::TimeAnchor, ANCHOR, r#""unknown""#, "0"),
+            (Kind::TimeAnchor, ANCHOR, "},", r#","clock":"unknown"},"#),
             (
                 Kind::TimeAnchor,
                 ANCHOR,
-                "}",
-                r#","clockBefore":"unknown"}"#,
+                "},",
+                r#","cloc\u006b":"unknown"},"#,
             ),
+            (Kind::TimeAnchor, ANCHOR, r#","errorMs":16"#, ""),
+            (Kind::TimeAnchor, ANCHOR, "16", "-1"),
             (
                 Kind::TimeAnchor,
                 ANCHOR,
-                "}",
-                r#","clock\u0042efore":"unknown"}"#,
+                r#"{"time":"1970-01-01T00:01:02.345Z","clock":"unknown"}"#,
+                r#"["1970-01-01T00:01:02.345Z","unknown"]"#,
             ),
             (Kind::TimeAnchor, ANCHOR, "345Z", "3450Z"),
             (
@@ -311,6 +396,11 @@ mod tests {
                 r#"null,"event":"stream-started""#,
             ),
             (Kind::DeviceEvent, EVENT, "null", r#"null,"more":1"#),
+            (Kind::DeviceEvent, BROKEN, "0", r#""0""#),
+            (Kind::DeviceEvent, BROKEN, "0", "4294967296"),
+            (Kind::DeviceEvent, BROKEN, r#""circuit":0,"#, ""),
+            (Kind::DeviceEvent, BROKEN, "broken", "cleared"),
+            (Kind::DeviceEvent, BROKEN, "broken", "bent"),
         ];
         for (kind, good, from, to) in cases {
             Report::parse(kind, good.as_bytes()).unwrap();

@@ -9,8 +9,8 @@ use p256::ecdsa::{Signature, SigningKey};
 use p256::elliptic_curve::Generate;
 use proptest::prelude::*;
 use zk_envelope::{
-    ClockQuality, Content, DeviceEvent, DeviceId, Envelope, Error, Heartbeat, Kind, LossReason,
-    LossReceipt, MAX_ENCRYPTED_DATA, Moment, OwnerKey, PreviousStream, Report, Sealer,
+    ClockBefore, ClockQuality, Content, DeviceEvent, DeviceId, Envelope, Error, Heartbeat, Kind,
+    LossReason, LossReceipt, MAX_ENCRYPTED_DATA, Moment, OwnerKey, PreviousStream, Report, Sealer,
     SequenceRange, StreamId, TimeAnchor, Timestamp,
 };
 
@@ -114,10 +114,20 @@ fn all_reports_come_back() {
         ),
         (
             Report::TimeAnchor(TimeAnchor {
-                time_before: Timestamp::from_millis(62_345).unwrap(),
-                clock_before: ClockQuality::Unknown,
+                before: Some(ClockBefore {
+                    time: Timestamp::from_millis(62_345).unwrap(),
+                    clock: ClockQuality::Unknown,
+                }),
+                error_ms: Some(16),
             }),
-            r#"{"timeBefore":"1970-01-01T00:01:02.345Z","clockBefore":"unknown"}"#,
+            r#"{"before":{"time":"1970-01-01T00:01:02.345Z","clock":"unknown"},"errorMs":16}"#,
+        ),
+        (
+            Report::TimeAnchor(TimeAnchor {
+                before: None,
+                error_ms: None,
+            }),
+            r#"{"before":null,"errorMs":null}"#,
         ),
         (
             Report::DeviceEvent(DeviceEvent::StreamStarted { previous: None }),
@@ -128,6 +138,33 @@ fn all_reports_come_back() {
                 previous: Some(PreviousStream { stream, last: 57 }),
             }),
             r#"{"event":"stream-started","previous":{"stream":"09090909090909090909090909090909","last":57}}"#,
+        ),
+        (
+            Report::DeviceEvent(DeviceEvent::PerimeterBroken { circuit: 1, at }),
+            r#"{"event":"perimeter-broken","circuit":1,"at":"2026-11-23T11:20:44.123Z"}"#,
+        ),
+        (
+            Report::DeviceEvent(DeviceEvent::PerimeterCleared { circuit: 1 }),
+            r#"{"event":"perimeter-cleared","circuit":1}"#,
+        ),
+        (
+            Report::DeviceEvent(DeviceEvent::BatteryLow { millivolts: 2410 }),
+            r#"{"event":"battery-low","millivolts":2410}"#,
+        ),
+        (
+            Report::DeviceEvent(DeviceEvent::BatteryRestored { millivolts: 3010 }),
+            r#"{"event":"battery-restored","millivolts":3010}"#,
+        ),
+        (
+            Report::DeviceEvent(DeviceEvent::BindingChanged {
+                bound: true,
+                locked: false,
+            }),
+            r#"{"event":"binding-changed","bound":true,"locked":false}"#,
+        ),
+        (
+            Report::DeviceEvent(DeviceEvent::ModuleRecovered { outage_ms: 52_000 }),
+            r#"{"event":"module-recovered","outageMs":52000}"#,
         ),
         (
             Report::Heartbeat(Heartbeat {

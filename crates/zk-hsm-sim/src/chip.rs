@@ -663,11 +663,19 @@ impl Session<'_> {
         })?
     }
 
+    /// The battery's.
+    pub(crate) fn millivolts(&self) -> Result<u16, Code> {
+        Ok(self.chip.store.read(|state| state.millivolts)?)
+    }
+
     /// Whether the binding is locked, and whether the device is bound: never
     /// locked, since that can't be taken back.
     pub(crate) fn binding(&self) -> Result<(bool, bool), Code> {
         match self.model() {
-            Model::Hsm4 | Model::Hsm6 => Ok((false, true)),
+            Model::Hsm4 | Model::Hsm6 => {
+                let elsewhere = self.chip.store.read(|state| state.elsewhere)?;
+                Ok((false, !elsewhere))
+            }
             Model::Zymkey4i => Err(Errno::NOSYS.into()),
         }
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use crate::faults::{Daemon, Faults};
-use crate::state::Store;
+use crate::state::{State, Store};
 
 /// The file that makes a directory a device.
 pub(crate) const SETTINGS: &str = "zk-hsm-sim.toml";
@@ -314,9 +314,7 @@ impl Device {
     /// [`Error::Io`], [`Error::Syntax`], [`Error::Random`]; [`Error::Syntax`] also
     /// for another channel.
     pub fn breach(&self, channel: usize, time: u32) -> Result<(), Error> {
-        let settings = Settings::read(&self.directory)?;
-        let store = Store::in_directory(&self.directory, settings.model)?;
-        store.change(|state| match state.perimeter.get_mut(channel) {
+        self.change(|state| match state.perimeter.get_mut(channel) {
             Some(perimeter) => {
                 perimeter.breached = time;
                 Ok(())
@@ -325,7 +323,54 @@ impl Device {
                 path: self.directory.clone(),
                 problem: format!("there is no perimeter channel {channel}, only 0 and 1"),
             }),
-        })?
+        })
+    }
+
+    /// Clears the perimeter of both channels, as a program does by
+    /// `zkClearPerimeterDetectEvents`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::Syntax`], [`Error::Random`].
+    pub fn clear_breaches(&self) -> Result<(), Error> {
+        self.change(|state| {
+            for perimeter in &mut state.perimeter {
+                perimeter.breached = 0;
+            }
+            Ok(())
+        })
+    }
+
+    /// Charges or drains the battery, of a model that tells of it, to so many
+    /// millivolts. A new device has 3050.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::Syntax`], [`Error::Random`].
+    pub fn set_battery(&self, millivolts: u16) -> Result<(), Error> {
+        self.change(|state| {
+            state.millivolts = millivolts;
+            Ok(())
+        })
+    }
+
+    /// Puts the device into the machine that it is bound to, or into another one,
+    /// if it is a model that tells of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::Syntax`], [`Error::Random`].
+    pub fn set_bound(&self, bound: bool) -> Result<(), Error> {
+        self.change(|state| {
+            state.elsewhere = !bound;
+            Ok(())
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State) -> Result<(), Error>) -> Result<(), Error> {
+        let settings = Settings::read(&self.directory)?;
+        let store = Store::in_directory(&self.directory, settings.model)?;
+        store.change(change)?
     }
 }
 

@@ -438,7 +438,8 @@ extern "C" fn zkGetCurrentBindingInfo(
 extern "C" fn zkGetBatteryVoltage(context: Context, volts: Out<'_, c_float>) -> c_int {
     with(context, "zkGetBatteryVoltage", |chip| {
         chip.needs_large()?;
-        volts.ok_or(Errno::INVAL)?.write(3.05);
+        let volts = volts.ok_or(Errno::INVAL)?;
+        volts.write(f32::from(chip.millivolts()?) / 1000.0);
         Ok(0)
     })
 }

@@ -41,7 +41,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `zk-hsm-sim.toml` | [`Settings`]: `model` (`zymkey4i`, `hsm4`, `hsm6`), `unlock` (`client`, `header`), `serial` |
-//! | `state.toml` | the keys, mode 0600, made at the first opening; the perimeter |
+//! | `state.toml` | the keys, mode 0600, made at the first opening; perimeter, battery, binding |
 //! | `faults.toml` | [`Faults`]; without it nothing goes wrong |
 //! | `libzk_hsm_sim.so` | the copy of the library |
 //!
@@ -70,6 +70,8 @@
 //! - The perimeter's two channels are broken by [`Device::breach`] and stay broken
 //!   until cleared. `zkWaitForPerimeterEvent` returns at once while one is broken
 //!   whose flag to notify is set. Nobody ever taps.
+//! - Battery and binding are as [`Device::set_battery`] and [`Device::set_bound`]
+//!   leave them, on the models that tell of them.
 //! - Buffers come from libc's `malloc`. NULL, negative lengths, closed and made-up
 //!   contexts, and paths that are not absolute are `-EINVAL`; `zkClose(NULL)` is 0.
 //!   Where a call fails, what its pointers lead to is left alone.

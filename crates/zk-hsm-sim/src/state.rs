@@ -95,8 +95,18 @@ pub(crate) struct State {
     pub(crate) one_way: Secret,
     pub(crate) perimeter: [Channel; 2],
     pub(crate) keys: Vec<KeyPair>,
+    /// Of the battery.
+    #[serde(default = "charged")]
+    pub(crate) millivolts: u16,
+    /// It is in another machine than the one that it is bound to.
+    #[serde(default)]
+    pub(crate) elsewhere: bool,
     #[serde(default)]
     pub(crate) foreign: Vec<Foreign>,
+}
+
+fn charged() -> u16 {
+    3050
 }
 
 impl State {
@@ -105,6 +115,8 @@ impl State {
             one_way: Secret::random()?,
             perimeter: Default::default(),
             keys: Vec::new(),
+            millivolts: charged(),
+            elsewhere: false,
             foreign: Vec::new(),
         })
     }

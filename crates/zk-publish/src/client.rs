@@ -111,6 +111,13 @@ impl Client {
         self.idle = None;
     }
 
+    /// Connections from now on are made with this.
+    pub(crate) fn set_tls(&mut self, tls: Arc<ClientConfig>) {
+        let connections = self.connections;
+        *self = Self::new(self.target.clone(), tls, self.timeouts);
+        self.connections = connections;
+    }
+
     async fn connect(&mut self) -> Result<Connection, PublishError> {
         self.shaking_hands.mark_unchanged();
         let uri = self.target.uri().clone();

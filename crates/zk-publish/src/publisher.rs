@@ -47,6 +47,7 @@ use crate::target::Target;
 pub struct Publisher {
     board: Arc<Board>,
     link: watch::Sender<()>,
+    tls: watch::Sender<Arc<ClientConfig>>,
     stop: watch::Sender<Option<Instant>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -76,18 +77,20 @@ impl Publisher {
     {
         let board = Arc::new(Board::new());
         let (link, link_returned) = watch::channel(());
+        let (tls, tls_changed) = watch::channel(tls);
         let (stop, stopping) = watch::channel(None);
         let runtime = runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()?;
         let drain = Drain {
-            client: Client::new(target, tls, options.timeouts),
+            client: Client::new(target, Arc::clone(&tls.borrow()), options.timeouts),
             spool,
             pack,
             options,
             board: Arc::clone(&board),
             link: link_returned,
+            tls: tls_changed,
             stop: stopping,
             singly: 0,
             refused: 0,
@@ -99,6 +102,7 @@ impl Publisher {
         Ok(Self {
             board,
             link,
+            tls,
             stop,
             thread: Mutex::new(Some(thread)),
         })
@@ -110,6 +114,14 @@ impl Publisher {
     /// belong to the network that went away.
     pub fn link_returned(&self) {
         self.link.send_replace(());
+    }
+
+    /// Makes connections with another TLS configuration from now on: another
+    /// certificate of the device, other roots. The message under way, if there is
+    /// one, is the last on the present connection; a pause ends now, since what was
+    /// refused may be taken.
+    pub fn set_tls(&self, tls: Arc<ClientConfig>) {
+        self.tls.send_replace(tls);
     }
 
     /// How it fares.
@@ -207,6 +219,7 @@ struct Drain<P> {
     options: Options,
     board: Arc<Board>,
     link: watch::Receiver<()>,
+    tls: watch::Receiver<Arc<ClientConfig>>,
     stop: watch::Receiver<Option<Instant>>,
     /// Records to send alone, because together they were refused.
     singly: usize,
@@ -288,6 +301,10 @@ where
             // lets the connection see that the server has closed it
             tokio::task::yield_now().await;
             return Ok(ControlFlow::Continue(None));
+        }
+        if self.tls.has_changed().unwrap_or(false) {
+            let tls = Arc::clone(&self.tls.borrow_and_update());
+            self.client.set_tls(tls);
         }
         if self.link.has_changed().unwrap_or(false) {
             self.link.mark_unchanged();
@@ -382,6 +399,13 @@ where
             _ = self.stop.wait_for(Option::is_some) => false,
             _ = self.link.changed() => {
                 self.client.disconnect();
+                true
+            }
+            changed = self.tls.changed() => {
+                // taken up before the next message
+                if changed.is_ok() {
+                    self.tls.mark_changed();
+                }
                 true
             }
             () = sleep(pause) => true,

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use zk_envelope::{
     BootId, ClockQuality, DeviceEvent, DeviceId, Header, Heartbeat, KeyId, LossReason, LossReceipt,
-    PreviousStream, RecipientId, Report, StreamId, Timestamp, TrustedDevice, Verified,
+    PreviousStream, RecipientId, Report, StreamId, TimeAnchor, Timestamp, TrustedDevice, Verified,
 };
 
 use crate::Reason;
@@ -120,12 +120,15 @@ impl Audit {
     pub fn report(&mut self, header: &Header, received_at: Timestamp, report: &Report) {
         match report {
             Report::LossReceipt(receipt) => self.loss_receipt(receipt),
-            Report::TimeAnchor(anchor) => self.repairs.push(ClockRepair {
-                place: Place::of(header),
-                boot: header.boot,
-                before: anchor.time_before,
-                clock_before: anchor.clock_before,
-            }),
+            Report::TimeAnchor(TimeAnchor { before, error_ms }) => {
+                self.repairs.extend(before.map(|before| ClockRepair {
+                    place: Place::of(header),
+                    boot: header.boot,
+                    before: before.time,
+                    clock_before: before.clock,
+                    error_ms: *error_ms,
+                }));
+            }
             Report::DeviceEvent(DeviceEvent::StreamStarted { previous }) => {
                 let stream = self.streams.entry(header.stream).or_default();
                 let before = previous.map(|before| (before.stream, before.last));
@@ -508,6 +511,8 @@ pub struct ClockRepair {
     pub before: Timestamp,
     /// What was known of the clock before.
     pub clock_before: ClockQuality,
+    /// The most by which the new time may be wrong, if the device's kernel says.
+    pub error_ms: Option<u64>,
 }
 
 /// Something that should not be, and how often.

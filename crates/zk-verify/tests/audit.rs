@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 use p256::ecdsa::SigningKey;
 use proptest::prelude::*;
 use zk_envelope::{
-    BootId, ClockQuality, Content, DeviceEvent, DeviceId, Heartbeat, KeyState, LossReason,
-    LossReceipt, Moment, OwnerKey, PreviousStream, Report, Sealer, SequenceRange, StreamId,
-    TimeAnchor, Timestamp, TrustedDevice, TrustedKey, Verified,
+    BootId, ClockBefore, ClockQuality, Content, DeviceEvent, DeviceId, Heartbeat, KeyState,
+    LossReason, LossReceipt, Moment, OwnerKey, PreviousStream, Report, Sealer, SequenceRange,
+    StreamId, TimeAnchor, Timestamp, TrustedDevice, TrustedKey, Verified,
 };
 use zk_verify::{AlarmKind, Audit, Findings, Gap, Origin, Place, Reason, StreamFindings};
 
@@ -424,10 +424,19 @@ fn what_does_not_verify_is_an_alarm_and_counts_for_nothing() {
 fn clocks_that_are_set_or_ahead_are_told() {
     let mut audit = whole();
     let anchor = TimeAnchor {
-        time_before: at(60),
-        clock_before: ClockQuality::Unknown,
+        before: Some(ClockBefore {
+            time: at(60),
+            clock: ClockQuality::Unknown,
+        }),
+        error_ms: Some(16),
     };
     report(&mut audit, A, 2, &Report::TimeAnchor(anchor));
+    // A program's first: it sets nothing right.
+    let anchor = TimeAnchor {
+        before: None,
+        error_ms: Some(16),
+    };
+    report(&mut audit, A, 4, &Report::TimeAnchor(anchor));
     let record = records(A, [1]).remove(0);
     let early = Timestamp::from_millis(record.header().time.as_millis() - 3_600_001).unwrap();
     audit.record(&record, early, 0);
@@ -445,8 +454,10 @@ fn clocks_that_are_set_or_ahead_are_told() {
 
     let findings = audit.finish();
     assert_eq!((findings.ahead, findings.clock_unknown), (1, 1));
+    assert_eq!(findings.repairs.len(), 1);
     let repair = findings.repairs[0];
     assert_eq!((repair.place.sequence, repair.before), (2, at(60)));
+    assert_eq!(repair.error_ms, Some(16));
     assert!(findings.is_clean());
 }
 

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::SignedDuration;
 use p256::ecdsa::Signature;
 use p256::ecdsa::signature::Signer;
 use zk_envelope::{
@@ -17,9 +17,11 @@ use zk_hsm::Class;
 use zk_sensors::{Reading, Readings};
 use zk_spool::{AppendError, Spool};
 
+use super::inbox::{Inbox, Sweep, Taken};
 use super::{Event, Progress};
 use crate::Error;
 use crate::clock::Clock;
+use crate::socket::{Answer, Data};
 
 /// Everything that it takes to make records of readings.
 pub(super) struct Sealing<K> {
@@ -36,18 +38,33 @@ pub(super) struct Sealing<K> {
     pub(super) receipts: Receipts,
     /// A receipt found no room; the next try is when a record has found some.
     pub(super) receipts_wait: bool,
+    /// The last loss that metrics have counted.
+    pub(super) counted: u64,
+    /// Whether it is worth a record that the key signs again.
+    pub(super) recoveries: bool,
+    /// Since when the key has not signed.
+    pub(super) out_since: Option<Instant>,
+    /// For how long it had not, until just now.
+    pub(super) recovered: Option<Duration>,
 }
 
 impl<K: Signer<Signature>> Sealing<K> {
-    pub(super) fn run_to_the_end(
-        mut self,
-        swept: &Receiver<Vec<Reading>>,
-    ) -> Result<Receipts, Error> {
-        let outcome = self.run(swept);
+    pub(super) fn run_to_the_end(mut self, inbox: &Inbox) -> Result<Receipts, Error> {
+        let outcome = self.run(inbox);
         self.progress.ended.store(true, Ordering::Relaxed);
         if let Err(error) = &outcome {
-            for sweep in swept.try_iter() {
-                self.progress.give_up(&sweep);
+            inbox.close();
+            loop {
+                match inbox.take(Instant::now(), usize::MAX) {
+                    Taken::Sweeps(sweeps) => {
+                        for sweep in sweeps {
+                            self.progress.give_up(&sweep.readings);
+                        }
+                    }
+                    Taken::Nothing | Taken::Closed => break,
+                    // Who handed data over is told that it is not taken.
+                    Taken::Event(_) | Taken::Data(_) | Taken::Heartbeat(_) => {}
+                }
             }
             let lost = self.progress.uncounted.load(Ordering::Relaxed);
             tracing::error!(%error, readings_lost = lost, "the agent stops");
@@ -59,7 +76,7 @@ impl<K: Signer<Signature>> Sealing<K> {
         outcome.map(|()| self.receipts)
     }
 
-    pub(super) fn run(&mut self, swept: &Receiver<Vec<Reading>>) -> Result<(), Error> {
+    pub(super) fn run(&mut self, inbox: &Inbox) -> Result<(), Error> {
         self.begin()?;
         let mut next_heartbeat = Instant::now();
         loop {
@@ -68,14 +85,26 @@ impl<K: Signer<Signature>> Sealing<K> {
                 next_heartbeat = Instant::now() + self.heartbeat;
             }
             self.receipts()?;
+            if let Some(outage) = self.recovered.take()
+                && self.recoveries
+            {
+                let outage_ms = outage.as_millis().try_into().unwrap_or(u64::MAX);
+                self.event(DeviceEvent::ModuleRecovered { outage_ms })?;
+            }
+            // What came in while the key signed shares the next record.
             self.progress.sealer.waits();
-            let swept_next =
-                swept.recv_timeout(next_heartbeat.saturating_duration_since(Instant::now()));
+            let taken = inbox.take(next_heartbeat, READINGS_GATHERED);
             self.progress.sealer.works();
-            match swept_next {
-                Ok(first) => self.readings(gather(first, swept))?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
+            match taken {
+                Taken::Sweeps(sweeps) => self.sweeps(sweeps)?,
+                Taken::Event(event) => self.event(event)?,
+                Taken::Data(data) => self.data(data)?,
+                Taken::Heartbeat(interval) => {
+                    self.heartbeat = interval;
+                    next_heartbeat = next_heartbeat.min(Instant::now() + interval);
+                }
+                Taken::Nothing => {}
+                Taken::Closed => {
                     // There may be room now, and no record comes to find it.
                     self.receipts_wait = false;
                     self.receipts()?;
@@ -103,9 +132,56 @@ impl<K: Signer<Signature>> Sealing<K> {
             waiting_bytes: stats.bytes,
             sensors: self.progress.sensors.load(Ordering::Relaxed),
         });
-        if self.append(Content::Report(&beat), &[])?.is_none() {
+        if self
+            .append(Content::Report(&beat), &[], Room::Usual)?
+            .is_none()
+        {
             self.progress.tell(Event::GivenUp(&[]));
         }
+        Ok(())
+    }
+
+    /// Something happened to the device: a full spool still has room for it.
+    fn event(&mut self, event: DeviceEvent) -> Result<(), Error> {
+        let event = Report::DeviceEvent(event);
+        if self
+            .append(Content::Report(&event), &[], Room::Receipts)?
+            .is_none()
+        {
+            self.progress.tell(Event::GivenUp(&[]));
+        }
+        Ok(())
+    }
+
+    /// Data of another program, which is told what becomes of it once that is sure.
+    fn data(&mut self, data: Data) -> Result<(), Error> {
+        // Who has gone hands it over again.
+        if data.answer.is_closed() {
+            return Ok(());
+        }
+        let content = Content::Data {
+            content_type: &data.content_type,
+            body: &data.body,
+        };
+        let answer = match self.append(content, &[], Room::Usual) {
+            Ok(Some(sequence)) => {
+                if self.spool.stats()?.unsynced > 0 {
+                    self.spool.sync()?;
+                }
+                let stream = StreamId(self.spool.stream().0);
+                Answer::Taken { stream, sequence }
+            }
+            Ok(None) => Answer::Full,
+            Err(Error::Spool(zk_spool::Error::TooLarge { .. })) => Answer::TooLarge,
+            Err(error) => return Err(error),
+        };
+        let counter = match answer {
+            Answer::Taken { .. } => &self.progress.data_taken,
+            Answer::Full | Answer::TooLarge => &self.progress.data_refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        // It may have gone meanwhile.
+        let _ = data.answer.send(answer);
         Ok(())
     }
 
@@ -127,6 +203,14 @@ impl<K: Signer<Signature>> Sealing<K> {
         }
         let losses = self.receipts.unnamed()?;
         let stream = self.spool.stream();
+        for loss in losses.iter().filter(|loss| loss.id > self.counted) {
+            let receipt = receipt_of(loss, stream);
+            self.progress
+                .lost
+                .add(reason_of(receipt.reason), receipt.records);
+        }
+        let last = losses.last().map_or(0, |loss| loss.id);
+        self.counted = self.counted.max(last);
         if let Some(place) = &self.started
             && losses.iter().any(|loss| takes(loss, stream, place))
         {
@@ -167,20 +251,32 @@ impl<K: Signer<Signature>> Sealing<K> {
         Ok(taken)
     }
 
+    /// Readings by the clock of their record's header, whatever the system's said
+    /// when they were taken: an anchor goes before them then.
+    pub(super) fn sweeps(&mut self, sweeps: Vec<Sweep>) -> Result<(), Error> {
+        let mut readings = Vec::new();
+        for sweep in sweeps {
+            let shift = SignedDuration::from_millis(self.clock.shift(sweep.offset));
+            readings.extend(sweep.readings.into_iter().map(|reading| Reading {
+                at: reading.at.saturating_add(shift).unwrap_or(reading.at),
+                ..reading
+            }));
+        }
+        self.readings(readings)
+    }
+
     pub(super) fn readings(&mut self, mut readings: Vec<Reading>) -> Result<(), Error> {
         while !readings.is_empty() {
-            let rest = readings.split_off(readings.len().min(READINGS_PER_RECORD));
+            let (body, taken) = body_of(&readings).ok_or(Error::ThreadEnded)?;
+            let rest = readings.split_off(taken);
             let batch = Readings { readings };
             readings = rest;
             let count = batch.readings.len() as u64;
-            let Ok(body) = serde_json::to_vec(&batch) else {
-                return Err(Error::ThreadEnded);
-            };
             let content = Content::Data {
                 content_type: "application/json",
                 body: &body,
             };
-            match self.append(content, &batch.readings) {
+            match self.append(content, &batch.readings, Room::Usual) {
                 Ok(Some(_)) => {
                     self.progress.sealed.fetch_add(count, Ordering::Relaxed);
                 }
@@ -206,6 +302,7 @@ impl<K: Signer<Signature>> Sealing<K> {
         &mut self,
         content: Content<'_>,
         readings: &[Reading],
+        room: Room,
     ) -> Result<Option<u64>, Error> {
         if !self.start_stream()? {
             return Ok(None);
@@ -213,13 +310,18 @@ impl<K: Signer<Signature>> Sealing<K> {
         let now = self.clock.now();
         if let Some(anchor) = self.clock.anchor(&now) {
             tracing::info!(?anchor, "the clock was set");
-            let anchored = self.seal_until_signed(Content::Report(&anchor), &[], Room::Usual)?;
+            let anchored = self.seal_until_signed(Content::Report(&anchor), &[], room)?;
             if anchored.is_none() {
                 return Ok(None);
             }
         }
+        *self
+            .progress
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now.clock);
         self.clock.follow(&now);
-        let taken = self.seal_until_signed(content, readings, Room::Usual)?;
+        let taken = self.seal_until_signed(content, readings, room)?;
         self.receipts_wait &= taken.is_none();
         Ok(taken)
     }
@@ -273,6 +375,7 @@ impl<K: Signer<Signature>> Sealing<K> {
             self.progress.waits_for_key.store(waits, Ordering::Relaxed);
             match outcome {
                 Ok(sequence) => {
+                    self.recovered = self.out_since.take().map(|since| since.elapsed());
                     let stream = StreamId(spool.stream().0);
                     self.progress.tell(match content {
                         Content::Data { .. } => Event::Sealed {
@@ -293,6 +396,7 @@ impl<K: Signer<Signature>> Sealing<K> {
                 )) => return Ok(None),
                 Err(AppendError::Spool(error)) => return Err(error.into()),
                 Err(AppendError::Seal(error)) if may_pass(&error) => {
+                    self.out_since.get_or_insert_with(Instant::now);
                     let left = self.patience.get().map(|until| {
                         let left = until.saturating_duration_since(Instant::now());
                         (!left.is_zero()).then_some(left)
@@ -317,7 +421,8 @@ impl<K: Signer<Signature>> Sealing<K> {
 #[derive(Clone, Copy)]
 pub(super) enum Room {
     Usual,
-    /// Kept free for loss receipts, so that a full spool can still say so.
+    /// Kept free for loss receipts, so that a full spool can still say so, and for
+    /// what happens to the device.
     Receipts,
 }
 
@@ -430,6 +535,17 @@ fn takes(loss: &zk_spool::Loss, stream: zk_spool::StreamId, numbers: &RangeInclu
     }
 }
 
+/// The reason as metrics name it.
+fn reason_of(reason: LossReason) -> &'static str {
+    match reason {
+        LossReason::Damaged => "damaged",
+        LossReason::Dropped => "dropped",
+        LossReason::Refused => "refused",
+        LossReason::Rejected => "rejected",
+        _ => "several",
+    }
+}
+
 /// Whether two losses can be named as one, exactly.
 fn continues(one: &zk_spool::Loss, next: &zk_spool::Loss) -> bool {
     use zk_spool::Reason::{Damaged, Dropped, Refused};
@@ -440,16 +556,25 @@ fn continues(one: &zk_spool::Loss, next: &zk_spool::Loss) -> bool {
         && one.last.checked_add(1) == Some(next.first)
 }
 
-/// What came in while the key signed shares the next record.
-fn gather(first: Vec<Reading>, swept: &Receiver<Vec<Reading>>) -> Vec<Reading> {
-    let mut readings = first;
-    while readings.len() < READINGS_PER_RECORD {
-        let Ok(mut more) = swept.try_recv() else {
+/// The body of a record of the first of these readings, of [`MAX_BODY`] bytes at
+/// most, and how many they are.
+fn body_of(readings: &[Reading]) -> Option<(Vec<u8>, usize)> {
+    let mut body = br#"{"readings":["#.to_vec();
+    let mut taken = 0;
+    for reading in readings {
+        let start = body.len();
+        if taken > 0 {
+            body.push(b',');
+        }
+        serde_json::to_writer(&mut body, reading).ok()?;
+        if taken > 0 && body.len() + END.len() > MAX_BODY {
+            body.truncate(start);
             break;
-        };
-        readings.append(&mut more);
+        }
+        taken += 1;
     }
-    readings
+    body.extend_from_slice(END);
+    Some((body, taken))
 }
 
 /// Whether the same key may sign later, in this process.
@@ -503,8 +628,12 @@ pub fn receipt_of(loss: &zk_spool::Loss, stream: zk_spool::StreamId) -> LossRece
     }
 }
 
-/// About 48 KiB of JSON.
-const READINGS_PER_RECORD: usize = 480;
+/// Bytes of JSON in a record of readings, at most.
+pub(super) const MAX_BODY: usize = 48 * 1024;
+/// How a body of readings ends.
+const END: &[u8] = b"]}";
+/// Readings that are taken from the inbox at once: about what fills a record.
+const READINGS_GATHERED: usize = 512;
 /// After how many refusals in a row the next receipt no longer has to wait for
 /// twice as many records as the one before: then it is one in a thousand.
 const MOST_BEHIND: u32 = 10;

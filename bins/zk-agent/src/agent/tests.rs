@@ -14,6 +14,7 @@ use super::sealing::*;
 use super::threads::*;
 use super::*;
 
+mod clocks;
 mod evidence;
 
 /// A real key behind a chip that may refuse.
@@ -97,6 +98,10 @@ impl Device {
             started: None,
             receipts: Receipts::new(&self.spool, self.cap),
             receipts_wait: false,
+            counted: 0,
+            recoveries: true,
+            out_since: None,
+            recovered: None,
         }
     }
 
@@ -120,6 +125,12 @@ impl Device {
     }
 }
 
+fn sweep_of(device: &Device) -> Sweep {
+    let offset = clock::system_offset();
+    let readings = device.bus().read_all(|| clock::time_of(offset)).unwrap();
+    Sweep { readings, offset }
+}
+
 /// Readings in these records, and readings that their receipts name.
 fn tally(records: &[zk_envelope::Opened]) -> (u64, u64) {
     let (mut kept, mut named) = (0, 0);
@@ -136,8 +147,9 @@ fn tally(records: &[zk_envelope::Opened]) -> (u64, u64) {
     (kept, named)
 }
 
+/// This machine's, whoever keeps it.
 fn clock() -> Clock {
-    Clock::new(SystemTime::now).unwrap()
+    Clock::new(SystemTime::now).unwrap().with_kernel(|| None)
 }
 
 #[test]
@@ -147,14 +159,13 @@ fn a_key_that_does_not_sign_costs_readings_that_are_named_afterwards() {
     // Signs again when so much waited that readings had to be given up.
     let refuses = move || (progress.given_up.load(Ordering::Relaxed) < 10).then(away);
     let sealing = device.sealing(clock(), refuses);
-    let (sweeps, swept) = sync_channel(SWEEPS_WAITING);
+    let inbox = Inbox::new(500);
     let (stop, stopped) = channel();
     std::thread::scope(|scope| {
-        let sealer = scope.spawn(move || sealing.run_to_the_end(&swept));
-        let bus = device.bus();
-        let progress = &device.progress;
+        let sealer = scope.spawn(|| sealing.run_to_the_end(&inbox));
+        let (bus, inbox, progress) = (device.bus(), &inbox, &device.progress);
         let sampler = scope.spawn(move || {
-            sample(bus, Duration::ZERO, &stopped, &sweeps, progress);
+            sample(bus, Duration::ZERO, &stopped, inbox, progress);
         });
         while progress.sealed.load(Ordering::Relaxed) == 0 {
             std::thread::yield_now();
@@ -486,8 +497,7 @@ fn a_key_that_stays_stuck_ends_the_agent() {
         Some(stuck(Duration::from_secs(seconds)))
     };
     let sealing = device.sealing(clock(), refuses);
-    let (_sweeps, swept) = sync_channel(1);
-    let error = sealing.run_to_the_end(&swept).unwrap_err();
+    let error = sealing.run_to_the_end(&Inbox::new(1)).unwrap_err();
     assert!(may_pass(&zk_envelope::Error::Sign(
         SignatureError::from_source(stuck(Duration::ZERO))
     )));
@@ -498,11 +508,10 @@ fn a_key_that_stays_stuck_ends_the_agent() {
 fn told_to_stop_it_does_not_wait_for_a_key_that_does_not_sign() {
     let device = Device::new(zk_spool::Options::default());
     let sealing = device.sealing(clock(), || Some(away()));
-    let (sweeps, swept) = sync_channel(1);
-    let sweep = device.bus().read_all(SystemTime::now).unwrap();
-    sweeps.send(sweep).unwrap();
+    let inbox = Inbox::new(10);
+    inbox.offer(sweep_of(&device)).unwrap();
     device.patience.set(Instant::now()).unwrap();
-    let error = sealing.run_to_the_end(&swept).unwrap_err();
+    let error = sealing.run_to_the_end(&inbox).unwrap_err();
     assert!(matches!(error, Error::Envelope(_)), "{error}");
     assert_eq!(device.count(|progress| &progress.given_up), 2);
 }
@@ -540,7 +549,8 @@ fn anchors(steps_ms: &[i64]) -> Vec<zk_envelope::Opened> {
         let ms = hand.load(Ordering::Relaxed).unsigned_abs();
         SystemTime::UNIX_EPOCH + Duration::from_millis(ms) + begun.elapsed()
     });
-    let mut sealing = device.sealing(clock.unwrap(), || None);
+    let clock = clock.unwrap().with_kernel(|| None);
+    let mut sealing = device.sealing(clock, || None);
     for step in steps_ms {
         wall.fetch_add(*step, Ordering::Relaxed);
         let sweep = device.bus().read_all(SystemTime::now).unwrap();
@@ -577,14 +587,18 @@ fn when_the_clock_is_set_an_anchor_says_what_it_said_before() {
     };
     let apart = |a: Timestamp, b: Timestamp| a.as_millis().abs_diff(b.as_millis());
     let (set, now) = anchor(2);
-    assert_eq!(set.clock_before, ClockQuality::Unknown);
+    // Set by hand: nobody says how exactly.
+    assert_eq!(set.error_ms, None);
+    let set = set.before.unwrap();
+    assert_eq!(set.clock, ClockQuality::Unknown);
     // The old clock goes on to this very moment, so the step is all between.
-    assert!(apart(now, set.time_before).abs_diff(3_600_000) < 1000);
-    assert!(set.time_before < now);
+    assert!(apart(now, set.time).abs_diff(3_600_000) < 1000);
+    assert!(set.time < now);
     assert_ne!(records[2].header().clock, ClockQuality::Unknown);
     let (back, now) = anchor(6);
-    assert_ne!(back.clock_before, ClockQuality::Unknown);
-    assert!(back.time_before > now);
+    let back = back.before.unwrap();
+    assert_ne!(back.clock, ClockQuality::Unknown);
+    assert!(back.time > now);
     assert_eq!(records[6].header().clock, ClockQuality::Unknown);
     // What a slewed clock gains in small steps is no step.
     let slewed = anchors(&[0, 900, 900, 900, 900]);
@@ -602,7 +616,8 @@ fn an_anchor_that_a_full_spool_does_not_take_comes_later() {
     let hand = Arc::clone(&ahead);
     let clock =
         Clock::new(move || SystemTime::now() + Duration::from_secs(hand.load(Ordering::Relaxed)));
-    let mut sealing = device.sealing(clock.unwrap(), || None);
+    let clock = clock.unwrap().with_kernel(|| None);
+    let mut sealing = device.sealing(clock, || None);
     let sweep = || device.bus().read_all(SystemTime::now).unwrap();
     while device.count(|progress| &progress.given_up) == 0 {
         sealing.readings(sweep()).unwrap();

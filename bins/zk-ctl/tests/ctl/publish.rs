@@ -258,3 +258,104 @@ async fn several_at_once_wait_for_each_other() {
     });
     assert_eq!(data(&world.stored().await).len(), 3);
 }
+
+/// Where an agent takes data it goes by its way; where none is, or is not wanted, by
+/// zk-ctl's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_agent_is_handed_the_data() {
+    let world = World::new().await;
+    world.reconfigure(
+        "[spool]",
+        "[sensors]\nroot = \"sys\"\n\n[socket]\nlisten = \"publish.sock\"\n\n[spool]",
+    );
+    // no agent there yet
+    let own = world
+        .ctl_with(&["publish", "--json"], b"zero")
+        .ends(0)
+        .json();
+    assert_eq!(own["outcome"], "delivered");
+
+    let config = zk_agent::Config::read(&world.path("agent.toml")).unwrap();
+    let agent = zk_agent::Agent::start(&config, || {}).unwrap();
+    // neither key nor certificate are needed for it
+    fs::rename(world.path("key.pem"), world.path("away.pem")).unwrap();
+    let taken = world
+        .ctl_with(&["publish", "--json"], b"one")
+        .ends(0)
+        .json();
+    fs::rename(world.path("away.pem"), world.path("key.pem")).unwrap();
+    assert_eq!(taken["outcome"], "taken");
+    assert_eq!(
+        (&taken["device"], &taken["bytes"]),
+        (&"pi-01".into(), &3.into())
+    );
+    assert_eq!(taken["contentType"], "text/plain; charset=utf-8");
+    assert_ne!(taken["stream"], own["stream"]);
+    let text = world.ctl_with(&["publish"], b"two").ends(0);
+    assert!(
+        text.text().starts_with("taken  sequence "),
+        "{}",
+        text.text()
+    );
+    // without it
+    let spool = world.arg("zk-ctl-spool");
+    let around = world
+        .ctl_with(&["publish", "--spool", &spool, "--json"], b"three")
+        .ends(0);
+    assert_eq!(around.json()["stream"], own["stream"]);
+    agent.stop(std::time::Duration::from_secs(30)).unwrap();
+
+    let run = world
+        .ctl_with(&["publish", "--json"], b"four")
+        .ends(0)
+        .json();
+    assert_eq!(run["outcome"], "delivered");
+    let stored = world.stored().await;
+    let mut bodies = data(&stored);
+    bodies.retain(|body| !body.starts_with(b"{\"readings\""));
+    bodies.sort_unstable();
+    assert_eq!(bodies, [&b"four"[..], b"one", b"three", b"two", b"zero"]);
+    let sequence = taken["sequence"].as_u64().unwrap();
+    let one = stored
+        .iter()
+        .find(|record| record.body() == b"one")
+        .unwrap();
+    assert_eq!(one.header().sequence, sequence);
+    assert_eq!(one.header().stream.to_string(), taken["stream"]);
+    assert!(world.audits_clean().await);
+}
+
+/// An agent that does not take it, or says nothing, is no reason to go another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_agent_does_not_take_is_told_with_its_reason() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    let world = World::new().await;
+    world.reconfigure("[spool]", "[socket]\nlisten = \"publish.sock\"\n\n[spool]");
+    let listener = UnixListener::bind(world.path("publish.sock")).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut full, _) = listener.accept().unwrap();
+        let mut read = [0; 4096];
+        assert!(full.read(&mut read).unwrap() > 0);
+        let body = r#"{"error":"spool-full","message":"the spool is full"}"#;
+        let length = body.len();
+        let head = "HTTP/1.1 507 Insufficient Storage\r\nconnection: close\r\ncontent-length: ";
+        full.write_all(format!("{head}{length}\r\n\r\n{body}").as_bytes())
+            .unwrap();
+        drop(full);
+        // says nothing
+        let (silent, _) = listener.accept().unwrap();
+        silent
+    });
+    let full = world.ctl_with(&["publish"], b"x").ends(1);
+    full.says(&["publish.sock", "spool-full", "the spool is full"]);
+    let silent = world
+        .ctl_with(&["publish", "--timeout", "1s"], b"x")
+        .ends(1);
+    silent.says(&["did not answer in time", "not known", "--timeout"]);
+    drop(server.join().unwrap());
+    // nothing was kept anywhere else
+    assert!(!world.path("zk-ctl-spool").exists());
+    assert!(world.stored().await.is_empty());
+}

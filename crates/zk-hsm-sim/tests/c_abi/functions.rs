@@ -440,6 +440,12 @@ fn smaller_models_lack_what_the_vendor_says_they_lack() {
     assert_eq!(hsm6.binding(), Ok((false, true)));
     assert!((2.5..3.5).contains(&hsm6.float("zkGetBatteryVoltage").unwrap()));
     assert!((0.0..90.0).contains(&hsm6.float("zkGetCPUTemp").unwrap()));
+    room.device.set_battery(2410).unwrap();
+    room.device.set_bound(false).unwrap();
+    assert_eq!(hsm6.float("zkGetBatteryVoltage"), Ok(2.41));
+    assert_eq!(hsm6.binding(), Ok((false, false)));
+    room.device.set_bound(true).unwrap();
+    assert_eq!(hsm6.binding(), Ok((false, true)));
 }
 
 #[test]
@@ -478,6 +484,9 @@ fn a_broken_perimeter_stays_broken_until_cleared() {
     assert_eq!(chip.plain("zkClearPerimeterDetectEvents"), Ok(0));
     assert_eq!(chip.perimeter(), Ok(vec![0, 0]));
     assert_eq!(wait(), Err(ETIMEDOUT));
+    room.device.breach(0, 8).unwrap();
+    room.device.clear_breaches().unwrap();
+    assert_eq!(chip.perimeter(), Ok(vec![0, 0]));
     // One that comes while somebody waits.
     let waits = thread::spawn(move || chip.wait("zkWaitForPerimeterEvent", u32::MAX));
     room.device.breach(1, 7).unwrap();

@@ -120,6 +120,10 @@ impl Evidence {
             started: None,
             receipts: Receipts::new(&spool, cap),
             receipts_wait: false,
+            counted: 0,
+            recoveries: true,
+            out_since: None,
+            recovered: None,
         };
         sealing.begin()?;
         sealing.receipts()?;
