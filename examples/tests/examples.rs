@@ -21,6 +21,26 @@ macro_rules! examples {
 }
 
 examples! {
+    read_sensors(said) {
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines, [
+            "all is well",
+            "10-00080278d0e4    20.000  ok            fixed",
+            "28-0000000a0001    11.062  ok            12 bits",
+            "28-0000000a0002    61.100  ok            12 bits",
+            "",
+            "a supply that fails, and a shorted wire",
+            "10-00080278d0e4    20.000  ok            fixed",
+            "28-0000000a0001    85.000  power-on      12 bits  11.062 before 1 bad",
+            "28-0000000a0002         -  false-zero    9 bits  61.100 before 1 bad",
+            "",
+            "one is gone, and one is well again",
+            "10-00080278d0e4    20.000  ok            fixed",
+            "28-0000000a0001         -  unplugged     not listed  11.062 before 2 bad",
+            "28-0000000a0002    60.600  ok            12 bits",
+        ]);
+    }
+
     sign_with_hsm(said) {
         assert_in_order(&said, &[
             "opened     soft:",
@@ -110,6 +130,16 @@ fn a_key_that_exists_is_opened_by_its_uri() {
     let uri = zk_hsm::create_soft_key(directory.path().join("mine.pem")).unwrap();
     let said = run(env!("CARGO_BIN_EXE_sign_with_hsm"), &[&uri.to_string()]);
     assert!(said.starts_with(&format!("opened     {uri}\n")), "{said}");
+}
+
+#[test]
+fn the_sensors_of_another_tree_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let sensor = "28-0000000a0007".parse().unwrap();
+    zk_sensors::SimulatedBus::create(directory.path(), &[sensor]).unwrap();
+    let root = directory.path().to_str().unwrap();
+    let said = run(env!("CARGO_BIN_EXE_read_sensors"), &[root]);
+    assert_eq!(said, "28-0000000a0007    20.000  ok            12 bits\n");
 }
 
 #[test]

@@ -15,17 +15,19 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use crate::test::{aws_packages, aws_path, finish, workspace_root};
 
-/// On what the function runs.
+/// On what a program runs that is not for this machine alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Arch {
-    /// Graviton, for which Lambda takes less.
+    /// Raspberry Pi; and Graviton, for which Lambda takes less.
     Arm64,
     /// Intel and AMD.
-    #[value(name = "x86_64")]
+    #[value(name = "x86_64", alias = "amd64")]
     X86_64,
 }
 
 impl Arch {
+    pub(crate) const ALL: [Self; 2] = [Self::Arm64, Self::X86_64];
+
     /// That of this machine, which can run it.
     pub(crate) fn host() -> Result<Self> {
         match env::consts::ARCH {
@@ -43,8 +45,16 @@ impl Arch {
         }
     }
 
+    /// As Debian calls it.
+    pub(crate) fn debian(self) -> &'static str {
+        match self {
+            Self::Arm64 => "arm64",
+            Self::X86_64 => "amd64",
+        }
+    }
+
     /// As Rust calls it.
-    fn triple(self) -> &'static str {
+    pub(crate) fn triple(self) -> &'static str {
         match self {
             Self::Arm64 => "aarch64-unknown-linux-gnu",
             Self::X86_64 => "x86_64-unknown-linux-gnu",
@@ -122,7 +132,7 @@ fn write(zip: &Path, program: &[u8]) -> Result<PathBuf> {
 }
 
 /// Sees that Rust's own libraries are there for `arch`.
-fn standard_library(root: &Path, arch: Arch) -> Result<()> {
+pub(crate) fn standard_library(root: &Path, arch: Arch) -> Result<()> {
     let there = || -> Result<bool> {
         let mut rustc = Command::new("rustc");
         let rustc = rustc.current_dir(root).args(["--print", "target-libdir"]);
@@ -147,7 +157,7 @@ fn standard_library(root: &Path, arch: Arch) -> Result<()> {
 
 /// What a program asks of the system that starts it.
 #[derive(Debug)]
-struct Needs {
+pub(crate) struct Needs {
     machine: elf::Machine,
     /// None for a static program.
     libraries: Vec<String>,
@@ -156,7 +166,7 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(program: &[u8]) -> Result<Self> {
+    pub(crate) fn of(program: &[u8]) -> Result<Self> {
         let header = FileHeader64::<Endianness>::parse(program).context("no ELF of 64 bits")?;
         let endian = header.endian()?;
         let sections = header.sections(endian, program)?;
@@ -193,9 +203,9 @@ impl Needs {
         })
     }
 
-    /// Sees that Lambda's system has it: `arch`, and nothing but a C library of
+    /// Sees that a system has it that is `arch`, and has nothing but a C library of
     /// version `glibc`.
-    fn check(&self, arch: Arch, glibc: (u32, u32)) -> Result<()> {
+    pub(crate) fn check(&self, arch: Arch, glibc: (u32, u32)) -> Result<()> {
         ensure!(
             self.machine == arch.machine(),
             "the program is for another machine than {}",
@@ -211,7 +221,7 @@ impl Needs {
             let number = version.strip_prefix("GLIBC_").and_then(number);
             ensure!(
                 number.is_some_and(|number| number <= glibc),
-                "the program needs {version}, and Lambda's glibc is {}.{}",
+                "the program needs {version}, and the glibc that it is for is {}.{}",
                 glibc.0,
                 glibc.1
             );

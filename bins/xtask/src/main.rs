@@ -1,11 +1,14 @@
 //! The developers' commands: `cargo xtask test`, `cargo xtask fuzz`, `cargo xtask
-//! bench`, `cargo xtask lambda`.
+//! bench`, `cargo xtask lambda`, `cargo xtask package`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod fuzz;
 mod lambda;
+#[cfg(feature = "manuals")]
+mod manuals;
+mod package;
 mod test;
 
 use std::process::ExitCode;
@@ -64,12 +67,33 @@ enum Command {
         #[arg(long, value_enum, default_value_t = lambda::Arch::Arm64)]
         arch: lambda::Arch,
     },
+    /// Builds Debian packages of the programs, below target/package/.
+    ///
+    /// For Debian 11 or later and Raspberry Pi OS, 64 bits. What it takes beside
+    /// dpkg is installed below target/; docs/packages.md says what is in them.
+    #[command(
+        after_help = "Examples:\n  cargo xtask package\n  cargo xtask package agent --arch arm64"
+    )]
+    Package {
+        /// Which [otherwise: all].
+        packages: Vec<package::Package>,
+        /// For which architecture [otherwise: both].
+        #[arg(long, value_enum)]
+        arch: Vec<lambda::Arch>,
+    },
+    /// Writes man pages and shell completions of all programs.
+    #[cfg(feature = "manuals")]
+    #[command(hide = true)]
+    Manuals { out: std::path::PathBuf },
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Lambda { arch } => lambda::run(arch),
+        Command::Package { packages, arch } => package::run(&packages, &arch),
+        #[cfg(feature = "manuals")]
+        Command::Manuals { out } => manuals::write(&out),
         Command::Test { area } => test::run(area),
         Command::Fuzz {
             target,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{fuzz, lambda};
+use crate::{fuzz, lambda, package};
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -35,7 +35,8 @@ pub(crate) enum Area {
     Fuzz,
     /// What takes too long for every day, and is not among all: the spool's power
     /// cuts, more than 100,000 of them, kills and a million records; ten minutes of
-    /// faults. As root the spool gets disks of its own, which lose power and fill up.
+    /// faults; the Debian packages, built, installed and used. As root the spool gets
+    /// disks of its own, which lose power and fill up; the packages need root.
     Long,
 }
 
@@ -98,6 +99,10 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
                 command.args(TEST).args(faults);
                 finish(command.env("ZK_FAULTS_SECONDS", "600"))
             })?;
+            stage(&mut stages, "packages", || {
+                package::build(&root, &[], &[]).map(drop)
+            })?;
+            stage(&mut stages, "installed", || installed(&root))?;
         }
     }
     if wanted(Area::Store) {
@@ -159,6 +164,67 @@ fn targets<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         .into_iter()
         .flat_map(|name| ["--test", name])
         .collect()
+}
+
+/// What the packages install works, in a clean Debian and on another machine.
+fn installed(root: &Path) -> Result<()> {
+    ensure!(
+        is_root(),
+        "packages are installed in a directory of their own with chroot, for which this has to \
+         be root: sudo cargo xtask test long"
+    );
+    system_programs(&[
+        ("debootstrap --version", "debootstrap"),
+        ("qemu-aarch64 --version", "qemu-user"),
+        (
+            "test -e /usr/aarch64-linux-gnu/lib/libc.so.6",
+            "libc6-arm64-cross",
+        ),
+    ])?;
+    let debian = debian(root)?;
+    let packages = root.join("target/package");
+    let mut command = cargo_command(root);
+    command
+        .args(TEST)
+        .args(["--features", "zk-tests/packages", "--test", "packages"])
+        .args(["--", "--nocapture", "--test-threads", "1"])
+        .env("ZK_TEST_DEBIAN", debian)
+        .env("ZK_TEST_PACKAGES", packages);
+    finish(&mut command)
+}
+
+/// A Debian in a directory, as bare as one with systemd can be: of this machine's
+/// release, and from where this machine has its packages.
+fn debian(root: &Path) -> Result<PathBuf> {
+    let debian = root.join("target/debian/clean");
+    if debian.exists() {
+        return Ok(debian);
+    }
+    let sources = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI) $(CODENAME)"])
+        .arg("Created-By: Packages")
+        .output()?;
+    let sources = String::from_utf8(sources.stdout)?;
+    let source = sources
+        .lines()
+        .filter_map(|line| line.trim().split_once(' '))
+        .find(|(uri, release)| {
+            uri.trim_end_matches('/').ends_with("/debian") && !release.contains('-')
+        });
+    let (mirror, release) = source.context("apt-get names no source of Debian's packages")?;
+    let unfinished = root.join("target/debian/unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    fs::create_dir_all(&unfinished)?;
+    let mut make = Command::new("debootstrap");
+    make.args(["--variant=minbase", "--include=systemd,init-system-helpers"])
+        .arg(release)
+        .arg(&unfinished)
+        .arg(mirror);
+    finish(&mut make)?;
+    fs::rename(unfinished, &debian)?;
+    Ok(debian)
 }
 
 /// zk-store's test programs.
@@ -443,11 +509,7 @@ pub(crate) fn system_programs(programs: &[(&str, &str)]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let root_user = Command::new("id")
-        .arg("-u")
-        .output()
-        .is_ok_and(|id| id.stdout == b"0\n");
-    if root_user && Path::new("/usr/bin/apt-get").exists() {
+    if is_root() && Path::new("/usr/bin/apt-get").exists() {
         finish(Command::new("apt-get").arg("update"))?;
         let mut install = Command::new("apt-get");
         finish(
@@ -464,6 +526,11 @@ pub(crate) fn system_programs(programs: &[(&str, &str)]) -> Result<()> {
         packages.join(" ")
     );
     Ok(())
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|id| id.stdout == b"0\n")
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {

@@ -100,7 +100,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn the_unit_is_hardened_and_right() {
-    let unit = beside("zk-agent.service");
+    let unit = beside("debian/zk-agent.service");
     let output = systemd(
         Command::new("systemd-analyze")
             .args(["security", "--offline=true", "--no-pager", "--threshold=25"])
@@ -122,7 +122,7 @@ fn the_unit_is_hardened_and_right() {
 /// What the service may still do, against what would be stricter.
 #[test]
 fn the_unit_permits_what_the_agent_needs() {
-    let unit = fs::read_to_string(beside("zk-agent.service")).unwrap();
+    let unit = fs::read_to_string(beside("debian/zk-agent.service")).unwrap();
     let has = |line: &str| unit.lines().any(|own| own == line);
     for line in [
         "Type=notify",
@@ -144,7 +144,7 @@ fn the_unit_permits_what_the_agent_needs() {
 /// What the rule runs when the kernel has a new thermometer, on a tree of our own.
 #[test]
 fn the_udev_rule_lets_the_agents_group_begin_a_conversion() {
-    let rules = fs::read_to_string(beside("zk-agent.rules")).unwrap();
+    let rules = fs::read_to_string(beside("debian/zk-agent.rules")).unwrap();
     let program = rules.split("RUN+=\"/bin/sh -c '").nth(1).unwrap();
     let program = program.split("'\"").next().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +172,7 @@ fn the_users_are_made_as_the_unit_names_them() {
     let output = systemd(
         Command::new("systemd-sysusers")
             .arg(root)
-            .arg(beside("zk-agent.sysusers")),
+            .arg(beside("debian/zk-agent.sysusers")),
     );
     assert!(output.status.success(), "{}", said(&output));
     let users = fs::read_to_string(dir.path().join("etc/passwd")).unwrap();
@@ -180,6 +180,6 @@ fn the_users_are_made_as_the_unit_names_them() {
     let groups = fs::read_to_string(dir.path().join("etc/group")).unwrap();
     let publishers = groups.lines().find(|line| line.starts_with("zk-publish:"));
     assert!(publishers.unwrap().ends_with(":zk-agent"), "{groups}");
-    let unit = fs::read_to_string(beside("zk-agent.service")).unwrap();
+    let unit = fs::read_to_string(beside("debian/zk-agent.service")).unwrap();
     assert!(unit.contains("\nUser=zk-agent\nGroup=zk-agent\n"));
 }

@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use jiff::SignedDuration;
 use zk_envelope::DeviceId;
 use zk_hsm::{HsmUri, MAX_RANDOM};
 use zk_publish::Target;
+use zk_sensors::{ConversionTime, SensorId};
 
 /// The tool for a person on the device: publishes by hand, uses the key, looks
 /// into the spool, and finds out what is wrong.
@@ -40,7 +41,7 @@ pub(crate) struct Common {
         display_order = 900,
         env = "ZK_CTL_CONFIG",
         value_name = "FILE",
-        default_value = "/etc/zk-agent/agent.toml"
+        default_value = USUAL_CONFIG
     )]
     pub(crate) config: PathBuf,
 
@@ -55,6 +56,13 @@ pub(crate) struct Common {
         value_parser = KeyUri
     )]
     pub(crate) hsm: Option<HsmUri>,
+}
+
+impl Common {
+    /// Whether the configuration is where it usually is, as nobody had to say.
+    pub(crate) fn is_usual(&self) -> bool {
+        self.config == Path::new(USUAL_CONFIG)
+    }
 }
 
 /// Parses the key's URI. What is wrong with one is said without the URI: a PIN
@@ -94,6 +102,10 @@ pub(crate) enum Command {
     /// Looks into a spool, also while the agent has it open
     #[command(subcommand, after_help = SPOOL_HELP)]
     Spool(SpoolCommand),
+
+    /// Reads every thermometer of this machine
+    #[command(after_help = SENSORS_HELP, args_conflicts_with_subcommands = true)]
+    Sensors(Sensors),
 
     /// Checks this machine: what is wrong, and what to do about it
     #[command(after_help = DOCTOR_HELP)]
@@ -421,6 +433,102 @@ pub(crate) struct SpoolPlace {
 }
 
 #[derive(Clone, Debug, Args)]
+pub(crate) struct Sensors {
+    #[command(flatten)]
+    pub(crate) tree: SensorTree,
+
+    /// One conversion for all of a bus, where this user may: quicker, but
+    /// meanwhile whoever else reads these sensors, such as the agent, gets nothing
+    #[arg(long)]
+    pub(crate) bulk: bool,
+
+    /// Reads them again and again
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// From one sweep to the next, at least 10ms
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval, requires = "watch")]
+    pub(crate) interval: Duration,
+
+    /// Ends after so many sweeps [otherwise: at SIGINT or SIGTERM]
+    #[arg(long, value_name = "SWEEPS", value_parser = clap::value_parser!(u64).range(1..), requires = "watch")]
+    pub(crate) count: Option<u64>,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<SensorsCommand>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SensorsCommand {
+    /// Has a thermometer measure otherwise, and reads back whether it does
+    #[command(after_help = SET_HELP)]
+    Set(SetSensor),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SensorTree {
+    /// Where the kernel shows its buses, or another such tree [otherwise: the
+    /// agent's, sensors.root, or /sys]
+    #[arg(long, env = "ZK_CTL_SENSORS_ROOT", value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[group(id = "settings", required = true, multiple = true, args = ["resolution", "conversion_time", "poll", "save"])]
+pub(crate) struct SetSensor {
+    /// Which one
+    #[arg(value_name = "SENSOR")]
+    pub(crate) sensor: SensorId,
+
+    /// In bits, 9 to 12: steps of 1/2, 1/4, 1/8, 1/16 degree, for 95, 190, 375,
+    /// 750 ms
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(9..=12))]
+    pub(crate) resolution: Option<u8>,
+
+    /// How long the driver waits for a conversion: default is the data sheet's,
+    /// measured is what this chip takes, and a fifth more
+    #[arg(long, value_name = "DURATION|default|measured")]
+    pub(crate) conversion_time: Option<Conversion>,
+
+    /// Whether the driver asks the chip instead if it is done; not with parasite
+    /// power
+    #[arg(long, value_name = "on|off")]
+    pub(crate) poll: Option<Switch>,
+
+    /// Keeps the resolution in the chip's EEPROM, which bears about 50,000 of that
+    #[arg(long)]
+    pub(crate) save: bool,
+
+    #[command(flatten)]
+    pub(crate) tree: SensorTree,
+}
+
+/// A conversion time as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Conversion(pub(crate) ConversionTime);
+
+impl FromStr for Conversion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(match text {
+            "default" => ConversionTime::DataSheet,
+            "measured" => ConversionTime::Measured,
+            time => ConversionTime::Fixed(
+                duration(time)
+                    .map_err(|_| "give default, measured, or a time such as 900ms".to_owned())?,
+            ),
+        }))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Doctor {
     /// Publishes a small record of its own, and sees whether the server takes it
     #[arg(long)]
@@ -466,6 +574,8 @@ fn endpoint(text: &str) -> Result<String, String> {
     }
 }
 
+const USUAL_CONFIG: &str = "/etc/zk-agent/agent.toml";
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Between two looks of watch.
@@ -481,13 +591,14 @@ Examples:
   zk-ctl hsm keys list
   zk-ctl hsm lock secret.txt --out secret.locked
   zk-ctl spool status
+  zk-ctl sensors
 
 Settings of the command line go before the environment, that before the file.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 looked into
-and not in order (doctor, hsm verify, hsm watch, spool verify and retry), 4 not delivered,
-and kept for the next run (publish, spool rejected retry), 5 refused by the server
-(the same two), 6 the security module can't do that.";
+and not in order (doctor, hsm verify, hsm watch, sensors, spool verify and retry), 4 not
+delivered, and kept for the next run (publish, spool rejected retry), 5 refused by the
+server (the same two), 6 the security module can't do that.";
 
 const PUBLISH_HELP: &str = "\
 If an agent runs that takes data (socket.listen), it is handed the data, seals it and
@@ -516,6 +627,34 @@ Examples:
 
 Exit codes: 0 nothing failed, 3 a check failed, 1 it could not run, 2 wrong
 arguments.";
+
+const SENSORS_HELP: &str = "\
+A value that is in doubt is shown with its quality, never hidden and never alone.
+One sensor after the other takes 0.8 s each; buses are read at the same time.
+
+Examples:
+  zk-ctl sensors
+  zk-ctl sensors --watch
+  zk-ctl sensors --json
+  zk-ctl sensors set 28-0000000a0001 --resolution 10
+
+Exit codes: 0 each sensor is ok (with --watch: at the last sweep, or it was ended by
+SIGINT or SIGTERM), 3 one is not, or there is none, 1 there is no bus, 2 wrong
+arguments.";
+
+const SET_HELP: &str = "\
+Only root may, unless a udev rule says otherwise. What is set is lost when the chip
+loses power; --save keeps the resolution, and nothing else is ever kept. A DS18S20
+has no choice of resolution.
+
+Examples:
+  zk-ctl sensors set 28-0000000a0001 --resolution 10
+  zk-ctl sensors set 28-0000000a0001 --resolution 9 --save
+  zk-ctl sensors set 28-0000000a0001 --conversion-time measured    a slow copy
+  zk-ctl sensors set 28-0000000a0001 --poll on                     the same, asked
+
+Exit codes: 0 it is set, and was read back, 1 it is not (no right to, no answer, not
+taken), 2 wrong arguments, or no such sensor.";
 
 const HSM_HELP: &str = "\
 Examples:

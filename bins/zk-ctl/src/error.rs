@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use zk_agent::Error as AgentError;
 use zk_hsm::HsmUri;
+use zk_sensors::{SensorError, SensorId};
 
 /// Why a command did not do what it was told.
 ///
@@ -107,6 +108,18 @@ pub enum Error {
         dir: PathBuf,
     },
 
+    /// No thermometer of this name is listed.
+    #[error(
+        "there is no thermometer {sensor} in {}; zk-ctl sensors shows those that there are",
+        root.display()
+    )]
+    NoSensor {
+        /// What was given.
+        sensor: SensorId,
+        /// The tree that was looked at.
+        root: PathBuf,
+    },
+
     /// There is no spool in the directory.
     #[error(
         "{}: there is no spool; is the agent's configuration the right one, and has the agent \
@@ -166,6 +179,10 @@ pub enum Error {
          into a file or a pipe, give --out FILE, or ask for it with --out -"
     )]
     SecretToTerminal,
+
+    /// The sensors can't be read, or one can't be set.
+    #[error(transparent)]
+    Sensors(#[from] SensorError),
 
     /// A spool can't be used.
     #[error("the spool in {}: {source}", dir.display())]
@@ -237,10 +254,14 @@ impl Error {
             | Self::Empty { .. }
             | Self::NoConfig { .. }
             | Self::NoRecord { .. }
+            | Self::NoSensor { .. }
             | Self::NoSpool { .. }
             | Self::OutputExists { .. }
             | Self::PublicKey { .. }
             | Self::SecretToTerminal
+            | Self::Sensors(
+                SensorError::BadConversionTime { .. } | SensorError::NoResolution { .. },
+            )
             | Self::SpoolOfAgent { .. }
             | Self::TooLarge { .. }
             | Self::TwiceStandardInput => 2,

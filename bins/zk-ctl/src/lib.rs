@@ -1,5 +1,5 @@
 //! The tool for a person on the device: publish by hand, use the key, look into
-//! a spool, and find out what is wrong.
+//! a spool, read the sensors, and find out what is wrong.
 //!
 //! The program `zk-ctl` prints what [`run`] returns; `docs/ctl.md` describes its
 //! commands. Whatever the agent does as well is done by [`zk_agent`]'s own code
@@ -16,6 +16,7 @@ mod forge;
 mod hsm;
 mod outcome;
 mod publish;
+mod sensors;
 mod server;
 mod spool;
 
@@ -37,6 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<Outcome, Error> {
         },
         Command::Hsm(command) => hsm::run(common, command, arguments.json),
         Command::Spool(command) => spool::run(common, command),
+        Command::Sensors(sensors) => sensors::run(common, sensors, arguments.json),
         Command::Doctor(doctor) => doctor::doctor(common, doctor),
     }
 }

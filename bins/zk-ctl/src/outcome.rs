@@ -1,3 +1,5 @@
+use std::io::{self, IsTerminal, Write};
+
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -76,4 +78,33 @@ pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
         cells.join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A line on a terminal that is written over.
+pub(crate) struct Progress {
+    shown: bool,
+    terminal: bool,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self {
+            shown: false,
+            terminal: io::stderr().is_terminal(),
+        }
+    }
+
+    pub(crate) fn show(&mut self, text: &str) {
+        if self.terminal {
+            self.shown = true;
+            // Nothing is lost with it.
+            let _ = write!(io::stderr(), "\r\x1b[K{text}");
+        }
+    }
+
+    pub(crate) fn end(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
 }

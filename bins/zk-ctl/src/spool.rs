@@ -2,7 +2,7 @@
 //! records that the server refused.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use zk_spool::{Damage, Inspection, Loss, Reason, Record, StreamId, inspect};
 
 use crate::Error;
 use crate::arguments::{Common, SpoolCommand, SpoolPlace};
-use crate::outcome::{Outcome, Output, table};
+use crate::outcome::{Outcome, Output, Progress, table};
 
 mod rejected;
 mod wear;
@@ -346,35 +346,6 @@ fn output_error(path: &Path, source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::AlreadyExists => Error::OutputExists { path },
         _ => Error::Output { path, source },
-    }
-}
-
-/// A line on a terminal that is written over.
-struct Progress {
-    shown: bool,
-    terminal: bool,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self {
-            shown: false,
-            terminal: io::stderr().is_terminal(),
-        }
-    }
-
-    fn show(&mut self, text: &str) {
-        if self.terminal {
-            self.shown = true;
-            // Nothing is lost with it.
-            let _ = write!(io::stderr(), "\r\x1b[K{text}");
-        }
-    }
-
-    fn end(&mut self) {
-        if std::mem::take(&mut self.shown) {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
     }
 }
 

@@ -46,6 +46,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arguments;
 mod config;
 mod counters;
 mod error;

@@ -3,11 +3,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
@@ -15,79 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
-use zk_gateway::{
-    Config, Error, Gateway, Limits, Overrides, Tls, TlsFiles, loopback, run, run_metrics,
-};
+use zk_gateway::arguments::{Arguments, LogFormat};
+use zk_gateway::{Config, Error, Gateway, Limits, Overrides, Tls, TlsFiles, run, run_metrics};
 use zk_store::{Options, Store, StoreUri};
-
-/// Takes telemetry over mutual TLS the way AWS IoT does, verifies it, and
-/// stores it.
-#[derive(Parser)]
-#[command(version, after_help = AFTER_HELP)]
-struct Arguments {
-    /// The configuration file
-    #[arg(
-        long,
-        env = "ZK_GATEWAY_CONFIG",
-        default_value = "/etc/zk-gateway/gateway.toml"
-    )]
-    config: PathBuf,
-
-    /// Where devices connect to, in place of what the file says
-    #[arg(long, env = "ZK_GATEWAY_LISTEN", value_name = "ADDRESS:PORT")]
-    listen: Option<SocketAddr>,
-
-    /// Where metrics and health are served, in place of what the file says
-    #[arg(long, env = "ZK_GATEWAY_METRICS", value_name = "ADDRESS:PORT", value_parser = loopback)]
-    metrics: Option<SocketAddr>,
-
-    /// Where records go, in place of what the file says
-    #[arg(
-        long,
-        env = "ZK_GATEWAY_STORE",
-        value_name = "file:PATH|dynamodb:REGION"
-    )]
-    store: Option<StoreUri>,
-
-    /// What the names of the store's tables begin with, in place of what the file says
-    #[arg(long, env = "ZK_GATEWAY_PREFIX", value_name = "PREFIX")]
-    prefix: Option<String>,
-
-    /// What to log: a level, or a filter such as info,zk_gateway=debug
-    #[arg(long, env = "ZK_GATEWAY_LOG", default_value = "info", value_parser = log_filter)]
-    log: String,
-
-    /// How to log, always to standard error
-    #[arg(long, env = "ZK_GATEWAY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-
-    /// Says whether configuration, certificates, key and store are right, and ends
-    #[arg(long)]
-    check: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-const AFTER_HELP: &str = "\
-Examples:
-  zk-gateway --config /etc/zk-gateway/gateway.toml
-  zk-gateway --config gateway.toml --check
-  zk-gateway --config gateway.toml --listen 127.0.0.1:0 --log debug
-  curl --cacert gateway-ca.crt.pem --cert pi-01.crt.pem --key pi-01.key.pem \\
-       --data @message.json 'https://localhost:8443/topics/Zymkey%2Fpi-01?qos=1'
-
-Settings of the command line go before the environment, that before the file.
-
-Signals: TERM and INT stop it once the requests under way are answered; HUP
-reads certificates and key anew.
-
-Exit codes: 0 stopped as told, 2 arguments, 3 configuration, 4 certificates or
-key, 5 address, 6 store, 1 anything else. The middle ones don't mend themselves
-by a restart.";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -273,11 +202,6 @@ fn log_to_stderr(arguments: &Arguments) {
             .init(),
         LogFormat::Json => log.json().init(),
     }
-}
-
-fn log_filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text).map_err(|error| error.to_string())?;
-    Ok(text.to_owned())
 }
 
 /// When an expiring certificate is worth a warning.

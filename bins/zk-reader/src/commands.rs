@@ -21,8 +21,9 @@ use zk_reader::{
 use zk_store::Store;
 
 use crate::config::Settings;
-use crate::when::When;
-use crate::{Failure, Outcome, Selection, passphrase};
+use crate::{Failure, Outcome, passphrase};
+use zk_reader::arguments::Selection;
+use zk_reader::when::When;
 
 pub(crate) fn keygen(
     out: &Path,

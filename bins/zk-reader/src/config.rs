@@ -8,7 +8,8 @@ use anyhow::Context;
 use serde::{Deserialize, Deserializer, de};
 use zk_store::{Options, Store, StoreUri};
 
-use crate::{Common, Failure};
+use crate::Failure;
+use zk_reader::arguments::Common;
 
 /// Where everything is.
 #[derive(Debug, Default)]

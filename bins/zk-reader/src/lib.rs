@@ -51,6 +51,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arguments;
 mod audit;
 mod describe;
 mod error;
@@ -62,6 +63,7 @@ mod quarantine;
 mod reader;
 mod registry;
 mod text;
+pub mod when;
 
 pub use describe::describe;
 pub use error::Error;

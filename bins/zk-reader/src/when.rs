@@ -5,20 +5,24 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use zk_envelope::Timestamp;
-use zk_reader::all_times;
+
+use crate::all_times;
 
 /// A point in time, or a whole day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum When {
+pub enum When {
     /// Milliseconds before now.
     Ago(u64),
+    /// That millisecond.
     At(Timestamp),
     /// From the day's first millisecond to its last.
     Day(Timestamp, Timestamp),
 }
 
 impl When {
-    pub(crate) fn start(self, now: Timestamp) -> Timestamp {
+    /// Its first millisecond.
+    #[must_use]
+    pub fn start(self, now: Timestamp) -> Timestamp {
         match self {
             Self::Ago(ms) => now
                 .as_millis()
@@ -29,7 +33,9 @@ impl When {
         }
     }
 
-    pub(crate) fn end(self, now: Timestamp) -> Timestamp {
+    /// Its last millisecond.
+    #[must_use]
+    pub fn end(self, now: Timestamp) -> Timestamp {
         match self {
             Self::Day(_, end) => end,
             Self::Ago(_) | Self::At(_) => self.start(now),
@@ -71,7 +77,7 @@ impl FromStr for When {
 }
 
 /// A length of time, such as `500ms`, `2s`, `12h` or `7d`.
-pub(crate) fn span(text: &str) -> Result<Duration, String> {
+pub fn span(text: &str) -> Result<Duration, String> {
     duration(text)
         .and_then(|span| Duration::try_from(span).ok())
         .ok_or_else(|| "is no length of time: give one like 500ms, 2s, 12h or 7d".to_owned())

@@ -1,7 +1,8 @@
 //! The files of a 1-Wire bus, of any content, and the body of a record.
 //!
 //! The input is cut at NUL bytes into: the sensor's name, its `w1_slave`, its
-//! `features`, its `conv_time`, the bus's `therm_bulk_read`, and a body.
+//! `features`, its `conv_time`, the bus's `therm_bulk_read`, the sensor's
+//! `resolution`, its `ext_power`, and a body.
 #![no_main]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -13,14 +14,16 @@ use std::time::{Duration, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
-use zk_sensors::{Quality, Readings, SensorId, W1Bus};
+use zk_sensors::{Power, Quality, Readings, SensorId, W1Bus};
 
 fuzz_target!(|input: &[u8]| {
-    let mut parts = input.splitn(6, |byte| *byte == 0);
+    let mut parts = input.splitn(8, |byte| *byte == 0);
     let mut next = || parts.next().unwrap_or_default();
-    let (name, files, body) = (next(), [next(), next(), next(), next()], next());
+    let (name, files) = (next(), [next(), next(), next(), next()]);
+    let (settings, body) = ([next(), next()], next());
     if let Some(sensor) = str::from_utf8(name).ok().and_then(parsed) {
         sweep(sensor, files);
+        set(sensor, settings);
         // and as the driver would have it, if it had read these eight bytes
         if let Some(mended) = mended(files[0]) {
             sweep(sensor, [&mended, files[1], files[2], files[3]]);
@@ -65,6 +68,12 @@ fn sweep(sensor: SensorId, [w1_slave, features, conv_time, bulk]: [&[u8]; 4]) {
         tree.write(&sensor.to_string(), "w1_slave", w1_slave);
         tree.write(&sensor.to_string(), "features", features);
         tree.write(&sensor.to_string(), "conv_time", conv_time);
+        // nobody converts for as long as the sensor is said to take
+        let bulk = if number(bulk) == Some(-1) && w1_slave.is_empty() {
+            b"0"
+        } else {
+            bulk
+        };
         tree.write("", "therm_bulk_read", bulk);
         let now = || SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_432_844_123);
         let readings = W1Bus::new(tree.directory.path()).read_all(now).unwrap();
@@ -83,6 +92,39 @@ fn sweep(sensor: SensorId, [w1_slave, features, conv_time, bulk]: [&[u8]; 4]) {
         let back: Readings = serde_json::from_slice(&body).unwrap();
         assert_eq!(back.readings, readings);
     });
+}
+
+/// A setting is one that there is, or an error; and what is set is there after
+/// that.
+fn set(sensor: SensorId, [resolution, ext_power]: [&[u8]; 2]) {
+    BUS.with_borrow_mut(|tree| {
+        tree.write(&sensor.to_string(), "resolution", resolution);
+        tree.write(&sensor.to_string(), "ext_power", ext_power);
+        let listing = W1Bus::new(tree.directory.path()).list().unwrap();
+        let mut found = listing.thermometers.iter();
+        let found = found.find(|found| found.id() == sensor).unwrap();
+        assert_eq!(found.bus(), Some("w1_bus_master1"));
+        let has_choice = !sensor.to_string().starts_with("10-");
+        match found.resolution() {
+            Ok(Some(bits)) => assert!(has_choice && number(resolution) == Some(bits.into())),
+            Ok(None) => assert!(!has_choice),
+            Err(error) => assert!(error.to_string().len() < 1000),
+        }
+        if let Ok(power) = found.power() {
+            let external = number(ext_power) == Some(1);
+            assert_eq!(power == Power::External, external);
+        }
+        // of any content, from the sweep before
+        let _ = (found.conversion_time(), found.features());
+        if !resolution.is_empty() && has_choice {
+            found.set_resolution(10).unwrap();
+            assert_eq!(found.resolution().unwrap(), Some(10));
+        }
+    });
+}
+
+fn number(text: &[u8]) -> Option<i64> {
+    str::from_utf8(text).ok()?.trim_end().parse().ok()
 }
 
 thread_local! {

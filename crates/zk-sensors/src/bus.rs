@@ -1,8 +1,6 @@
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,20 +8,38 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 
 use crate::error::SensorError;
+use crate::health::SensorHealth;
 use crate::id::SensorId;
-use crate::reading::{Quality, Reading};
+use crate::reading::{MilliCelsius, Quality, Reading};
 use crate::scratchpad::Sample;
+use crate::thermometer::{Thermometer, number};
 
 /// Every thermometer on every 1-Wire bus of this machine.
 ///
 /// It keeps nothing open and looks for sensors anew in each sweep, so they may
-/// come and go. What it does keep is which sensors it has seen.
+/// come and go. What it does keep is how each sensor that it has seen has done,
+/// see [`W1Bus::health`].
 #[derive(Debug)]
 pub struct W1Bus {
     root: PathBuf,
-    /// The number of the sweep in which each sensor was last listed.
-    last_seen: BTreeMap<SensorId, u64>,
+    bulk: bool,
+    offsets: BTreeMap<SensorId, MilliCelsius>,
+    health: BTreeMap<SensorId, SensorHealth>,
     sweep: u64,
+}
+
+/// What is on the buses of a machine, whether it answers or not.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The buses, `w1_bus_master1` and so on, sorted.
+    pub buses: Vec<String>,
+    /// The thermometers, sorted.
+    pub thermometers: Vec<Thermometer>,
+    /// The names of other devices, sorted: `01-0000000a0001`. Family `00` is
+    /// none: a wire that floats, as a rule for want of a pull-up resistor, has
+    /// the kernel see devices such as `00-400000000000`.
+    pub others: Vec<String>,
 }
 
 impl W1Bus {
@@ -32,9 +48,58 @@ impl W1Bus {
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
-            last_seen: BTreeMap::new(),
+            bulk: true,
+            offsets: BTreeMap::new(),
+            health: BTreeMap::new(),
             sweep: 0,
         }
+    }
+
+    /// The same, but it never triggers a bulk conversion: it reads one sensor of
+    /// a bus after the other.
+    ///
+    /// That is for looking at a bus that another program reads all the time.
+    /// While a bulk conversion runs, the other's readings are empty; while a
+    /// sensor converts alone, none is.
+    #[must_use]
+    pub fn without_bulk(self) -> Self {
+        Self {
+            bulk: false,
+            ..self
+        }
+    }
+
+    /// From now on adds `offset` to what a sensor measures: what a calibration
+    /// has found it to be wrong by, with its sign turned. Zero ends that.
+    ///
+    /// The quality is judged before. A [`Quality::PowerOn`] value is no
+    /// measurement and stays as it is, to be known by. A [`Reading`] does not say
+    /// that it has an offset in it: what the chip said is the value less
+    /// [`W1Bus::offset`].
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::BadOffset`] beyond ten degrees either way. A sound sensor
+    /// is right to half a degree, so that is a slip.
+    pub fn set_offset(
+        &mut self,
+        sensor: SensorId,
+        offset: MilliCelsius,
+    ) -> Result<(), SensorError> {
+        if offset.0.unsigned_abs() > MAX_OFFSET {
+            return Err(SensorError::BadOffset { sensor, offset });
+        }
+        if offset.0 == 0 {
+            self.offsets.remove(&sensor);
+        } else {
+            self.offsets.insert(sensor, offset);
+        }
+        Ok(())
+    }
+
+    /// What is added to what a sensor measures.
+    pub fn offset(&self, sensor: SensorId) -> MilliCelsius {
+        self.offsets.get(&sensor).copied().unwrap_or_default()
     }
 
     /// Reads every thermometer once.
@@ -48,9 +113,15 @@ impl W1Bus {
     /// `therm_bulk_read`, one conversion serves all sensors of a bus: 0.8 s.
     /// Where it may not, each sensor takes 0.77 s (less at lower resolutions),
     /// 1.5 s with parasite power. Several buses are read at the same time, each
-    /// by a thread that ends before this returns. `now` tells the time, as a
-    /// rule [`SystemTime::now`]; it is asked once for each reading, when that
-    /// is in hand. A time before 1970 becomes 1970.
+    /// by a thread that ends before this returns. A reading that is empty because
+    /// another program's bulk conversion is under way is taken once more when
+    /// that is over; no other is repeated.
+    ///
+    /// `now` tells the time, as a rule [`SystemTime::now`]; it is asked at the
+    /// end of each bulk conversion, and for each other reading when that is in
+    /// hand. A time before 1970 becomes 1970. If another program reads the same
+    /// sensor between the end of a bulk conversion and its reading, that is of a
+    /// conversion of its own, and its time is too early by as much as that takes.
     ///
     /// # Errors
     ///
@@ -60,82 +131,151 @@ impl W1Bus {
     where
         N: Fn() -> SystemTime + Sync,
     {
-        let masters = self.find()?;
+        let listing = match self.list() {
+            Err(SensorError::NoBus { source, .. })
+                if source.kind() == ErrorKind::NotFound && !self.health.is_empty() =>
+            {
+                Listing::default()
+            }
+            listing => listing?,
+        };
         self.sweep += 1;
-        let mut readings: BTreeMap<_, _> = read_masters(&masters, &now)
+        let mut readings: BTreeMap<_, _> = read_masters(&self.masters(listing), &now)
             .into_iter()
             .map(|reading| (reading.sensor, reading))
             .collect();
-        for sensor in readings.keys() {
-            self.last_seen.insert(*sensor, self.sweep);
+        for reading in readings.values_mut() {
+            let offset = self.offset(reading.sensor);
+            if let Some(value) = &mut reading.value
+                && reading.quality != Quality::PowerOn
+            {
+                *value = MilliCelsius(value.0.saturating_add(offset.0));
+            }
+            let health = self.health.entry(reading.sensor);
+            health.or_insert_with(|| SensorHealth::new(reading)).listed = self.sweep;
         }
         self.forget_longest_gone();
-        for sensor in self.last_seen.keys() {
-            readings.entry(*sensor).or_insert_with(|| {
-                reading(*sensor, Sample::without_value(Quality::Unplugged), &now)
+        for (sensor, health) in &mut self.health {
+            let reading = readings.entry(*sensor).or_insert_with(|| {
+                reading(
+                    *sensor,
+                    Sample::without_value(Quality::Unplugged),
+                    moment(&now),
+                )
             });
+            health.add(reading);
         }
         Ok(readings.into_values().collect())
     }
 
-    /// The thermometers that are listed now, by bus.
-    fn find(&self) -> Result<Vec<Master>, SensorError> {
-        let devices = self.root.join("bus/w1/devices");
+    /// How each sensor has done that [`W1Bus::read_all`] remembers: those that
+    /// are there, and those that are gone, up to 256.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    /// use zk_sensors::{MilliCelsius, Quality, SensorId, SimulatedBus, W1Bus};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let cellar: SensorId = "28-0000000a0001".parse()?;
+    /// let mut wires = SimulatedBus::create(dir.path(), &[cellar])?;
+    /// let mut bus = W1Bus::new(wires.root());
+    /// bus.read_all(SystemTime::now)?;
+    /// wires.empty(cellar)?;
+    /// bus.read_all(SystemTime::now)?;
+    /// bus.read_all(SystemTime::now)?;
+    ///
+    /// let health = &bus.health()[&cellar];
+    /// assert_eq!(health.failures, 2);
+    /// assert_eq!(health.count(Quality::Empty), 2);
+    /// let good = health.last_good.expect("the first reading");
+    /// assert_eq!(good.value, Some(MilliCelsius(20_000)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn health(&self) -> &BTreeMap<SensorId, SensorHealth> {
+        &self.health
+    }
+
+    /// What is listed now. Nothing is read, and nothing is remembered.
+    ///
+    /// A sensor that was pulled stays listed for about 100 s. One that somebody
+    /// wrote to `w1_master_add` is listed whether it exists or not.
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::NoBus`] if `bus/w1/devices` cannot be listed.
+    pub fn list(&self) -> Result<Listing, SensorError> {
+        let devices = self.devices();
         let failed = |source| SensorError::NoBus {
             path: devices.clone(),
             source,
         };
-        let entries = match fs::read_dir(&devices) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound && !self.last_seen.is_empty() => {
-                return Ok(Vec::new());
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let mut masters: BTreeMap<PathBuf, Vec<Sensor>> = BTreeMap::new();
-        for entry in entries {
+        let mut listing = Listing::default();
+        for entry in fs::read_dir(&devices).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            // foreign chips, and the buses themselves, have other names
-            let Some(id) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            let dir = entry.path();
-            // ../../../devices/w1_bus_master1/28-0000000a0001; where there is no
-            // such link the sensor counts as alone on a bus without bulk reads
-            let master = fs::read_link(&dir)
-                .ok()
-                .and_then(|link| link.parent().and_then(Path::file_name).map(OsStr::to_owned))
-                .unwrap_or_default();
-            masters
-                .entry(devices.join(master))
-                .or_default()
-                .push(Sensor { id, dir });
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if is_bus(name) {
+                listing.buses.push(name.to_owned());
+            } else if let Ok(id) = name.parse() {
+                let dir = entry.path();
+                // ../../../devices/w1_bus_master1/28-0000000a0001; where there is
+                // no such link the sensor counts as on a bus without bulk reads
+                let bus = fs::read_link(&dir).ok();
+                let bus = bus
+                    .as_deref()
+                    .and_then(|link| link.parent()?.file_name()?.to_str())
+                    .filter(|name| is_bus(name))
+                    .map(str::to_owned);
+                listing.thermometers.push(Thermometer::new(id, bus, dir));
+            } else if is_device(name) {
+                listing.others.push(name.to_owned());
+            }
         }
-        Ok(masters
+        // w1_bus_master10 after w1_bus_master9
+        listing.buses.sort_by_key(|name| (name.len(), name.clone()));
+        listing.thermometers.sort_by_key(Thermometer::id);
+        listing.others.sort();
+        Ok(listing)
+    }
+
+    fn devices(&self) -> PathBuf {
+        self.root.join("bus/w1/devices")
+    }
+
+    /// The thermometers by bus.
+    fn masters(&self, listing: Listing) -> Vec<Master> {
+        let devices = self.devices();
+        let mut masters: BTreeMap<Option<String>, Vec<Thermometer>> = BTreeMap::new();
+        for thermometer in listing.thermometers {
+            let bus = thermometer.bus().map(str::to_owned);
+            masters.entry(bus).or_default().push(thermometer);
+        }
+        masters
             .into_iter()
-            .map(|(dir, sensors)| Master {
-                bulk: dir.join("therm_bulk_read"),
+            .map(|(bus, sensors)| Master {
+                may_trigger: self.bulk,
+                bulk: devices
+                    .join(bus.unwrap_or_default())
+                    .join("therm_bulk_read"),
                 sensors,
             })
-            .collect())
+            .collect()
     }
 
     fn forget_longest_gone(&mut self) {
         let mut gone: Vec<_> = self
-            .last_seen
+            .health
             .iter()
-            .filter(|(_, sweep)| **sweep < self.sweep)
-            .map(|(sensor, sweep)| (*sweep, *sensor))
+            .filter(|(_, health)| health.listed < self.sweep)
+            .map(|(sensor, health)| (health.listed, *sensor))
             .collect();
         let surplus = gone.len().saturating_sub(MAX_GONE);
         gone.sort_unstable();
         for (_, sensor) in gone.into_iter().take(surplus) {
             tracing::warn!(%sensor, "gone for longest of more than {MAX_GONE} sensors: forgotten");
-            self.last_seen.remove(&sensor);
+            self.health.remove(&sensor);
         }
     }
 }
@@ -149,93 +289,98 @@ impl Default for W1Bus {
 
 /// One bus, `w1_bus_masterN`.
 struct Master {
+    may_trigger: bool,
     bulk: PathBuf,
-    sensors: Vec<Sensor>,
-}
-
-struct Sensor {
-    id: SensorId,
-    dir: PathBuf,
+    sensors: Vec<Thermometer>,
 }
 
 impl Master {
     fn read(&self, now: &impl Fn() -> SystemTime) -> Vec<Reading> {
-        let converted = self.convert();
+        let converted = self.convert(now);
         self.sensors
             .iter()
             .map(|sensor| {
-                let sample = if !converted && bulk_status(&self.bulk) == Some(Status::Unread) {
-                    // somebody's conversion waits to be read, perhaps this
-                    // sensor's: the first reading may be of any age
-                    fresh(sensor.read(), sensor.read())
-                } else {
-                    sensor.read()
-                };
-                reading(sensor.id, sample, now)
+                let mut converted = converted.filter(|_| sensor.has_bulk());
+                let mut sample = self.sample(sensor, converted.is_some());
+                if sample.quality == Quality::Empty && self.is_converting() {
+                    self.wait_for_others();
+                    converted = None;
+                    sample = self.sample(sensor, false);
+                }
+                let at = converted.filter(|_| sample.value.is_some());
+                reading(sensor.id(), sample, at.unwrap_or_else(|| moment(now)))
             })
             .collect()
     }
 
-    /// Has all sensors measure at the same time, if that is possible here.
-    /// After `true` each sensor's next reading is of this conversion.
-    fn convert(&self) -> bool {
-        let bulk = || self.sensors.iter().filter(|s| s.id.family().has_bulk());
-        if bulk().count() < 2 {
-            // nothing to gain, and a single reading is checked more closely by
-            // the driver
-            return false;
+    fn sample(&self, sensor: &Thermometer, converted: bool) -> Sample {
+        if !converted && bulk_status(&self.bulk) == Some(Status::Unread) {
+            // somebody's conversion waits to be read, perhaps this sensor's: the
+            // first reading may be of any age
+            fresh(sensor.read(), sensor.read())
+        } else {
+            sensor.read()
+        }
+    }
+
+    /// Has all sensors measure at the same time, if that is possible here, and
+    /// tells when they had. Then each sensor's next reading is of this
+    /// conversion.
+    fn convert(&self, now: &impl Fn() -> SystemTime) -> Option<Timestamp> {
+        let bulk = || self.sensors.iter().filter(|sensor| sensor.has_bulk());
+        // for a single one there is nothing to gain, and its reading is checked
+        // more closely by the driver
+        if !self.may_trigger || bulk().count() < 2 {
+            return None;
         }
         let mut trigger = match OpenOptions::new().write(true).open(&self.bulk) {
             Ok(trigger) => trigger,
             Err(error) => {
                 tracing::debug!(path = %self.bulk.display(), %error, "no bulk conversion");
-                return false;
+                return None;
             }
         };
-        // the driver waits for the slowest by its data sheet or conv_time. A
-        // sensor that is set to be polled needs longer, and here it is not polled
-        let mut wait = Duration::ZERO;
-        for sensor in bulk() {
-            if number(&sensor.dir.join("features")).unwrap_or(0) & POLL != 0 {
-                return false;
-            }
-            let conversion = number(&sensor.dir.join("conv_time")).unwrap_or(0);
-            wait = wait.max(Duration::from_millis(conversion.unsigned_abs()));
+        // a sensor that is set to be polled needs longer than the driver waits,
+        // and here it is not polled
+        if bulk().any(Thermometer::is_polled) {
+            return None;
         }
+        // begun anew, a conversion gives whoever waits for it the values before
+        if self.is_converting() {
+            return None;
+        }
+        let wait = self.longest_wait();
         let begun = Instant::now();
-        match trigger.write(TRIGGER) {
-            Ok(8) => is_converted(bulk_status(&self.bulk), begun.elapsed(), wait),
+        let written = trigger.write(TRIGGER);
+        let ended = moment(now);
+        match written {
+            Ok(8) => is_converted(bulk_status(&self.bulk), begun.elapsed(), wait).then_some(ended),
             other => {
                 tracing::debug!(path = %self.bulk.display(), ?other, "bulk conversion refused");
-                false
+                None
             }
         }
     }
-}
 
-impl Sensor {
-    fn read(&self) -> Sample {
-        let file = self.dir.join("w1_slave");
-        let mut there = File::open(&self.dir);
-        let mut text = read_start(&file);
-        if is_missing(&text) && !is_still(&there, &self.dir) {
-            // unplugged, or plugged in again, in this very moment: look once more
-            there = File::open(&self.dir);
-            text = read_start(&file);
+    /// How long the driver waits for the slowest, by its data sheet or conv_time.
+    fn longest_wait(&self) -> Duration {
+        let bulk = self.sensors.iter().filter(|sensor| sensor.has_bulk());
+        bulk.map(Thermometer::wait).max().unwrap_or_default()
+    }
+
+    /// Whether a bulk conversion is under way, which is another program's.
+    fn is_converting(&self) -> bool {
+        bulk_status(&self.bulk) == Some(Status::Converting)
+    }
+
+    /// Waits for the end of another program's bulk conversion, which takes as
+    /// long as the slowest sensor of the bus.
+    fn wait_for_others(&self) {
+        let begun = Instant::now();
+        let limit = self.longest_wait().min(LONGEST_WAIT);
+        while begun.elapsed() <= limit && self.is_converting() {
+            thread::sleep(LOOK_AGAIN);
         }
-        let quality = match text {
-            Ok(text) => return Sample::from_w1_slave(self.id.family(), &text),
-            Err(error) if error.raw_os_error() == Some(ENODEV) => Quality::Unplugged,
-            Err(error) if error.raw_os_error() == Some(EIO) => Quality::Empty,
-            // without the driver there is a directory, which stays, and no
-            // w1_slave in it
-            failed if is_missing(&failed) && !is_still(&there, &self.dir) => Quality::Unplugged,
-            Err(error) => {
-                tracing::debug!(sensor = %self.id, %error, "w1_slave is unreadable");
-                Quality::Unreadable
-            }
-        };
-        Sample::without_value(quality)
     }
 }
 
@@ -314,60 +459,52 @@ where
     })
 }
 
-fn reading(sensor: SensorId, sample: Sample, now: &impl Fn() -> SystemTime) -> Reading {
-    let now = now().max(SystemTime::UNIX_EPOCH);
-    let whole = Timestamp::try_from(now).map_or(i64::MAX, Timestamp::as_millisecond);
+fn reading(sensor: SensorId, sample: Sample, at: Timestamp) -> Reading {
     Reading {
         sensor,
-        at: Timestamp::from_millisecond(whole).unwrap_or(Timestamp::MAX),
+        at,
         value: sample.value,
         quality: sample.quality,
     }
 }
 
-fn number(path: &Path) -> Option<i64> {
-    let text = read_start(path).ok()?;
-    std::str::from_utf8(&text).ok()?.trim_end().parse().ok()
+/// The time now, in whole milliseconds.
+fn moment(now: &impl Fn() -> SystemTime) -> Timestamp {
+    let now = now().max(SystemTime::UNIX_EPOCH);
+    let whole = Timestamp::try_from(now).map_or(i64::MAX, Timestamp::as_millisecond);
+    Timestamp::from_millisecond(whole).unwrap_or(Timestamp::MAX)
 }
 
-/// The first 256 bytes of a file; none of the driver's is longer than 80.
-fn read_start(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::with_capacity(256);
-    File::open(path)?.take(256).read_to_end(&mut text)?;
-    Ok(text)
+/// `w1_bus_master1`, and no other kind of name.
+fn is_bus(name: &str) -> bool {
+    name.strip_prefix("w1_bus_master").is_some_and(|number| {
+        (1..=10).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit())
+    })
 }
 
-/// Whether `dir` is there, and the directory that was opened. As long as that is
-/// open, no other one has its inode number.
-fn is_still(opened: &io::Result<File>, dir: &Path) -> bool {
-    let (Ok(opened), Ok(now)) = (opened, fs::metadata(dir)) else {
-        return false;
-    };
-    let same = |opened: fs::Metadata| (opened.dev(), opened.ino()) == (now.dev(), now.ino());
-    opened.metadata().is_ok_and(same)
-}
-
-fn is_missing<T>(result: &io::Result<T>) -> bool {
-    matches!(result, Err(error) if error.kind() == ErrorKind::NotFound)
+/// `01-0000000a0001`: a device of any family.
+fn is_device(name: &str) -> bool {
+    let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    matches!(name.split_once('-'), Some((family, serial))
+        if family.len() == 2 && serial.len() == 12 && hex(family) && hex(serial))
 }
 
 /// The newline is part of the command.
 const TRIGGER: &[u8; 8] = b"trigger\n";
 
-/// The bit of `features` that has the driver poll for the conversion's end.
-const POLL: i64 = 2;
-
 /// How many sensors that are gone are remembered.
 const MAX_GONE: usize = 256;
 
-// the same number on every Linux
-const EIO: i32 = 5;
-const ENODEV: i32 = 19;
+/// The largest offset, in thousandths of a degree.
+const MAX_OFFSET: u32 = 10_000;
+
+/// For another program's conversion: no longer than one can be set to take.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reading::MilliCelsius;
 
     fn sample(quality: Quality, value: i32) -> Sample {
         Sample {

@@ -1,5 +1,6 @@
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::id::SensorId;
 use crate::reading::MilliCelsius;
@@ -11,6 +12,17 @@ use crate::reading::MilliCelsius;
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
+    /// The driver can't be told to wait this long for a conversion.
+    #[error(
+        "{sensor} cannot be given {time:?} for a conversion: choose whole milliseconds, 2 ms to 10 s"
+    )]
+    BadConversionTime {
+        /// The sensor.
+        sensor: SensorId,
+        /// The time.
+        time: Duration,
+    },
+
     /// Text that should be a sensor's name is not.
     #[error(
         "{text:?} is no thermometer's name: expected family 10, 22, 28, 3b or 42, a hyphen and \
@@ -21,6 +33,17 @@ pub enum SensorError {
         text: String,
     },
 
+    /// A calibration offset is larger than that of any sound sensor.
+    #[error(
+        "an offset of {offset} degrees Celsius for {sensor} is no calibration: at most 10 either way"
+    )]
+    BadOffset {
+        /// The sensor.
+        sensor: SensorId,
+        /// The offset.
+        offset: MilliCelsius,
+    },
+
     /// Text that should be the name of a quality is not.
     #[error("{text:?} is no reading quality known here: a newer program may have written it")]
     BadQuality {
@@ -28,13 +51,35 @@ pub enum SensorError {
         text: String,
     },
 
-    /// A simulated sensor was asked for a resolution that it does not have.
+    /// A sensor was asked for a resolution that it does not have.
     #[error("{sensor} cannot measure with {bits} bits: choose 9 to 12 (a DS18S20 has no choice)")]
     BadResolution {
         /// The sensor.
         sensor: SensorId,
         /// The resolution asked for.
         bits: u8,
+    },
+
+    /// A file of the driver's does not hold what the driver writes.
+    #[error("{} holds {text:?}, which is not of w1_therm: is this its tree?", path.display())]
+    BadSetting {
+        /// The file.
+        path: PathBuf,
+        /// The start of its text.
+        text: String,
+    },
+
+    /// A sensor did not answer when it was asked how it is set.
+    #[error(
+        "{sensor} does not answer (error {code} of the kernel): is it plugged in? The kernel lists \
+         a sensor for about 100 s after it is gone"
+    )]
+    NoAnswer {
+        /// The sensor.
+        sensor: SensorId,
+        /// The kernel's error: 5, EIO, or, on a wire that nobody is on, 19,
+        /// ENODEV.
+        code: u64,
     },
 
     /// The bus directory cannot be listed.
@@ -46,6 +91,40 @@ pub enum SensorError {
     NoBus {
         /// The directory.
         path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// The sensor has but one resolution.
+    #[error("{sensor} is a DS18S20, whose resolution is fixed: there is none to set or to save")]
+    NoResolution {
+        /// The sensor.
+        sensor: SensorId,
+    },
+
+    /// A setting was written, and another one is read back.
+    #[error(
+        "{sensor} did not take the {what} {asked}: it has {found} now. Noise on the wire does \
+         this, and so do parasite power and copies of the chip that have no choice"
+    )]
+    NotTaken {
+        /// The sensor.
+        sensor: SensorId,
+        /// Which setting.
+        what: &'static str,
+        /// What was written.
+        asked: String,
+        /// What was read.
+        found: String,
+    },
+
+    /// A setting could not be read or written.
+    #[error("cannot {verb} {}: {source}{}", path.display(), hint(source))]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// `read` or `write`.
+        verb: &'static str,
         /// What the system said.
         source: io::Error,
     },
@@ -74,6 +153,20 @@ pub enum SensorError {
         /// The sensor.
         sensor: SensorId,
     },
+}
+
+/// What to do when a sensor's file can't be used.
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; only root may, unless a udev rule says otherwise: docs/sensors.md"
+        }
+        io::ErrorKind::NotFound => {
+            "; the sensor is gone, or the kernel is older than 5.10 and has no such file"
+        }
+        io::ErrorKind::InvalidInput => "; w1_therm refuses it",
+        _ => "; is the sensor still there, and its wire sound?",
+    }
 }
 
 /// The start of a text that came from outside, short enough for an error.

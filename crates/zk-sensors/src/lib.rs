@@ -9,6 +9,15 @@
 //! what the value is worth: a shorted wire is not 0 °C, the power-on value is
 //! not 85 °C, and a sensor that gives nothing is still in the result.
 //!
+//! Beside readings there are
+//!
+//! - [`W1Bus::health`]: how each sensor has done so far, its last good value and
+//!   since when it has none;
+//! - [`W1Bus::list`]: what is on the buses, and of each [`Thermometer`] its
+//!   resolution, power, conversion time and features, to be read and set;
+//! - [`W1Bus::set_offset`]: what a calibration has found;
+//! - [`SimulatedBus`]: a tree of files like the kernel's, on which things go wrong.
+//!
 //! ```
 //! use std::time::SystemTime;
 //! use zk_sensors::{MilliCelsius, Quality, Readings, SensorId, SimulatedBus, W1Bus};
@@ -52,8 +61,9 @@
 //! - Some copies of the DS18B20 show an old temperature or 25 °C at power-on
 //!   instead of 85 °C. That is `ok` here.
 //! - A sensor slower than its data sheet gives such old values all the time.
-//!   Set bit 2 of its `features`, or its `conv_time`: then the driver waits for
-//!   it, and this crate leaves bulk conversion alone where it would not.
+//!   [Set its conversion time](Thermometer::set_conversion_time), or
+//!   [have it polled](Features::poll): then the driver waits for it, and this
+//!   crate leaves bulk conversion alone where it would not.
 //! - An `ok` is about the way from the chip to here. Whether the chip is
 //!   accurate, or is where it should be, is another matter.
 //!
@@ -63,22 +73,30 @@
 //!
 //! # What it does not do
 //!
-//! It changes no setting of a sensor, keeps no history, repeats no failed
-//! reading (the driver has tried five times), and does not sleep between
+//! It changes no setting of a sensor by itself, keeps no history, repeats no
+//! failed reading (the driver has tried five times; one that failed because
+//! another program was converting is the exception), and does not sleep between
 //! sweeps. [`W1Bus::read_all`] blocks as long as the wires need; give it a
 //! thread. If that thread receives signals, readings under way become empty.
+//!
+//! What others call an unknown quality is told apart: [`Quality::Crc`],
+//! [`Quality::Fault`], [`Quality::Garbled`], [`Quality::Unreadable`].
 #![forbid(unsafe_code)]
 
 mod bus;
 mod error;
+mod health;
 mod id;
 mod reading;
 mod scratchpad;
 mod simulated;
 mod text;
+mod thermometer;
 
-pub use bus::W1Bus;
+pub use bus::{Listing, W1Bus};
 pub use error::SensorError;
+pub use health::SensorHealth;
 pub use id::SensorId;
 pub use reading::{MilliCelsius, Quality, Reading, Readings};
-pub use simulated::{Curve, SimulatedBus};
+pub use simulated::{Curve, HeldReading, SimulatedBus};
+pub use thermometer::{ConversionTime, Features, Power, Thermometer};

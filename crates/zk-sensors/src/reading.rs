@@ -29,12 +29,16 @@ use crate::text::{Text, from_map};
 pub struct Reading {
     /// Which sensor.
     pub sensor: SensorId,
-    /// When its answer was in hand: the end of the conversion or, after a bulk
-    /// conversion, at most the reading of the bus's other sensors later. Serde
-    /// carries milliseconds and cuts off what is finer; [`W1Bus`](crate::W1Bus)
-    /// gives whole milliseconds.
+    /// When the conversion was over that gave the value: when the driver said
+    /// that a bulk conversion is, or else when the sensor's answer was in hand,
+    /// which comes with the end of its conversion. Without a value, when that
+    /// was known. The chip measures all through its conversion, which begins up
+    /// to 0.75 s before. Serde carries milliseconds and cuts off what is finer;
+    /// [`W1Bus`](crate::W1Bus) gives whole milliseconds.
     pub at: Timestamp,
-    /// The temperature, present exactly if [`Quality::has_value`] says so.
+    /// The temperature, present exactly if [`Quality::has_value`] says so: what
+    /// the chip measured, and its [offset](crate::W1Bus::set_offset) if it has
+    /// one.
     pub value: Option<MilliCelsius>,
     /// How far the value can be believed, or why there is none.
     pub quality: Quality,
@@ -242,6 +246,23 @@ pub enum Quality {
 }
 
 impl Quality {
+    pub(crate) const COUNT: usize = 11;
+
+    /// All of them, in the order of their names.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Crc,
+        Self::Empty,
+        Self::FalseZero,
+        Self::Fault,
+        Self::Garbled,
+        Self::Ok,
+        Self::OutOfRange,
+        Self::PowerOn,
+        Self::StaleSuspect,
+        Self::Unplugged,
+        Self::Unreadable,
+    ];
+
     /// The stable name.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -286,7 +307,7 @@ impl FromStr for Quality {
     type Err = SensorError;
 
     fn from_str(text: &str) -> Result<Self, SensorError> {
-        QUALITIES
+        Self::ALL
             .into_iter()
             .find(|quality| quality.as_str() == text)
             .ok_or_else(|| SensorError::BadQuality {
@@ -329,17 +350,3 @@ impl<'de> Deserialize<'de> for Millisecond {
 }
 
 const MISMATCH: &str = "a reading has a value exactly if its quality says so";
-
-const QUALITIES: [Quality; 11] = [
-    Quality::Crc,
-    Quality::Empty,
-    Quality::FalseZero,
-    Quality::Fault,
-    Quality::Garbled,
-    Quality::Ok,
-    Quality::OutOfRange,
-    Quality::PowerOn,
-    Quality::StaleSuspect,
-    Quality::Unplugged,
-    Quality::Unreadable,
-];

@@ -1,7 +1,9 @@
-use std::fs::{self, Permissions};
-use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::error::SensorError;
 use crate::id::{Family, SensorId};
@@ -25,11 +27,26 @@ use crate::scratchpad::{Scratchpad, SlaveFile, crc8};
 /// rename, so a reader in another thread or process sees the old content or the
 /// new; two files of one sensor may be of different moments.
 ///
+/// It plays what goes wrong with a bus:
+///
+/// | fault | here | is read as |
+/// | --- | --- | --- |
+/// | missing: pulled, and the kernel has noticed | [`unplug`](Self::unplug) | `unplugged` |
+/// | pulled just now, mute, or added by hand and not there | [`empty`](Self::empty) | `empty` |
+/// | pulled while it is read | [`hold`](Self::hold), [`unplug`](HeldReading::unplug) | `empty`, then `unplugged` |
+/// | slow | [`hold`](Self::hold), [`answer`](HeldReading::answer) | what it says in the end |
+/// | power-on value | [`power_on_value`](Self::power_on_value) | `power-on` |
+/// | shorted wire | [`false_zero`](Self::false_zero) | `false-zero` |
+/// | noise, in an old kernel's words | [`bad_crc`](Self::bad_crc) | `crc` |
+/// | stale: an old bulk conversion of another program | [`leave_unread`](Self::leave_unread), [`hold`](Self::hold), [`answer_with`](HeldReading::answer_with) | the next value, or `stale-suspect` |
+/// | deaf: it misses the command to convert | no [`set`](Self::set) | the old value, `ok` |
+///
 /// Files cannot do all that a driver does. A read takes no time and converts
-/// nothing. What is written to a file has no effect: `therm_bulk_read` keeps the
-/// word. A failed `hwmon` read is empty here and EIO there. The `w1_seq` of a
-/// DS28EA00 and the files of `power/` are missing. The tree has a directory
-/// `.staging` of its own, and is not removed when this value is dropped.
+/// nothing. What is written to a file has no effect on another: `therm_bulk_read`
+/// keeps the word, and `resolution` the number. A failed `hwmon` read is empty
+/// here and EIO there. The `w1_seq` of a DS28EA00 and the files of `power/` are
+/// missing. The tree has a directory `.staging` of its own, and is not removed
+/// when this value is dropped.
 #[derive(Debug)]
 pub struct SimulatedBus {
     tree: Tree,
@@ -128,7 +145,8 @@ impl SimulatedBus {
 
     /// A sensor that does not answer, or not intelligibly: its readings are
     /// empty, until the next [`set`](Self::set). A sensor pulled off the wire
-    /// looks like this for about 100 s, and then like [`unplug`](Self::unplug).
+    /// looks like this for about 100 s, and then like [`unplug`](Self::unplug);
+    /// one that was added by hand and does not exist looks like this for good.
     ///
     /// # Errors
     ///
@@ -170,6 +188,55 @@ impl SimulatedBus {
         self.tree.tell_of(&self.sensors)
     }
 
+    /// Another program has triggered a bulk conversion and not read it:
+    /// `therm_bulk_read` says so, until somebody writes to it.
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::Simulation`].
+    pub fn leave_unread(&mut self) -> Result<(), SensorError> {
+        self.tree
+            .write(&self.tree.master(), "therm_bulk_read", 0o644, b"1\n")
+    }
+
+    /// A slow sensor: whoever reads it next waits until the value that this
+    /// returns says how the reading ends.
+    ///
+    /// ```
+    /// use std::thread;
+    /// use std::time::SystemTime;
+    /// use zk_sensors::{Quality, SensorId, SimulatedBus, W1Bus};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let cellar: SensorId = "28-0000000a0001".parse()?;
+    /// let mut wires = SimulatedBus::create(dir.path(), &[cellar])?;
+    /// let mut bus = W1Bus::new(wires.root());
+    ///
+    /// let held = wires.hold(cellar)?;
+    /// let reader = thread::spawn(move || bus.read_all(SystemTime::now));
+    /// // pulled while it is read
+    /// held.unplug()?;
+    /// let readings = reader.join().expect("no panic")?;
+    /// assert_eq!(readings[0].quality, Quality::Empty);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::UnknownSensor`]; [`SensorError::Simulation`], also of a
+    /// sensor that is unplugged.
+    pub fn hold(&mut self, sensor: SensorId) -> Result<HeldReading<'_>, SensorError> {
+        find(&mut self.sensors, sensor)?;
+        self.tree.hold(sensor)?;
+        Ok(HeldReading {
+            bus: self,
+            sensor,
+            pipe: None,
+        })
+    }
+
     fn fail(&mut self, sensor: SensorId, state: State) -> Result<(), SensorError> {
         self.change(sensor, |sensor| {
             sensor.state = state;
@@ -186,6 +253,121 @@ impl SimulatedBus {
         let before = sensor.told();
         change(sensor)?;
         self.tree.tell_change(sensor, &before)
+    }
+}
+
+/// A reading of a simulated sensor that waits to be ended, by
+/// [`SimulatedBus::hold`].
+///
+/// Each way to end it waits until somebody reads. The next reading is an
+/// ordinary one again. Dropped without an end, a reading that has begun fails.
+#[must_use = "whoever reads the sensor waits for the end of this"]
+#[derive(Debug)]
+pub struct HeldReading<'a> {
+    bus: &'a mut SimulatedBus,
+    sensor: SensorId,
+    pipe: Option<File>,
+}
+
+impl HeldReading<'_> {
+    /// Waits until somebody reads the sensor.
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::Simulation`].
+    pub fn begun(&mut self) -> Result<(), SensorError> {
+        if self.pipe.is_none() {
+            let path = self.bus.tree.w1_slave(self.sensor);
+            // a pipe opens when it has both its ends
+            let pipe = OpenOptions::new().write(true).open(&path);
+            self.pipe = Some(pipe.map_err(at(&path))?);
+        }
+        Ok(())
+    }
+
+    /// Ends it as any other reading of this sensor.
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::UnknownSensor`], [`SensorError::Simulation`].
+    pub fn answer(self) -> Result<(), SensorError> {
+        let content = find(&mut self.bus.sensors, self.sensor)?.w1_slave();
+        self.end(&content)
+    }
+
+    /// Ends it with another value than the sensor has, and a good checksum: what
+    /// it measured when a conversion was triggered that nobody read.
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::TooFar`] as of [`SimulatedBus::set`]; then the reading
+    /// fails. [`SensorError::UnknownSensor`], [`SensorError::Simulation`].
+    pub fn answer_with(self, value: MilliCelsius) -> Result<(), SensorError> {
+        let sensor = find(&mut self.bus.sensors, self.sensor)?;
+        let (id, family) = (sensor.id, sensor.id.family());
+        match Scratchpad::measured(family, value, sensor.bits) {
+            Some(bytes) => self.end(SlaveFile::of(family, bytes).print().as_bytes()),
+            None => {
+                self.fail()?;
+                Err(SensorError::TooFar { sensor: id, value })
+            }
+        }
+    }
+
+    /// Ends it without a byte, as the driver ends those that fail.
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::UnknownSensor`], [`SensorError::Simulation`].
+    pub fn fail(self) -> Result<(), SensorError> {
+        self.end(b"")
+    }
+
+    /// Pulls the sensor meanwhile: the reading ends without a byte, and the
+    /// sensor is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`SensorError::UnknownSensor`], [`SensorError::Simulation`].
+    pub fn unplug(mut self) -> Result<(), SensorError> {
+        self.begun()?;
+        self.bus.unplug(self.sensor)
+    }
+
+    fn end(mut self, content: &[u8]) -> Result<(), SensorError> {
+        self.begun()?;
+        self.let_go()?;
+        match &mut self.pipe {
+            Some(pipe) => pipe
+                .write_all(content)
+                .map_err(at(&self.bus.tree.w1_slave(self.sensor))),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a file where the pipe is, for the next reading.
+    fn let_go(&mut self) -> Result<(), SensorError> {
+        let sensor = find(&mut self.bus.sensors, self.sensor)?;
+        if sensor.hwmon.is_none() {
+            return Ok(());
+        }
+        let path = self.bus.tree.w1_slave(self.sensor);
+        let dir = path.parent().unwrap_or(&path);
+        self.bus
+            .tree
+            .write(dir, "w1_slave", 0o644, &sensor.w1_slave())
+    }
+}
+
+impl Drop for HeldReading<'_> {
+    fn drop(&mut self) {
+        // a reader that waits for the pipe's other end gets it, and nothing more
+        let path = self.bus.tree.w1_slave(self.sensor);
+        let is_pipe = fs::metadata(&path).is_ok_and(|file| file.file_type().is_fifo());
+        if is_pipe {
+            let _ends = OpenOptions::new().read(true).write(true).open(&path);
+            let _ = self.let_go();
+        }
     }
 }
 
@@ -401,6 +583,20 @@ impl Tree {
         }
     }
 
+    /// Puts a pipe in the place of a sensor's answer.
+    fn hold(&self, sensor: SensorId) -> Result<(), SensorError> {
+        let path = self.w1_slave(sensor);
+        let aside = self.staging("w1_slave");
+        mknodat(CWD, &aside, FileType::Fifo, Mode::from(0o644), 0)
+            .map_err(io::Error::from)
+            .and_then(|()| fs::rename(&aside, &path))
+            .map_err(|source| {
+                // nothing is left in the way of the next
+                let _ = fs::remove_file(&aside);
+                at(&path)(source)
+            })
+    }
+
     /// Writes a file aside and moves it into place.
     fn write(&self, dir: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), SensorError> {
         let path = dir.join(name);
@@ -413,6 +609,10 @@ impl Tree {
 
     fn master(&self) -> PathBuf {
         self.root.join("devices").join(&self.master)
+    }
+
+    fn w1_slave(&self, sensor: SensorId) -> PathBuf {
+        self.master().join(sensor.to_string()).join("w1_slave")
     }
 
     fn listing(&self) -> PathBuf {

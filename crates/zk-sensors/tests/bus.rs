@@ -4,26 +4,25 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use common::{id, put, read, summary, sweep};
-use zk_sensors::{Curve, MilliCelsius, Quality, SensorError, SimulatedBus, W1Bus};
+use zk_sensors::{
+    Curve, HeldReading, MilliCelsius, Quality, SensorError, SensorId, SimulatedBus, W1Bus,
+};
 
 const A: &str = "28-0000000a0001";
 const B: &str = "28-0000000a0002";
 const C: &str = "28-0000000a0003";
 const OLD: &str = "10-00080278d0e4";
 const CHAIN: &str = "42-000000000001";
-
-/// On every Linux but MIPS, SPARC and Alpha.
-const O_NONBLOCK: i32 = 0o4000;
 
 const GOOD: &[u8] =
     b"57 01 4b 46 7f ff 09 10 c7 : crc=c7 YES\n57 01 4b 46 7f ff 09 10 c7 t=21437\n";
@@ -102,7 +101,7 @@ fn all_buses_are_read_in_one_sweep() {
 fn every_failure_is_a_reading() {
     let dir = tempfile::tempdir().unwrap();
     let mut wires = SimulatedBus::create(dir.path(), &[id(A), id(OLD)]).unwrap();
-    type Break = fn(&mut SimulatedBus, zk_sensors::SensorId) -> Result<(), SensorError>;
+    type Break = fn(&mut SimulatedBus, SensorId) -> Result<(), SensorError>;
     let cases: [(Break, Quality, Option<i32>); 5] = [
         (SimulatedBus::power_on_value, Quality::PowerOn, Some(85_000)),
         (SimulatedBus::false_zero, Quality::FalseZero, None),
@@ -218,63 +217,258 @@ fn without_bulk_conversion_each_sensor_is_read_by_itself() {
     assert_eq!(read(dir.path()), expected);
 }
 
-/// The driver would hand out the old value first, and then a new one. A pipe
-/// in the place of `w1_slave` does the same.
+/// The driver hands out the old value first, and then a new one.
 #[test]
 fn an_unread_conversion_of_another_program_is_read_past() {
-    let old = "40 01 4b 46 7f ff 10 10 1d : crc=1d YES\n40 01 4b 46 7f ff 10 10 1d t=20000\n";
-    let new = std::str::from_utf8(GOOD).unwrap();
-    for (said, expected) in [
-        ([old, new], (Quality::Ok, Some(21_437))),
-        ([old, ""], (Quality::StaleSuspect, Some(20_000))),
-        (["", new], (Quality::Ok, Some(21_437))),
-        (["", ""], (Quality::Empty, None)),
+    type Set = fn(&mut SimulatedBus, SensorId) -> Result<(), SensorError>;
+    type End = fn(HeldReading<'_>) -> Result<(), SensorError>;
+    let new: Set = |wires, sensor| wires.set(sensor, MilliCelsius(21_437));
+    let old: End = |held| held.answer_with(MilliCelsius(20_000));
+    let none: End = |held| held.fail();
+    for (next, first, quality, value) in [
+        (new, old, Quality::Ok, Some(21_437)),
+        (
+            SimulatedBus::empty,
+            old,
+            Quality::StaleSuspect,
+            Some(20_000),
+        ),
+        (new, none, Quality::Ok, Some(21_437)),
+        (SimulatedBus::empty, none, Quality::Empty, None),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let _wires = SimulatedBus::create(dir.path(), &[id(A)]).unwrap();
-        fs::write(bulk_path(dir.path(), 1), "1\n").unwrap();
-        let pipe = dir
-            .path()
-            .join("devices/w1_bus_master1")
-            .join(A)
-            .join("w1_slave");
-        fs::remove_file(&pipe).unwrap();
-        assert!(
-            Command::new("mkfifo")
-                .arg(&pipe)
-                .status()
-                .unwrap()
-                .success()
-        );
-
-        let done = AtomicBool::new(false);
-        let (readings, left) = thread::scope(|scope| {
-            let driver = scope.spawn(|| {
-                let mut left = said.iter();
-                while !done.load(Ordering::Acquire) {
-                    let end = fs::OpenOptions::new()
-                        .write(true)
-                        .custom_flags(O_NONBLOCK)
-                        .open(&pipe);
-                    // opens when the reader waits for it
-                    if let Ok(mut end) = end {
-                        let text = left.next().map_or("", |text| text);
-                        wait_for_open_files(&pipe, 2);
-                        end.write_all(text.as_bytes()).unwrap();
-                        drop(end);
-                        wait_for_open_files(&pipe, 0);
-                    }
-                    thread::yield_now();
-                }
-                left.len()
-            });
-            let readings = read(dir.path());
-            done.store(true, Ordering::Release);
-            (readings, driver.join().unwrap())
+        let mut wires = SimulatedBus::create(dir.path(), &[id(A)]).unwrap();
+        next(&mut wires, id(A)).unwrap();
+        wires.leave_unread().unwrap();
+        let held = wires.hold(id(A)).unwrap();
+        let readings = thread::scope(|scope| {
+            let reader = scope.spawn(|| read(dir.path()));
+            first(held).unwrap();
+            reader.join().unwrap()
         });
-        assert_eq!(readings, [(A.to_owned(), expected.0, expected.1)]);
-        assert_eq!(left, 0);
+        assert_eq!(readings, [(A.to_owned(), quality, value)]);
     }
+}
+
+#[test]
+fn a_slow_sensor_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
+    wires.set(id(B), MilliCelsius(-62)).unwrap();
+    let mut held = wires.hold(id(B)).unwrap();
+    let readings = thread::scope(|scope| {
+        let reader = scope.spawn(|| read(dir.path()));
+        held.begun().unwrap();
+        assert!(!reader.is_finished());
+        held.answer().unwrap();
+        reader.join().unwrap()
+    });
+    let expected = [
+        (A.to_owned(), Quality::Ok, Some(20_000)),
+        (B.to_owned(), Quality::Ok, Some(-62)),
+    ];
+    assert_eq!(readings, expected);
+    assert_eq!(read(dir.path()), expected);
+
+    // a value that it can't hold ends the reading too
+    let held = wires.hold(id(B)).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| read(dir.path()));
+        let refused = held.answer_with(MilliCelsius(i32::MAX)).unwrap_err();
+        assert!(matches!(refused, SensorError::TooFar { .. }), "{refused}");
+        assert_eq!(reader.join().unwrap()[1].1, Quality::Empty);
+    });
+    // so does forgetting it; and one that nobody has begun is an ordinary one
+    let mut held = wires.hold(id(B)).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| read(dir.path()));
+        held.begun().unwrap();
+        drop(held);
+        assert_eq!(reader.join().unwrap()[1].1, Quality::Empty);
+    });
+    drop(wires.hold(id(B)).unwrap());
+    assert_eq!(read(dir.path()), expected);
+    let held = wires.hold(id(B)).unwrap();
+    thread::scope(|scope| {
+        let (this, reader_is) = mpsc::channel();
+        let root = dir.path();
+        let reader = scope.spawn(move || {
+            this.send(fs::read_link("/proc/thread-self").unwrap())
+                .unwrap();
+            read(root)
+        });
+        // asleep: it waits for the pipe's other end
+        let state = Path::new("/proc").join(reader_is.recv().unwrap());
+        let is_asleep = || {
+            let stat = fs::read_to_string(state.join("stat")).unwrap();
+            stat.rsplit(')').next().unwrap().starts_with(" S")
+        };
+        while !is_asleep() {
+            thread::yield_now();
+        }
+        drop(held);
+        let quality = reader.join().unwrap()[1].1;
+        assert!(matches!(quality, Quality::Empty | Quality::Ok), "{quality}");
+    });
+    // one that is not there can't be held
+    wires.unplug(id(B)).unwrap();
+    for sensor in [B, C] {
+        assert!(wires.hold(id(sensor)).is_err(), "{sensor}");
+    }
+}
+
+#[test]
+fn a_sensor_that_is_pulled_while_it_is_read_is_empty_and_then_unplugged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
+    let mut bus = W1Bus::new(dir.path());
+    let held = wires.hold(id(A)).unwrap();
+    let during = thread::scope(|scope| {
+        let reader = scope.spawn(|| summary(&sweep(&mut bus)));
+        held.unplug().unwrap();
+        reader.join().unwrap()
+    });
+    let other = (B.to_owned(), Quality::Ok, Some(20_000));
+    assert_eq!(
+        during,
+        [(A.to_owned(), Quality::Empty, None), other.clone()]
+    );
+    assert_eq!(
+        summary(&sweep(&mut bus)),
+        [(A.to_owned(), Quality::Unplugged, None), other]
+    );
+}
+
+/// None of the buses is done before all have begun.
+#[test]
+fn buses_are_read_at_the_same_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut buses = [A, B, C].map(|sensor| {
+        let wires = SimulatedBus::create(dir.path(), &[id(sensor)]).unwrap();
+        (id(sensor), wires)
+    });
+    let mut held: Vec<_> = buses
+        .iter_mut()
+        .map(|(sensor, wires)| wires.hold(*sensor).unwrap())
+        .collect();
+    let readings = thread::scope(|scope| {
+        let reader = scope.spawn(|| read(dir.path()));
+        for held in &mut held {
+            held.begun().unwrap();
+        }
+        for held in held {
+            held.answer().unwrap();
+        }
+        reader.join().unwrap()
+    });
+    assert_eq!(readings.len(), 3);
+    assert!(readings.iter().all(|reading| reading.1 == Quality::Ok));
+}
+
+/// What is empty because of it is taken once more when it is over.
+#[test]
+fn another_programs_conversion_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wires = SimulatedBus::create(dir.path(), &[id(A)]).unwrap();
+    let file = |name: &str| {
+        let sensor = dir.path().join("devices/w1_bus_master1").join(A);
+        sensor.join(name)
+    };
+    // the longest that it can be set to take
+    fs::write(file("conv_time"), "10000\n").unwrap();
+    fs::write(bulk_path(dir.path(), 1), "-1\n").unwrap();
+    thread::scope(|scope| {
+        let held = wires.hold(id(A)).unwrap();
+        let reader = scope.spawn(|| read(dir.path()));
+        held.fail().unwrap();
+        assert!(!reader.is_finished());
+        wires.set(id(A), MilliCelsius(62)).unwrap();
+        fs::write(bulk_path(dir.path(), 1), "0\n").unwrap();
+        let expected = [(A.to_owned(), Quality::Ok, Some(62))];
+        assert_eq!(reader.join().unwrap(), expected);
+    });
+
+    // one that does not end is not waited for any longer than one takes
+    fs::write(file("conv_time"), "1\n").unwrap();
+    fs::write(bulk_path(dir.path(), 1), "-1\n").unwrap();
+    wires.empty(id(A)).unwrap();
+    assert_eq!(read(dir.path())[0].1, Quality::Empty);
+}
+
+/// The other would be told of its end too early, and read the values before.
+#[test]
+fn another_programs_conversion_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let _wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
+    let expected = [A, B].map(|sensor| (sensor.to_owned(), Quality::Ok, Some(20_000)));
+    for (before, after) in [("-1\n", "-1\n"), ("0\n", "trigger\n"), ("1\n", "trigger\n")] {
+        fs::write(bulk_path(dir.path(), 1), before).unwrap();
+        assert_eq!(read(dir.path()), expected);
+        assert_eq!(bulk(dir.path(), 1), after);
+    }
+}
+
+#[test]
+fn whoever_is_to_trigger_nothing_triggers_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let _wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
+    let mut bus = W1Bus::new(dir.path()).without_bulk();
+    assert_eq!(sweep(&mut bus).len(), 2);
+    assert_eq!(bulk(dir.path(), 1), "0\n");
+    assert_eq!(sweep(&mut W1Bus::new(dir.path())).len(), 2);
+    assert_eq!(bulk(dir.path(), 1), "trigger\n");
+}
+
+#[test]
+fn a_listing_has_what_answers_and_what_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let bus = W1Bus::new(dir.path());
+    assert!(matches!(bus.list(), Err(SensorError::NoBus { .. })));
+    let mut wires = SimulatedBus::create(dir.path(), &[]).unwrap();
+    let listing = bus.list().unwrap();
+    assert_eq!(listing.buses, ["w1_bus_master1"]);
+    assert!(listing.thermometers.is_empty() && listing.others.is_empty());
+    wires.leave_unread().unwrap();
+
+    let mut wires = SimulatedBus::create(dir.path(), &[id(B), id(OLD)]).unwrap();
+    wires.empty(id(B)).unwrap();
+    for name in [
+        "3a-0000000a0001",
+        "00-400000000000",
+        A,
+        "w1_bus_master10",
+        "w1_bus_master9",
+        "w1_bus_master",
+        "w1_bus_masterX",
+        "01-0000000A0001",
+        "01-\u{1b}[2J",
+        ".hidden",
+    ] {
+        fs::create_dir(dir.path().join("bus/w1/devices").join(name)).unwrap();
+    }
+    // nor does one in a place that is no bus
+    let strange = Path::new("../../../devices/\u{1b}[2J").join(C);
+    symlink(strange, dir.path().join("bus/w1/devices").join(C)).unwrap();
+    let listing = bus.list().unwrap();
+    let buses = [1, 2, 9, 10].map(|number| format!("w1_bus_master{number}"));
+    assert_eq!(listing.buses, buses);
+    assert_eq!(listing.others, ["00-400000000000", "3a-0000000a0001"]);
+    let found: Vec<_> = listing
+        .thermometers
+        .iter()
+        .map(|thermometer| (thermometer.id(), thermometer.bus()))
+        .collect();
+    let second = Some("w1_bus_master2");
+    // a plain directory does not tell its bus
+    assert_eq!(
+        found,
+        [
+            (id(OLD), second),
+            (id(A), None),
+            (id(B), second),
+            (id(C), None)
+        ]
+    );
 }
 
 /// Root may do everything, so it runs this test again as another user.
@@ -380,23 +574,11 @@ fn the_time_is_the_callers_in_whole_milliseconds() {
     let dir = tempfile::tempdir().unwrap();
     let _wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
     let mut bus = W1Bus::new(dir.path());
-    let start = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_795_432_844_123_999_999);
-    let asked = AtomicU64::new(0);
-    let readings = bus
-        .read_all(|| start + Duration::from_millis(asked.fetch_add(1, Ordering::Relaxed)))
-        .unwrap();
-    let times: Vec<_> = readings.iter().map(|r| r.at.to_string()).collect();
-    // in the order of the listing, which may be any
-    assert!(
-        times.contains(&"2026-11-23T11:20:44.123Z".to_owned()),
-        "{times:?}"
-    );
-    assert!(
-        times.contains(&"2026-11-23T11:20:44.124Z".to_owned()),
-        "{times:?}"
-    );
-
     for (time, expected) in [
+        (
+            SystemTime::UNIX_EPOCH + Duration::from_nanos(1_795_432_844_123_999_999),
+            "2026-11-23T11:20:44.123Z",
+        ),
         (SystemTime::UNIX_EPOCH, "1970-01-01T00:00:00Z"),
         (
             SystemTime::UNIX_EPOCH - Duration::from_secs(1 << 40),
@@ -410,6 +592,103 @@ fn the_time_is_the_callers_in_whole_milliseconds() {
         let readings = bus.read_all(|| time).unwrap();
         assert_eq!(readings[0].at.to_string(), expected);
     }
+}
+
+/// The clock stands until the test moves it; a held reading keeps a sweep in the
+/// middle.
+#[test]
+fn a_reading_has_the_time_at_which_its_conversion_was_over() {
+    let times = |held: &str, trigger: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let sensors = [id(A), id(B), id(CHAIN)];
+        let mut wires = SimulatedBus::create(dir.path(), &sensors).unwrap();
+        // its own failure is known when it is read
+        wires.empty(id(A)).unwrap();
+        let mut bus = W1Bus::new(dir.path());
+        if !trigger {
+            bus = bus.without_bulk();
+        }
+        let clock = AtomicU64::new(1);
+        let now = || SystemTime::UNIX_EPOCH + Duration::from_secs(clock.load(Ordering::SeqCst));
+        let mut held = wires.hold(id(held)).unwrap();
+        let readings = thread::scope(|scope| {
+            let reader = scope.spawn(|| bus.read_all(now).unwrap());
+            held.begun().unwrap();
+            clock.store(2, Ordering::SeqCst);
+            held.answer().unwrap();
+            reader.join().unwrap()
+        });
+        let times = |sensor: &str| {
+            let reading = readings.iter().find(|reading| reading.sensor == id(sensor));
+            reading.unwrap().at.as_second()
+        };
+        [A, B, CHAIN].map(times)
+    };
+    // B is of the bulk conversion, however long its reading takes; a DS28EA00
+    // converts when it is read
+    assert_eq!(times(B, true)[1], 1);
+    assert_eq!(times(CHAIN, true)[1..], [1, 2]);
+    assert_eq!(times(A, true)[..2], [2, 1]);
+    // without one each converts when it is read
+    assert_eq!(times(B, false)[1], 2);
+    assert_eq!(times(CHAIN, false)[2], 2);
+}
+
+#[test]
+fn an_offset_is_added_to_what_was_measured_and_to_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
+    let mut bus = W1Bus::new(dir.path());
+    let offset = MilliCelsius(-312);
+    bus.set_offset(id(A), offset).unwrap();
+    assert_eq!(
+        [bus.offset(id(A)), bus.offset(id(B))],
+        [offset, MilliCelsius(0)]
+    );
+    let first = |wires: &mut SimulatedBus, bus: &mut W1Bus, value: i32| {
+        wires.set(id(A), MilliCelsius(value)).unwrap();
+        let readings = summary(&sweep(bus));
+        assert_eq!(readings[1], (B.to_owned(), Quality::Ok, Some(20_000)));
+        (readings[0].1, readings[0].2)
+    };
+    assert_eq!(
+        first(&mut wires, &mut bus, 21_437),
+        (Quality::Ok, Some(21_125))
+    );
+    // the quality is that of what the chip said
+    assert_eq!(
+        first(&mut wires, &mut bus, -55_000),
+        (Quality::Ok, Some(-55_312))
+    );
+    assert_eq!(
+        first(&mut wires, &mut bus, 125_062),
+        (Quality::OutOfRange, Some(124_750))
+    );
+    // and counts as it was given out
+    assert_eq!(
+        bus.health()[&id(A)].last_good.unwrap().value,
+        Some(MilliCelsius(-55_312))
+    );
+    wires.power_on_value(id(A)).unwrap();
+    assert_eq!(sweep(&mut bus)[0].value, Some(MilliCelsius(85_000)));
+    wires.empty(id(A)).unwrap();
+    assert_eq!(sweep(&mut bus)[0].value, None);
+
+    bus.set_offset(id(A), MilliCelsius(0)).unwrap();
+    assert_eq!(
+        first(&mut wires, &mut bus, 20_000),
+        (Quality::Ok, Some(20_000))
+    );
+    for far in [10_001, -10_001, i32::MAX, i32::MIN] {
+        let error = bus.set_offset(id(A), MilliCelsius(far)).unwrap_err();
+        assert!(
+            matches!(error, SensorError::BadOffset { sensor, offset }
+                if sensor == id(A) && offset == MilliCelsius(far)),
+            "{error}"
+        );
+    }
+    assert_eq!(bus.offset(id(A)), MilliCelsius(0));
+    bus.set_offset(id(A), MilliCelsius(-10_000)).unwrap();
 }
 
 #[test]
@@ -516,21 +795,6 @@ fn curves_are_smooth_repeatable_and_their_own() {
     let first: Vec<_> = (0..5).map(|step| Curve::new(7).at(step).0).collect();
     assert_eq!(first, [15_386, 15_398, 15_412, 15_425, 15_439]);
     Curve::new(u64::MAX).at(u64::MAX);
-}
-
-/// Waits until this process has so many descriptors of a file.
-fn wait_for_open_files(path: &Path, count: usize) {
-    let path = path.canonicalize().unwrap();
-    let open = || {
-        fs::read_dir("/proc/self/fd")
-            .unwrap()
-            .filter_map(|fd| fs::read_link(fd.unwrap().path()).ok())
-            .filter(|file| *file == path)
-            .count()
-    };
-    while open() != count {
-        thread::yield_now();
-    }
 }
 
 fn bulk_path(root: &Path, master: u8) -> PathBuf {

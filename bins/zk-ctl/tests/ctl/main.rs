@@ -6,6 +6,7 @@ mod doctor;
 mod forge;
 mod hsm;
 mod publish;
+mod sensors;
 mod spool;
 mod token;
 mod usage;

@@ -309,7 +309,7 @@ pub(crate) fn ctl(dir: &Path, arguments: &[&str], stdin: &[u8]) -> Run {
 /// `zk-ctl` in a directory.
 pub(crate) fn program(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zk-ctl"));
-    for name in ["CONFIG", "HSM", "ENDPOINT", "SPOOL"] {
+    for name in ["CONFIG", "HSM", "ENDPOINT", "SPOOL", "SENSORS_ROOT"] {
         command.env_remove(format!("ZK_CTL_{name}"));
     }
     command.current_dir(dir);

@@ -12,7 +12,8 @@ use zk_store::Store;
 
 use super::{Tally, alarms, hint_at_unset_clocks, open, outcome, output, select, stopped, times};
 use crate::config::Settings;
-use crate::{ExportArguments, Failure, Format, Outcome};
+use crate::{Failure, Outcome};
+use zk_reader::arguments::{ExportArguments, Format};
 
 pub(crate) async fn export(
     settings: &Settings,

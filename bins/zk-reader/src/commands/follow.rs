@@ -9,7 +9,8 @@ use zk_reader::{Follow, Following, Reach, Reader, Registry, Table, all_times, pr
 
 use super::{Tally, alarms, known_device, now, of_device, open, outcome, output, stopped, table};
 use crate::config::Settings;
-use crate::{Failure, FollowArguments, Outcome};
+use crate::{Failure, Outcome};
+use zk_reader::arguments::FollowArguments;
 
 pub(crate) async fn follow(
     settings: &Settings,

@@ -15,7 +15,8 @@ use zk_verify::topic_of;
 
 use super::{columns, outcome, output, range};
 use crate::config::Settings;
-use crate::{Among, Failure, Outcome, ReplayArguments};
+use crate::{Failure, Outcome};
+use zk_reader::arguments::{Among, ReplayArguments};
 
 pub(crate) async fn list(
     settings: &Settings,

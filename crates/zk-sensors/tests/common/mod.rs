@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::SystemTime;
 
 use zk_sensors::{MilliCelsius, Quality, Reading, SensorId, W1Bus};
@@ -75,4 +76,19 @@ pub(crate) fn judged(family: &str, w1_slave: &[u8]) -> (Quality, Option<i32>) {
             other => panic!("{other:?}"),
         }
     })
+}
+
+/// Waits until this process has so many descriptors of a file.
+pub(crate) fn wait_for_open_files(path: &Path, count: usize) {
+    let path = path.canonicalize().unwrap();
+    let open = || {
+        fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|fd| fs::read_link(fd.unwrap().path()).ok())
+            .filter(|file| *file == path)
+            .count()
+    };
+    while open() != count {
+        thread::yield_now();
+    }
 }

@@ -1,0 +1,66 @@
+use jiff::Timestamp;
+
+use crate::reading::{Quality, Reading};
+
+/// How a sensor has done since it was first seen: counters and a few marks, no
+/// history.
+///
+/// [`W1Bus::health`](crate::W1Bus::health) has one for each sensor that it
+/// remembers. Times are those of the readings, by the caller's clock.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SensorHealth {
+    /// The time of its first reading.
+    pub first_seen: Timestamp,
+    /// Since when all its readings have been of the same quality as the last.
+    pub since: Timestamp,
+    /// Its last reading.
+    pub last: Reading,
+    /// Its last reading that was [`Quality::Ok`].
+    pub last_good: Option<Reading>,
+    /// How many readings, up to the last, were not `ok` in a row.
+    pub failures: u64,
+    counts: [u64; Quality::COUNT],
+    /// The number of the sweep in which it was last listed.
+    pub(crate) listed: u64,
+}
+
+impl SensorHealth {
+    pub(crate) fn new(first: &Reading) -> Self {
+        Self {
+            first_seen: first.at,
+            since: first.at,
+            last: *first,
+            last_good: None,
+            failures: 0,
+            counts: [0; Quality::COUNT],
+            listed: 0,
+        }
+    }
+
+    pub(crate) fn add(&mut self, reading: &Reading) {
+        if reading.quality != self.last.quality {
+            self.since = reading.at;
+        }
+        self.last = *reading;
+        if reading.quality == Quality::Ok {
+            self.last_good = Some(*reading);
+            self.failures = 0;
+        } else {
+            self.failures = self.failures.saturating_add(1);
+        }
+        let count = &mut self.counts[reading.quality as usize];
+        *count = count.saturating_add(1);
+    }
+
+    /// How many readings were of a quality.
+    pub fn count(&self, quality: Quality) -> u64 {
+        self.counts[quality as usize]
+    }
+
+    /// How many readings there were of each quality, in the order of its names;
+    /// also those of which there were none.
+    pub fn counts(&self) -> impl Iterator<Item = (Quality, u64)> + '_ {
+        Quality::ALL.into_iter().zip(self.counts)
+    }
+}
