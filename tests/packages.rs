@@ -54,7 +54,7 @@ fn a_clean_debian_takes_them_and_lets_them_go() {
     }
     let mut unconfigured = root.command("zk-agent");
     let output = unconfigured.output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 
     works(&root);
 

@@ -21,7 +21,7 @@ use self::threads::{Alarm, Bell, Thread};
 use crate::Error;
 use crate::clock::{self, Clock, Y2020_MS};
 use crate::config::{self, Config, Full, unsigned};
-use crate::files::{Reminder, certificates, check_certificate, expiry, owner, roots};
+use crate::files::{Expires, Reminder, certificates, check_certificate, expiry, owner, roots};
 use crate::socket::Socket;
 
 mod inbox;
@@ -73,7 +73,7 @@ struct Parts {
     hsm: Hsm,
     progress: Arc<Progress>,
     measured: Arc<Measured>,
-    certificate_expires: Mutex<SystemTime>,
+    certificate_expires: Expires,
 }
 
 /// What an agent has done since it started.
@@ -252,8 +252,11 @@ impl Agent {
         };
         let hsm = Hsm::open(&uri, zk_hsm::Options::default()).map_err(hsm_error)?;
         let chain = certificates(&config.device.certificate)?;
-        let certificate_expires =
-            check_certificate(&config.device.certificate, &chain, &config.device.id)?;
+        let certificate_expires = Expires::new(check_certificate(
+            &config.device.certificate,
+            &chain,
+            &config.device.id,
+        )?);
         let roots = roots(&config.target.roots)?;
         let tls = hsm.client_config(chain, roots, &[]).map_err(hsm_error)?;
         let topic = format!("Zymkey/{}", config.device.id);
@@ -344,7 +347,7 @@ impl Agent {
             recoveries: config.events.module,
             out_since: None,
             recovered: None,
-            reminder: Reminder::new(certificate_expires),
+            reminder: Reminder::new(certificate_expires.clone()),
         };
         let socket = {
             let inbox = Arc::clone(&inbox);
@@ -375,7 +378,7 @@ impl Agent {
                 hsm,
                 progress,
                 measured,
-                certificate_expires: Mutex::new(certificate_expires),
+                certificate_expires,
             })),
         })
     }
@@ -418,10 +421,7 @@ impl Agent {
             source: Box::new(source),
         })?;
         parts.publisher.set_tls(tls);
-        *parts
-            .certificate_expires
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = expires;
+        parts.certificate_expires.set(expires);
         // The sampler may be stuck, but it has not ended, or somebody was told.
         let _ = self.stop.send(unsigned(config.sensors.interval));
         self.inbox
@@ -513,9 +513,7 @@ impl Watch {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
             oldest_age: oldest_age(spool),
-            certificate_expires: *certificate_expires
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
+            certificate_expires: certificate_expires.get(),
             spool: spool.stats()?,
             publisher: publisher.status(),
             hsm: hsm.counters(),
@@ -588,8 +586,7 @@ impl Watch {
             let why = publisher.last_error.unwrap_or_default();
             troubles.push(format!("publisher {}: {why}", publisher.state.as_str()));
         }
-        let expires = parts.certificate_expires.lock();
-        if *expires.unwrap_or_else(PoisonError::into_inner) <= SystemTime::now() {
+        if parts.certificate_expires.get() <= SystemTime::now() {
             troubles.push("the device's certificate has expired; it needs a new one".to_owned());
         }
         troubles
@@ -600,7 +597,7 @@ impl Watch {
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
         let now = SystemTime::now();
-        let expires = self.0.certificate_expires;
+        let expires = self.0.certificate_expires.get();
         let soon = expiry(expires, now).filter(|_| now < expires);
         soon.into_iter().collect()
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::RootCertStore;
@@ -106,13 +107,13 @@ pub(crate) fn expiry(expires: SystemTime, now: SystemTime) -> Option<String> {
 /// months ago.
 #[derive(Debug)]
 pub(crate) struct Reminder {
-    expires: SystemTime,
+    expires: Expires,
     said: Instant,
 }
 
 impl Reminder {
     /// Of a certificate of which it was said just now.
-    pub(crate) fn new(expires: SystemTime) -> Self {
+    pub(crate) fn new(expires: Expires) -> Self {
         Self {
             expires,
             said: Instant::now(),
@@ -125,7 +126,26 @@ impl Reminder {
             return None;
         }
         self.said = now;
-        expiry(self.expires, wall)
+        expiry(self.expires.get(), wall)
+    }
+}
+
+/// When the certificate expires, which another certificate changes. Clones are the
+/// same.
+#[derive(Clone, Debug)]
+pub(crate) struct Expires(Arc<Mutex<SystemTime>>);
+
+impl Expires {
+    pub(crate) fn new(expires: SystemTime) -> Self {
+        Self(Arc::new(Mutex::new(expires)))
+    }
+
+    pub(crate) fn get(&self) -> SystemTime {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, expires: SystemTime) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = expires;
     }
 }
 
@@ -160,7 +180,7 @@ mod tests {
     fn a_certificate_is_told_of_from_30_days_before_and_each_day_again() {
         let wall = SystemTime::now();
         let expires = wall + 31 * DAY - Duration::from_secs(1);
-        let mut reminder = Reminder::new(expires);
+        let mut reminder = Reminder::new(Expires::new(expires));
         let start = Instant::now();
         let mut on = |day: u32, hours: u64| {
             let since = day * DAY + Duration::from_secs(hours * 3600);

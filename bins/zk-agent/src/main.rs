@@ -55,17 +55,19 @@ fn main() -> ExitCode {
             if let Some(cure) = cure {
                 eprintln!("  next: {cure}");
             }
-            let usage = matches!(
-                error,
-                Error::Config { .. }
-                    | Error::Group { .. }
-                    | Error::HsmUri(_)
-                    | Error::OtherDevice { .. }
-                    | Error::OtherSpool { .. }
-                    | Error::Pem { .. }
-                    | Error::Setting(_)
-                    | Error::Target(_)
-            );
+            let no_config = matches!(&error, Error::File { path, .. } if *path == arguments.config);
+            let usage = no_config
+                || matches!(
+                    error,
+                    Error::Config { .. }
+                        | Error::Group { .. }
+                        | Error::HsmUri(_)
+                        | Error::OtherDevice { .. }
+                        | Error::OtherSpool { .. }
+                        | Error::Pem { .. }
+                        | Error::Setting(_)
+                        | Error::Target(_)
+                );
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }

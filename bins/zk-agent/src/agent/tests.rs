@@ -103,7 +103,7 @@ impl Device {
             recoveries: true,
             out_since: None,
             recovered: None,
-            reminder: Reminder::new(SystemTime::now()),
+            reminder: Reminder::new(Expires::new(SystemTime::now())),
         }
     }
 

@@ -124,7 +124,7 @@ impl Evidence {
             recoveries: true,
             out_since: None,
             recovered: None,
-            reminder: Reminder::new(SystemTime::now()),
+            reminder: Reminder::new(Expires::new(SystemTime::now())),
         };
         sealing.begin()?;
         sealing.receipts()?;
