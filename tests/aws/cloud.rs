@@ -716,7 +716,8 @@ async fn what_is_not_known_everywhere_yet_is_waited_for() {
             "POST /rules/zk_verify",
             400,
             "InvalidRequestException",
-            "The rule's role can't be assumed: unable to assume role",
+            "iot.amazonaws.com is unable to perform: sts:AssumeRole on resource: \
+             arn:aws:iam::000000000000:role/zk-rule",
         ),
         (
             "UpdateContinuousBackups",

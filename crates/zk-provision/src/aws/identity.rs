@@ -428,7 +428,8 @@ impl Account {
         self.names.arn("iot", &format!("cert/{id}"))
     }
 
-    async fn tags_of(&self, arn: &str) -> Result<Vec<(String, String)>, Error> {
+    /// The tags of something in IoT.
+    pub(crate) async fn tags_of(&self, arn: &str) -> Result<Vec<(String, String)>, Error> {
         let pages = self.iot.list_tags_for_resource().resource_arn(arn);
         let mut pages = pages.into_paginator().items().send();
         let mut all = Vec::new();
