@@ -60,7 +60,7 @@ impl Operator {
 
     fn desired(&self) -> AwsDesired {
         AwsDesired {
-            function: zip(self.dir.path(), Architecture::Arm64, b""),
+            function: Some(zip(self.dir.path(), Architecture::Arm64, b"")),
             roots: None,
             owners: Vec::new(),
             devices: BTreeMap::new(),
@@ -424,7 +424,11 @@ async fn only_code_that_changed_is_uploaded() {
     operator.apply().await.unwrap();
     let mut desired = operator.desired();
 
-    desired.function = zip(operator.dir.path(), Architecture::Arm64, b"a newer one");
+    desired.function = Some(zip(
+        operator.dir.path(),
+        Architecture::Arm64,
+        b"a newer one",
+    ));
     operator.way.clear();
     let steps = operator.apply_this(&desired).await.unwrap();
     assert_eq!(done(&steps), ["changed Lambda function zk-verifier"]);
@@ -432,7 +436,8 @@ async fn only_code_that_changed_is_uploaded() {
     assert_eq!(calls.len(), 1, "{calls:?}");
     assert!(calls[0].contains("/code"), "{calls:?}");
 
-    desired.function = zip(operator.dir.path(), Architecture::X86_64, b"a newer one");
+    let function = zip(operator.dir.path(), Architecture::X86_64, b"a newer one");
+    desired.function = Some(function.clone());
     let steps = operator.apply_this(&desired).await.unwrap();
     assert!(
         said(&steps).contains("architecture is arm64, not x86_64"),
@@ -443,10 +448,7 @@ async fn only_code_that_changed_is_uploaded() {
         "f = client('lambda').get_function_configuration(FunctionName='zk-verifier')\n\
          print(f['Architectures'], f['CodeSha256'], f['Environment']['Variables'])",
     );
-    let wanted = format!(
-        "['x86_64'] {} {{'ZK_PREFIX': 'zk'}}",
-        desired.function.sha256()
-    );
+    let wanted = format!("['x86_64'] {} {{'ZK_PREFIX': 'zk'}}", function.sha256());
     assert_eq!(found.trim(), wanted);
 }
 
@@ -879,6 +881,69 @@ async fn a_rule_beside_ours_is_named() {
             .unwrap();
         assert!(rule.reason.contains(told), "{}", said(&steps));
     }
+    operator.is_clean().await;
+}
+
+/// A table of which a backup is being made doesn't go, whatever was asked.
+#[tokio::test]
+async fn a_table_that_stays_is_not_said_to_be_gone() {
+    let server = StandIn::ministack();
+    let operator = Operator::of(&server).await;
+    operator.apply().await.unwrap();
+    operator.way.fault(|_, call| {
+        let busy = "Table is being backed up: zk-devices";
+        let fault = Fault::Refused(400, "ResourceInUseException", busy);
+        (call == "DeleteTable").then_some(fault)
+    });
+    let stopped = operator.destroy(true).await.unwrap_err();
+    assert!(
+        matches!(&stopped, Error::NotReady { resource, .. } if resource.contains("zk-devices")),
+        "{stopped:?}"
+    );
+    assert_eq!(inventory(&server), DATA);
+    operator.way.clear();
+    operator.destroy(true).await.unwrap();
+    assert_eq!(inventory(&server), "");
+}
+
+/// What verifies stays without a zip file, and all else is mended.
+#[tokio::test]
+async fn the_program_that_is_there_stays_without_a_zip_file() {
+    let server = StandIn::ministack();
+    let operator = Operator::of(&server).await;
+    let without = AwsDesired {
+        function: None,
+        ..operator.desired()
+    };
+    let plan = async || {
+        let now = SystemTime::now();
+        Box::pin(operator.setup.plan(&without, now)).await
+    };
+    let stopped = plan().await.unwrap_err();
+    assert!(matches!(stopped, Error::NoFunction { .. }), "{stopped:?}");
+    assert!(
+        stopped.to_string().contains("cargo xtask lambda"),
+        "{stopped}"
+    );
+    assert_eq!(operator.setup.function_architecture().await.unwrap(), None);
+    assert_eq!(inventory(&server), "");
+
+    operator.apply().await.unwrap();
+    let runs_on = operator.setup.function_architecture().await.unwrap();
+    assert_eq!(runs_on, Some(Architecture::Arm64));
+    let planned = plan().await.unwrap();
+    assert!(!planned.has_changes(), "{}", said(&planned.steps));
+    let told = "kept Lambda function zk-verifier: its code was not compared";
+    assert!(
+        said(&planned.steps).contains(told),
+        "{}",
+        said(&planned.steps)
+    );
+    server.boto3(
+        "client('lambda').update_function_configuration(FunctionName='zk-verifier', MemorySize=256)",
+    );
+    let steps = operator.apply_this(&without).await.unwrap();
+    assert_eq!(done(&steps), ["changed Lambda function zk-verifier"]);
     operator.is_clean().await;
 }
 

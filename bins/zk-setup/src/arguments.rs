@@ -59,9 +59,9 @@ pub enum Target {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "AWS")]
 pub(crate) struct AwsArguments {
-    /// Whose credentials: a profile of ~/.aws/config [otherwise: those that AWS's own
-    /// tools would take]
-    #[arg(long, global = true, env = "AWS_PROFILE", value_name = "NAME")]
+    /// Whose credentials: a profile of ~/.aws/config, before keys in the environment
+    /// [otherwise: those that AWS's own tools would take, AWS_PROFILE after keys]
+    #[arg(long, global = true, value_name = "NAME")]
     pub(crate) profile: Option<String>,
 
     /// The region [otherwise: AWS_REGION, the set-up's aws.toml, the profile]
@@ -200,12 +200,13 @@ pub(crate) struct DesiredArguments {
 #[command(next_help_heading = "AWS")]
 pub(crate) struct FunctionArguments {
     /// The program that verifies in AWS, as `cargo xtask lambda` builds it
-    /// [otherwise: zk-verifier-lambda-ARCH.zip beside zk-setup]
+    /// [otherwise: zk-verifier-lambda-ARCH.zip beside zk-setup; without that, the one
+    /// that is there stays]
     #[arg(long, value_name = "FILE")]
     pub(crate) lambda_zip: Option<PathBuf>,
 
     /// What it runs on: arm64, which costs less, or x86_64 [otherwise: what the file
-    /// says, arm64]
+    /// says; what the one that is there runs on; at first arm64]
     #[arg(long, value_name = "arm64|x86_64", value_parser = architecture)]
     pub(crate) arch: Option<Architecture>,
 }

@@ -20,7 +20,7 @@ use crate::aws::ours::{Drift, PATIENCE, patiently};
 use crate::hand::Hand;
 use crate::report::Action;
 
-const KIND: &str = "Lambda function";
+pub(crate) const KIND: &str = "Lambda function";
 const PERMISSION: &str = "Lambda permission";
 const FAILURES: &str = "Lambda failure destination";
 
@@ -137,15 +137,33 @@ async fn settled(account: &Account) -> Result<GetFunctionConfigurationOutput, Er
     .await
 }
 
+/// What the function runs on, if there is one.
+pub(crate) async fn running_on(account: &Account) -> Result<Option<crate::Architecture>, Error> {
+    let there = configuration(account).await?;
+    let processor = there.as_ref().map(processor);
+    let known = [crate::Architecture::Arm64, crate::Architecture::X86_64];
+    Ok(known
+        .into_iter()
+        .find(|known| Some(known.as_str()) == processor))
+}
+
+fn processor(there: &GetFunctionConfigurationOutput) -> &str {
+    // where AWS says nothing
+    let default = Architecture::X8664.as_str();
+    let first = there.architectures().first();
+    first.map_or(default, Architecture::as_str)
+}
+
 pub(super) async fn make(
     hand: &mut Hand<'_>,
     account: &Account,
-    zip: &FunctionZip,
+    zip: Option<&FunctionZip>,
     found: Option<Found>,
 ) -> Result<(), Error> {
     let name = account.names.function();
     let (permissions, failures) = match found {
         None => {
+            let zip = zip.ok_or_else(|| Error::NoFunction { name: name.clone() })?;
             if !hand.plans() {
                 create(account, zip).await?;
                 finished(account, "lambda:CreateFunction").await?;
@@ -192,21 +210,19 @@ async fn create(account: &Account, zip: &FunctionZip) -> Result<(), Error> {
 async fn mend(
     hand: &mut Hand<'_>,
     account: &Account,
-    zip: &FunctionZip,
+    zip: Option<&FunctionZip>,
     found: &Found,
 ) -> Result<(), Error> {
     let (lambda, names) = (&account.lambda, &account.names);
     let (name, resource) = (names.function(), resource(names));
     let there = &found.configuration;
     let mut drift = Drift::default();
-    let processor = there
-        .architectures()
-        .first()
-        .map_or("x86_64", Architecture::as_str);
-    let ours = zip.architecture().as_str();
-    let move_it = drift.compare("architecture", Some(processor), &ours);
-    let has_code = there.code_sha256() == Some(zip.sha256());
-    let upload = drift.note(!has_code, "its code is not that of the zip file") || move_it;
+    let upload = zip.filter(|zip| {
+        let ours = zip.architecture().as_str();
+        let move_it = drift.compare("architecture", Some(processor(there)), &ours);
+        let has_code = there.code_sha256() == Some(zip.sha256());
+        drift.note(!has_code, "its code is not that of the zip file") || move_it
+    });
 
     let mut configuration = Drift::default();
     let role = names.role_arn(&name);
@@ -245,7 +261,7 @@ async fn mend(
             let tagged = request.send().await;
             tagged.map_err(failed("lambda:TagResource", &resource))?;
         }
-        if upload || !configuration.is_none() {
+        if upload.is_some() || !configuration.is_none() {
             settled(account).await?;
         }
         if !configuration.is_none() {
@@ -269,7 +285,7 @@ async fn mend(
             .await?;
             finished(account, "lambda:UpdateFunctionConfiguration").await?;
         }
-        if upload {
+        if let Some(zip) = upload {
             let request = lambda
                 .update_function_code()
                 .function_name(&name)
@@ -283,7 +299,12 @@ async fn mend(
             finished(account, "lambda:UpdateFunctionCode").await?;
         }
     }
-    hand.mended(KIND, &name, false, &drift);
+    if zip.is_none() && drift.is_none() {
+        let reason = "its code was not compared, as there is no zip file to compare it with";
+        hand.resource(Action::Kept, KIND, &name, reason);
+    } else {
+        hand.mended(KIND, &name, false, &drift);
+    }
     Ok(())
 }
 
@@ -439,9 +460,12 @@ pub(super) async fn remove(hand: &mut Hand<'_>, account: &Account) -> Result<(),
     Ok(())
 }
 
-/// Whether Lambda doesn't know yet that it may act in the role.
+/// Whether Lambda doesn't know yet that it may act in the role, or that the role is
+/// another one than an earlier one of the same name.
 fn role_is_new(error: &Error) -> bool {
-    error.is_aws_saying("InvalidParameterValueException", "cannot be assumed")
+    ["cannot be assumed", "access to your environment variables"]
+        .iter()
+        .any(|said| error.is_aws_saying("InvalidParameterValueException", said))
 }
 
 /// All that the program takes: which tables are its own. Nothing secret: it is
