@@ -108,8 +108,9 @@ pub(crate) enum Command {
     ///
     /// Where a device's key is in this machine, and the gateway or AWS answers, a good
     /// and a forged message are published as the device, on streams of their own, and
-    /// awaited among the readings and in quarantine. Nothing else is changed. Exit status 3
-    /// if anything is wrong; a warning is not.
+    /// awaited among the readings, where the good one stays, and in quarantine, which the
+    /// forged one leaves again. Nothing else is changed. Exit status 3 if anything is wrong;
+    /// a warning is not.
     Check(FunctionArguments),
 
     /// Removes what was made here; the data and the keys only when told

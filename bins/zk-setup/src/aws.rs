@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use zk_provision::{
-    Action, Architecture, AwsDesired, AwsOptions, AwsSetup, Checked, Destroy, FunctionZip, Item,
-    LocalSetup, Others, Secrets, Step,
+    Action, Architecture, AwsDesired, AwsOptions, AwsPlace, AwsSetup, Checked, Destroy,
+    FunctionZip, Item, LocalSetup, Others, Secrets, Step,
 };
 
 use crate::arguments::{
@@ -107,10 +107,8 @@ impl Place<'_> {
     /// directory.
     async fn connect(&self, table: &AwsTable) -> anyhow::Result<AwsSetup> {
         let given = &self.arguments.aws;
-        let from_environment = ["AWS_REGION", "AWS_DEFAULT_REGION"]
-            .iter()
-            .any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));
-        let from_file = table.region.clone().filter(|_| !from_environment);
+        let from_file = table.region.clone();
+        let from_file = from_file.filter(|_| region_of_environment().is_none());
         let options = AwsOptions {
             profile: given.profile.clone(),
             region: given.region.clone().or(from_file),
@@ -331,11 +329,20 @@ async fn rotate_device(
 /// The policy is for who has no right yet: where all is said, nobody is asked.
 async fn policy(place: &Place<'_>, given: &Policy) -> anyhow::Result<Outcome> {
     let aws = &place.arguments.aws;
-    let region = aws.region.clone().or_else(|| env::var("AWS_REGION").ok());
-    let (account, region, prefix) = match (&given.account, region) {
+    let remembered = AwsPlace::of(&LocalSetup::new(&place.arguments.dir))?;
+    let (known_region, known_prefix) = match remembered {
+        Some(known) => (Some(known.region), Some(known.prefix)),
+        None => (None, None),
+    };
+    let region = aws.region.clone().or_else(region_of_environment);
+    let (account, region, prefix) = match (&given.account, region.or(known_region)) {
         (Some(account), Some(region)) => {
-            let prefix = aws.prefix.clone().unwrap_or_else(|| "zk".to_owned());
-            (account.clone(), region, prefix)
+            let prefix = aws.prefix.clone().or(known_prefix);
+            (
+                account.clone(),
+                region,
+                prefix.unwrap_or_else(|| "zk".to_owned()),
+            )
         }
         (Some(_), None) => bail!("no region: give --region or set AWS_REGION"),
         (None, _) => {
@@ -390,6 +397,12 @@ async fn function(
         arch.as_str()
     );
     Ok(Some(function))
+}
+
+fn region_of_environment() -> Option<String> {
+    ["AWS_REGION", "AWS_DEFAULT_REGION"]
+        .into_iter()
+        .find_map(|name| env::var(name).ok().filter(|region| !region.is_empty()))
 }
 
 fn beside_this(arch: Architecture) -> anyhow::Result<PathBuf> {

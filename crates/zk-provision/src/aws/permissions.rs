@@ -219,8 +219,14 @@ const REGISTRY: &[&str] = &["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Sc
 /// Whether a device has connected.
 const READINGS: &[&str] = &["dynamodb:GetItem", "dynamodb:Query"];
 
-/// Whether what was forged has got there, and why what was not.
-const QUARANTINE: &[&str] = &["dynamodb:GetItem", "dynamodb:Scan"];
+/// Whether what was forged for a test has got there, and why what was not; and to
+/// take it out again.
+const QUARANTINE: &[&str] = &[
+    "dynamodb:DeleteItem",
+    "dynamodb:GetItem",
+    "dynamodb:Scan",
+    "dynamodb:UpdateItem",
+];
 
 const SQS: &[&str] = &[
     "sqs:CreateQueue",

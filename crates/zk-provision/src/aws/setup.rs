@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use aws_config::SdkConfig;
@@ -87,7 +87,7 @@ impl AwsSetup {
     /// directory is for another one; [`Error::Io`], [`Error::Malformed`].
     pub async fn connect(dir: impl Into<PathBuf>, options: &AwsOptions) -> Result<Self, Error> {
         let local = LocalSetup::new(dir);
-        let place = Place::read(&local.aws_file())?;
+        let place = AwsPlace::of(&local)?;
         let mut options = options.clone();
         if let (None, Some(place)) = (&options.region, &place) {
             let told = told_region();
@@ -111,7 +111,7 @@ impl AwsSetup {
         config: &SdkConfig,
     ) -> Result<Self, Error> {
         let local = LocalSetup::new(dir);
-        let place = Place::read(&local.aws_file())?;
+        let place = AwsPlace::of(&local)?;
         Self::over(local, prefix, config, place).await
     }
 
@@ -119,7 +119,7 @@ impl AwsSetup {
         local: LocalSetup,
         prefix: &str,
         config: &SdkConfig,
-        place: Option<Place>,
+        place: Option<AwsPlace>,
     ) -> Result<Self, Error> {
         // What is somewhere else would be out of sight from then on, or, where
         // something is taken away, another's.
@@ -619,16 +619,25 @@ impl AwsSetup {
     }
 }
 
-/// Where in AWS a set-up is.
-struct Place {
-    region: String,
-    prefix: String,
-    account: String,
+/// Where in AWS a set-up is, as its directory remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AwsPlace {
+    /// The region.
+    pub region: String,
+    /// What every name begins with.
+    pub prefix: String,
+    /// The account's number.
+    pub account: String,
 }
 
-impl Place {
-    fn read(path: &Path) -> Result<Option<Self>, Error> {
-        let Some(file) = Config::open(path)? else {
+impl AwsPlace {
+    /// What the operator's directory remembers, if it does.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn of(dir: &LocalSetup) -> Result<Option<Self>, Error> {
+        let path = dir.aws_file();
+        let Some(file) = Config::open(&path)? else {
             return Ok(None);
         };
         let text = |key| file.text(key).map(str::to_owned);
