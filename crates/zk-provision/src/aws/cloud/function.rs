@@ -1,6 +1,9 @@
 //! The Lambda function that verifies, who may invoke it, and what becomes of a
 //! message that it could not store.
 
+use std::time::Duration;
+
+use aws_config::timeout::TimeoutConfig;
 use aws_sdk_lambda::error::ProvideErrorMetadata;
 use aws_sdk_lambda::operation::get_function_configuration::GetFunctionConfigurationOutput;
 use aws_sdk_lambda::primitives::Blob;
@@ -97,6 +100,19 @@ async fn configuration(account: &Account) -> Result<Option<GetFunctionConfigurat
 /// Waits until the function runs as it was last told to.
 async fn finished(account: &Account, operation: &'static str) -> Result<(), Error> {
     let there = settled(account).await?;
+    let Some((code, reason)) = failure(&there) else {
+        return Ok(());
+    };
+    Err(Error::Aws {
+        operation,
+        resource: resource(&account.names),
+        code: code.map(str::to_owned),
+        source: reason.into(),
+    })
+}
+
+/// AWS's code for why the function, or its last change, was not made, and why.
+fn failure(there: &GetFunctionConfigurationOutput) -> Option<(Option<&str>, &str)> {
     let (code, reason) = if there.state() == Some(&State::Failed) {
         let code = there.state_reason_code().map(StateReasonCode::as_str);
         (code, there.state_reason())
@@ -105,14 +121,9 @@ async fn finished(account: &Account, operation: &'static str) -> Result<(), Erro
         let code = code.map(LastUpdateStatusReasonCode::as_str);
         (code, there.last_update_status_reason())
     } else {
-        return Ok(());
+        return None;
     };
-    Err(Error::Aws {
-        operation,
-        resource: resource(&account.names),
-        code: code.map(str::to_owned),
-        source: reason.unwrap_or("AWS doesn't say why").into(),
-    })
+    Some((code, reason.unwrap_or("AWS doesn't say why")))
 }
 
 /// Waits until the function takes changes, and answers how it is then.
@@ -198,11 +209,14 @@ async fn create(account: &Account, zip: &FunctionZip) -> Result<(), Error> {
     for (key, value) in names.tags() {
         request = request.tags(key, value);
     }
-    let ask = async || match request.clone().send().await {
-        Ok(_) => Ok(()),
-        // one that was asked twice: a moment ago there was none
-        Err(error) if error.code() == Some(CONFLICT) => Ok(()),
-        Err(error) => Err(failed("lambda:CreateFunction", &resource(names))(error)),
+    let ask = async || {
+        let request = request.clone().customize();
+        match request.config_override(with_time()).send().await {
+            Ok(_) => Ok(()),
+            // one that was asked twice: a moment ago there was none
+            Err(error) if error.code() == Some(CONFLICT) => Ok(()),
+            Err(error) => Err(failed("lambda:CreateFunction", &resource(names))(error)),
+        }
     };
     patiently(PATIENCE, ask, role_is_new).await
 }
@@ -249,6 +263,10 @@ async fn mend(
         "its environment is not that of this set-up",
     );
     configuration.note(!there.layers().is_empty(), "it has layers");
+    if let Some((_, reason)) = failure(there) {
+        // which another change may pass
+        configuration.note(true, format_args!("AWS could not make it so ({reason})"));
+    }
     drift.note(!configuration.is_none(), &configuration);
     let tag = drift.note(!found.has_tags, "its tags are incomplete");
 
@@ -292,8 +310,11 @@ async fn mend(
                 .zip_file(Blob::new(zip.bytes()))
                 .architectures(architecture(zip));
             let ask = async || {
-                let changed = request.clone().send().await.map(drop);
-                changed.map_err(failed("lambda:UpdateFunctionCode", &resource))
+                let request = request.clone().customize();
+                let changed = request.config_override(with_time()).send().await;
+                changed
+                    .map(drop)
+                    .map_err(failed("lambda:UpdateFunctionCode", &resource))
             };
             patiently(PATIENCE, ask, |error| error.is_aws(CONFLICT)).await?;
             finished(account, "lambda:UpdateFunctionCode").await?;
@@ -468,6 +489,12 @@ fn role_is_new(error: &Error) -> bool {
         .any(|said| error.is_aws_saying("InvalidParameterValueException", said))
 }
 
+/// What uploads the program may take longer than anything else, over a slow link.
+fn with_time() -> aws_sdk_lambda::config::Builder {
+    let upload = TimeoutConfig::builder().operation_attempt_timeout(UPLOAD);
+    aws_sdk_lambda::Config::builder().timeout_config(upload.build())
+}
+
 /// All that the program takes: which tables are its own. Nothing secret: it is
 /// shown to everyone who may look at the function.
 fn environment(names: &Names) -> Environment {
@@ -492,6 +519,7 @@ fn resource(names: &Names) -> String {
     format!("{KIND} {}", names.function())
 }
 
+const UPLOAD: Duration = Duration::from_secs(900);
 const RUNTIME: Runtime = Runtime::Providedal2023;
 /// Such a runtime has none, and AWS wants one.
 const HANDLER: &str = "bootstrap";
@@ -503,3 +531,26 @@ const RETRIES: i32 = 2;
 const STATEMENT: &str = "zk-rule";
 const NOT_FOUND: &str = "ResourceNotFoundException";
 const CONFLICT: &str = "ResourceConflictException";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A change may fail after it was taken, and the next run has to see that.
+    #[test]
+    fn what_aws_could_not_make_is_known_as_such() {
+        let there = GetFunctionConfigurationOutput::builder;
+        let good = there().state(State::Active);
+        let good = good.last_update_status(LastUpdateStatus::Successful);
+        assert_eq!(failure(&good.build()), None);
+        assert_eq!(failure(&there().build()), None);
+        let unmade = there().state(State::Failed).state_reason("no");
+        let unmade = unmade.state_reason_code(StateReasonCode::InternalError);
+        let told = Some((Some("InternalError"), "no"));
+        assert_eq!(failure(&unmade.build()), told);
+        let unchanged = there().state(State::Active);
+        let unchanged = unchanged.last_update_status(LastUpdateStatus::Failed);
+        let told = Some((None, "AWS doesn't say why"));
+        assert_eq!(failure(&unchanged.build()), told);
+    }
+}
