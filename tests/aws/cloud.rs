@@ -350,6 +350,12 @@ async fn drift_is_named_and_mended() {
             "role is arn:aws:iam::000000000000:role/zk-rule, not ",
         ),
         (
+            "client('lambda').put_function_concurrency(FunctionName='zk-verifier', \
+             ReservedConcurrentExecutions=0)",
+            "Lambda function zk-verifier",
+            "it is stopped, by a concurrency of 0",
+        ),
+        (
             "l = client('lambda')\n\
              l.remove_permission(FunctionName='zk-verifier', StatementId='zk-rule')\n\
              l.add_permission(FunctionName='zk-verifier', StatementId='zk-rule', \

@@ -189,6 +189,8 @@ const LAMBDA: &[&str] = &[
     "lambda:AddPermission",
     "lambda:CreateFunction",
     "lambda:DeleteFunction",
+    "lambda:DeleteFunctionConcurrency",
+    "lambda:GetFunctionConcurrency",
     "lambda:GetFunctionConfiguration",
     "lambda:GetFunctionEventInvokeConfig",
     "lambda:GetPolicy",

@@ -30,6 +30,8 @@ const FAILURES: &str = "Lambda failure destination";
 pub(super) struct Found {
     has_tags: bool,
     configuration: GetFunctionConfigurationOutput,
+    /// Nothing invokes it, by a limit of 0.
+    is_stopped: bool,
     /// Who may invoke it.
     permissions: Vec<Value>,
     failures: Option<Failures>,
@@ -51,6 +53,10 @@ pub(super) async fn look(account: &Account) -> Result<Option<Found>, Error> {
     let tags = lambda.list_tags().resource(arn(names)).send().await;
     let tags = tags.map_err(failed("lambda:ListTags", &resource))?;
     let has_tags = names.own(&resource, tags.tags.unwrap_or_default())?;
+    let limit = lambda.get_function_concurrency().function_name(&name);
+    let limit = limit.send().await;
+    let limit = limit.map_err(failed("lambda:GetFunctionConcurrency", &resource))?;
+    let is_stopped = limit.reserved_concurrent_executions == Some(0);
     let permissions = match lambda.get_policy().function_name(&name).send().await {
         Ok(answer) => statements(answer.policy().unwrap_or_default()),
         Err(error) if error.code() == Some(NOT_FOUND) => Vec::new(),
@@ -79,6 +85,7 @@ pub(super) async fn look(account: &Account) -> Result<Option<Found>, Error> {
     Ok(Some(Found {
         has_tags,
         configuration,
+        is_stopped,
         permissions,
         failures,
     }))
@@ -268,6 +275,8 @@ async fn mend(
         configuration.note(true, format_args!("AWS could not make it so ({reason})"));
     }
     drift.note(!configuration.is_none(), &configuration);
+    // another limit may be meant; then messages wait their turn
+    let start = drift.note(found.is_stopped, "it is stopped, by a concurrency of 0");
     let tag = drift.note(!found.has_tags, "its tags are incomplete");
 
     if !hand.plans() {
@@ -318,6 +327,11 @@ async fn mend(
             };
             patiently(PATIENCE, ask, |error| error.is_aws(CONFLICT)).await?;
             finished(account, "lambda:UpdateFunctionCode").await?;
+        }
+        if start {
+            let request = lambda.delete_function_concurrency();
+            let started = request.function_name(&name).send().await;
+            started.map_err(failed("lambda:DeleteFunctionConcurrency", &resource))?;
         }
     }
     if zip.is_none() && drift.is_none() {
