@@ -606,12 +606,19 @@ async fn the_next_run_completes_what_a_failure_stopped() {
         making.len() > 15 && taking.len() > 10,
         "{making:?} {taking:?}"
     );
+    // by how many changes were before it: how often it looks while it waits is not the
+    // same each time
+    let at_change = |place: usize, fault: &Fault| {
+        let (mut seen, fault) = (0, fault.clone());
+        operator.way.fault(move |_, call| {
+            let is_it = changes(call) && seen == place;
+            seen += usize::from(changes(call));
+            is_it.then(|| fault.clone())
+        });
+    };
     for fault in [Fault::Lost, Fault::Unanswered] {
-        for &number in &making {
-            let fault = fault.clone();
-            operator
-                .way
-                .fault(move |n, _| (n == number).then(|| fault.clone()));
+        for (place, &number) in making.iter().enumerate() {
+            at_change(place, &fault);
             let stopped = operator.apply().await;
             let what = &applying[number];
             assert!(
@@ -628,12 +635,9 @@ async fn the_next_run_completes_what_a_failure_stopped() {
             operator.destroy(true).await.unwrap();
         }
         let is_unanswered = matches!(fault, Fault::Unanswered);
-        for &number in &taking {
+        for (place, &number) in taking.iter().enumerate() {
             operator.apply().await.unwrap();
-            let fault = fault.clone();
-            operator
-                .way
-                .fault(move |n, _| (n == number).then(|| fault.clone()));
+            at_change(place, &fault);
             let stopped = operator.destroy(true).await;
             let what = &destroying[number];
             // whether that one is gone is looked at, as its error doesn't tell
