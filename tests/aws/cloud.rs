@@ -60,7 +60,7 @@ impl Operator {
 
     fn desired(&self) -> AwsDesired {
         AwsDesired {
-            function: zip(self.dir.path(), Architecture::Arm64, b""),
+            function: Some(zip(self.dir.path(), Architecture::Arm64, b"")),
             roots: None,
             owners: Vec::new(),
             devices: BTreeMap::new(),
@@ -350,6 +350,12 @@ async fn drift_is_named_and_mended() {
             "role is arn:aws:iam::000000000000:role/zk-rule, not ",
         ),
         (
+            "client('lambda').put_function_concurrency(FunctionName='zk-verifier', \
+             ReservedConcurrentExecutions=0)",
+            "Lambda function zk-verifier",
+            "it is stopped, by a concurrency of 0",
+        ),
+        (
             "l = client('lambda')\n\
              l.remove_permission(FunctionName='zk-verifier', StatementId='zk-rule')\n\
              l.add_permission(FunctionName='zk-verifier', StatementId='zk-rule', \
@@ -424,7 +430,11 @@ async fn only_code_that_changed_is_uploaded() {
     operator.apply().await.unwrap();
     let mut desired = operator.desired();
 
-    desired.function = zip(operator.dir.path(), Architecture::Arm64, b"a newer one");
+    desired.function = Some(zip(
+        operator.dir.path(),
+        Architecture::Arm64,
+        b"a newer one",
+    ));
     operator.way.clear();
     let steps = operator.apply_this(&desired).await.unwrap();
     assert_eq!(done(&steps), ["changed Lambda function zk-verifier"]);
@@ -432,7 +442,8 @@ async fn only_code_that_changed_is_uploaded() {
     assert_eq!(calls.len(), 1, "{calls:?}");
     assert!(calls[0].contains("/code"), "{calls:?}");
 
-    desired.function = zip(operator.dir.path(), Architecture::X86_64, b"a newer one");
+    let function = zip(operator.dir.path(), Architecture::X86_64, b"a newer one");
+    desired.function = Some(function.clone());
     let steps = operator.apply_this(&desired).await.unwrap();
     assert!(
         said(&steps).contains("architecture is arm64, not x86_64"),
@@ -443,10 +454,7 @@ async fn only_code_that_changed_is_uploaded() {
         "f = client('lambda').get_function_configuration(FunctionName='zk-verifier')\n\
          print(f['Architectures'], f['CodeSha256'], f['Environment']['Variables'])",
     );
-    let wanted = format!(
-        "['x86_64'] {} {{'ZK_PREFIX': 'zk'}}",
-        desired.function.sha256()
-    );
+    let wanted = format!("['x86_64'] {} {{'ZK_PREFIX': 'zk'}}", function.sha256());
     assert_eq!(found.trim(), wanted);
 }
 
@@ -598,12 +606,19 @@ async fn the_next_run_completes_what_a_failure_stopped() {
         making.len() > 15 && taking.len() > 10,
         "{making:?} {taking:?}"
     );
+    // by how many changes were before it: how often it looks while it waits is not the
+    // same each time
+    let at_change = |place: usize, fault: &Fault| {
+        let (mut seen, fault) = (0, fault.clone());
+        operator.way.fault(move |_, call| {
+            let is_it = changes(call) && seen == place;
+            seen += usize::from(changes(call));
+            is_it.then(|| fault.clone())
+        });
+    };
     for fault in [Fault::Lost, Fault::Unanswered] {
-        for &number in &making {
-            let fault = fault.clone();
-            operator
-                .way
-                .fault(move |n, _| (n == number).then(|| fault.clone()));
+        for (place, &number) in making.iter().enumerate() {
+            at_change(place, &fault);
             let stopped = operator.apply().await;
             let what = &applying[number];
             assert!(
@@ -620,12 +635,9 @@ async fn the_next_run_completes_what_a_failure_stopped() {
             operator.destroy(true).await.unwrap();
         }
         let is_unanswered = matches!(fault, Fault::Unanswered);
-        for &number in &taking {
+        for (place, &number) in taking.iter().enumerate() {
             operator.apply().await.unwrap();
-            let fault = fault.clone();
-            operator
-                .way
-                .fault(move |n, _| (n == number).then(|| fault.clone()));
+            at_change(place, &fault);
             let stopped = operator.destroy(true).await;
             let what = &destroying[number];
             // whether that one is gone is looked at, as its error doesn't tell
@@ -716,7 +728,8 @@ async fn what_is_not_known_everywhere_yet_is_waited_for() {
             "POST /rules/zk_verify",
             400,
             "InvalidRequestException",
-            "The rule's role can't be assumed: unable to assume role",
+            "iot.amazonaws.com is unable to perform: sts:AssumeRole on resource: \
+             arn:aws:iam::000000000000:role/zk-rule",
         ),
         (
             "UpdateContinuousBackups",
@@ -878,6 +891,69 @@ async fn a_rule_beside_ours_is_named() {
             .unwrap();
         assert!(rule.reason.contains(told), "{}", said(&steps));
     }
+    operator.is_clean().await;
+}
+
+/// A table of which a backup is being made doesn't go, whatever was asked.
+#[tokio::test]
+async fn a_table_that_stays_is_not_said_to_be_gone() {
+    let server = StandIn::ministack();
+    let operator = Operator::of(&server).await;
+    operator.apply().await.unwrap();
+    operator.way.fault(|_, call| {
+        let busy = "Table is being backed up: zk-devices";
+        let fault = Fault::Refused(400, "ResourceInUseException", busy);
+        (call == "DeleteTable").then_some(fault)
+    });
+    let stopped = operator.destroy(true).await.unwrap_err();
+    assert!(
+        matches!(&stopped, Error::NotReady { resource, .. } if resource.contains("zk-devices")),
+        "{stopped:?}"
+    );
+    assert_eq!(inventory(&server), DATA);
+    operator.way.clear();
+    operator.destroy(true).await.unwrap();
+    assert_eq!(inventory(&server), "");
+}
+
+/// What verifies stays without a zip file, and all else is mended.
+#[tokio::test]
+async fn the_program_that_is_there_stays_without_a_zip_file() {
+    let server = StandIn::ministack();
+    let operator = Operator::of(&server).await;
+    let without = AwsDesired {
+        function: None,
+        ..operator.desired()
+    };
+    let plan = async || {
+        let now = SystemTime::now();
+        Box::pin(operator.setup.plan(&without, now)).await
+    };
+    let stopped = plan().await.unwrap_err();
+    assert!(matches!(stopped, Error::NoFunction { .. }), "{stopped:?}");
+    assert!(
+        stopped.to_string().contains("cargo xtask lambda"),
+        "{stopped}"
+    );
+    assert_eq!(operator.setup.function_architecture().await.unwrap(), None);
+    assert_eq!(inventory(&server), "");
+
+    operator.apply().await.unwrap();
+    let runs_on = operator.setup.function_architecture().await.unwrap();
+    assert_eq!(runs_on, Some(Architecture::Arm64));
+    let planned = plan().await.unwrap();
+    assert!(!planned.has_changes(), "{}", said(&planned.steps));
+    let told = "kept Lambda function zk-verifier: its code was not compared";
+    assert!(
+        said(&planned.steps).contains(told),
+        "{}",
+        said(&planned.steps)
+    );
+    server.boto3(
+        "client('lambda').update_function_configuration(FunctionName='zk-verifier', MemorySize=256)",
+    );
+    let steps = operator.apply_this(&without).await.unwrap();
+    assert_eq!(done(&steps), ["changed Lambda function zk-verifier"]);
     operator.is_clean().await;
 }
 

@@ -202,6 +202,20 @@ async fn from_an_empty_account_and_back() {
     );
     world.json(0, &["plan"]);
 
+    // without a zip file beside it the program that is there stays
+    let without = world.json_of(0, world.command(&["--json", "plan"]));
+    let function = change(&without, "Lambda function zk-verifier");
+    assert_eq!(function["action"], "keep", "{function}");
+    let reason = function["reason"].as_str().unwrap();
+    assert!(reason.contains("not compared"), "{reason}");
+    let other = ["--json", "plan", "--arch", "x86_64"];
+    let refused = ended(world.command(&other), 1);
+    assert!(
+        refused.err.contains("cargo xtask lambda --arch x86_64"),
+        "{}",
+        refused.err
+    );
+
     // shut out, and it stays so
     world.json(0, &["device", "revoke", "pi-01"]);
     assert_eq!(
@@ -213,6 +227,9 @@ async fn from_an_empty_account_and_back() {
         world.json(0, &["device", "list"])["devices"][0]["state"],
         "revoked"
     );
+    let listed = world.json(0, &["device", "list"]);
+    assert!(listed["calls"].as_u64() > Some(0) && listed["seconds"].is_number());
+    assert_eq!(listed["prefix"], "zk");
 
     // and away: the data, the keys, all
     world.json(0, &["destroy", "--yes"]);
@@ -248,9 +265,20 @@ async fn a_set_up_is_found_without_its_directory() {
     world.json(3, &["plan"]);
     world.json(0, &["apply", "--yes"]);
     fs::remove_dir_all(world.path("zk")).unwrap();
+    let there = inventory(&world.root()).await;
     let all = ["destroy", "--with-data", "--with-keys", "--yes"];
-    world.json(0, &all);
+    // the directory's name may be another's, mistyped
+    for arguments in [&all[..], &[&all[..], &["--dir", "zkk"]].concat()] {
+        let refused = world.fails(1, arguments);
+        let says = ["doesn't say where in AWS", "--prefix zk", "--dir"];
+        for part in says {
+            assert!(refused.err.contains(part), "{}", refused.err);
+        }
+    }
+    assert_eq!(inventory(&world.root()).await, there);
+    world.json(0, &[&all[..], &["--prefix", "zk"]].concat());
     assert_eq!(inventory(&world.root()).await, BTreeSet::new());
+    world.json(0, &all);
 }
 
 /// What isn't ours is found before anything is made, and left alone.
@@ -318,12 +346,15 @@ async fn what_is_somebody_elses_stays() {
     lamp.policy_document(document).send().await.unwrap();
     let certificate = world.sign("lamp");
     let registered = iot.register_certificate().certificate_pem(certificate);
-    let arn = registered.send().await.unwrap().certificate_arn.unwrap();
-    let hung = iot
-        .attach_thing_principal()
-        .thing_name("lamp")
-        .principal(&arn);
-    hung.send().await.unwrap();
+    let registered = registered.status(CertificateStatus::Active).send().await;
+    let arn = registered.unwrap().certificate_arn.unwrap();
+    // and on one of ours, too
+    for thing in ["lamp", "zk-pi-01"] {
+        let hung = iot.attach_thing_principal().thing_name(thing);
+        hung.principal(&arn).send().await.unwrap();
+    }
+    let attached = iot.attach_policy().policy_name("zk-lamp").target(&arn);
+    attached.send().await.unwrap();
     world.json(0, &["plan"]);
     let destroyed = world.json(0, &["destroy", "--with-data", "--with-keys", "--yes"]);
     let kept = |item: &str| {
@@ -339,8 +370,8 @@ async fn what_is_somebody_elses_stays() {
     let left = inventory(&world.root()).await;
     let theirs = [
         "ca ACTIVE",
-        "certificate 0 INACTIVE",
-        "policy zk-lamp for 0 in 1",
+        "certificate 0 ACTIVE",
+        "policy zk-lamp for 1 in 1",
         "thing lamp with 1",
     ];
     assert_eq!(left, theirs.map(str::to_owned).into());
@@ -411,10 +442,23 @@ async fn mistakes_are_told_before_anything_is_done() {
         &ended(elsewhere, 1),
         &[
             "aws.toml is for the region eu-central-1",
+            "asked for is us-east-1",
             "AWS_REGION",
-            "--region us-east-1",
+            "--dir",
         ],
     );
+    for (option, other) in [("--region", "us-east-1"), ("--prefix", "other")] {
+        for command in [&["plan"][..], &["destroy", "--yes"]] {
+            says(
+                &world.fails(1, &[command, &[option, other]].concat()),
+                &[
+                    "aws.toml is for the ",
+                    &format!("asked for is {other}"),
+                    option,
+                ],
+            );
+        }
+    }
     let mut other = world.command(&["apply", "--yes"]);
     other
         .env("AWS_ACCESS_KEY_ID", "100000000006")
@@ -469,6 +513,45 @@ async fn mistakes_are_told_before_anything_is_done() {
     assert_eq!(world.files(), files);
     assert_eq!(inventory(&world.root()).await, all);
     world.json(0, &["plan"]);
+}
+
+/// A profile may have a role in place of keys; and one that is named by option goes
+/// before keys in the environment, one by variable after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn profiles_are_those_of_awss_own_tools() {
+    let world = World::new();
+    let trust = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"*"},"Action":"sts:AssumeRole"}]}"#;
+    let iam = aws_sdk_iam::Client::new(&world.root());
+    let role = iam.create_role().role_name("ops");
+    let made = role.assume_role_policy_document(trust).send().await;
+    let arn = made.unwrap().role.unwrap().arn;
+    let profiles = format!(
+        "[profile base]\naws_access_key_id = test\naws_secret_access_key = test\n\
+         [profile ops]\nrole_arn = {arn}\nsource_profile = base\nregion = {REGION}\n"
+    );
+    fs::write(world.path("profiles"), profiles).unwrap();
+    let with_profiles = |arguments: &[&str]| {
+        let mut command = world.command(arguments);
+        command.env("AWS_CONFIG_FILE", world.path("profiles"));
+        command
+    };
+    for region in [None, Some(REGION)] {
+        let mut by_role = with_profiles(&["--profile", "ops", "policy"]);
+        by_role.env_remove("AWS_REGION");
+        by_role.env("AWS_ACCESS_KEY_ID", "AKIANOBODYNOBODYNOBO");
+        by_role.args(region.iter().flat_map(|region| ["--region", region]));
+        let told = ended(by_role, 0).out;
+        assert!(
+            told.contains(&format!(":{REGION}:{}:", world.account)),
+            "{told}"
+        );
+    }
+    let mut by_keys = with_profiles(&["policy"]);
+    by_keys.env("AWS_PROFILE", "ops");
+    by_keys.env("AWS_ACCESS_KEY_ID", "100000000006");
+    by_keys.env("AWS_SECRET_ACCESS_KEY", "test");
+    let told = ended(by_keys, 0).out;
+    assert!(told.contains(":100000000006:"), "{told}");
 }
 
 /// MiniStack has no such accounts: it is what AWS answers.
@@ -633,6 +716,35 @@ async fn a_rotation_and_a_revocation_are_completed_by_the_next_run() {
     }
 }
 
+/// Who isn't known to be shut out everywhere is not said to be.
+#[tokio::test]
+async fn a_revocation_that_can_not_look_everywhere_fails() {
+    let bench = Bench::new().await;
+    bench.apply().await.unwrap();
+    let iot = aws_sdk_iot::Client::new(&bench.root);
+    let device = "pi-01".parse().unwrap();
+    let revoke = async || bench.setup.revoke_device(&device, SystemTime::now()).await;
+    bench.way.fault(|_, call| {
+        let fault = Fault::Refused(429, "ThrottlingException", "Rate exceeded");
+        call.starts_with("GET /things/").then_some(fault)
+    });
+    let stopped = revoke().await;
+    assert!(
+        matches!(stopped, Err(Error::Throttled { .. })),
+        "{stopped:?}"
+    );
+    // what is known is shut out all the same
+    assert!(
+        statuses(&iot)
+            .await
+            .values()
+            .all(|status| status == "REVOKED")
+    );
+    bench.way.clear();
+    revoke().await.unwrap();
+    assert_eq!(bench.plan().await, [""; 0]);
+}
+
 /// An authority that another account has registered: AWS says that it exists, and
 /// it isn't here.
 #[tokio::test]
@@ -779,7 +891,11 @@ impl World {
     }
 
     fn json(&self, code: i32, arguments: &[&str]) -> Value {
-        let ended = ended(self.command(&[arguments, &["--json"]].concat()), code);
+        self.json_of(code, self.command(&[arguments, &["--json"]].concat()))
+    }
+
+    fn json_of(&self, code: i32, command: Command) -> Value {
+        let ended = ended(command, code);
         // whoever believes it to be AWS is told
         assert!(ended.err.contains("THIS IS NOT AWS"), "{}", ended.err);
         serde_json::from_str(&ended.out).unwrap()
@@ -1059,7 +1175,7 @@ impl Bench {
             [("pi-01".parse().unwrap(), device)].into()
         };
         AwsDesired {
-            function: self.function.clone(),
+            function: Some(self.function.clone()),
             roots: None,
             owners: vec![self.owner.clone()],
             devices,

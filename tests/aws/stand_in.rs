@@ -157,9 +157,10 @@ impl StandIn {
     pub(crate) fn operator(&self, name: &str, policy: &str) -> Credentials {
         let mut blind: Vec<_> = BLIND.to_vec();
         blind.retain(|action| policy.contains(&format!("\"{action}\"")));
-        if policy.contains("\"lambda:GetFunctionEventInvokeConfig\"") {
-            // which it takes that one for
-            blind.push("lambda:GetFunction");
+        for (action, taken_for) in MISTAKEN {
+            if policy.contains(&format!("\"{action}\"")) {
+                blind.push(taken_for);
+            }
         }
         let credentials = self.user(name, policy);
         self.boto3(&format!(
@@ -242,18 +243,25 @@ impl Drop for StandIn {
 }
 
 /// Of these, MiniStack doesn't see what they are to be done to.
-const BLIND: [&str; 11] = [
+const BLIND: [&str; 9] = [
     "dynamodb:ListTagsOfResource",
     "dynamodb:TagResource",
     "iot:AttachPolicy",
     "iot:DeleteCACertificate",
     "iot:DescribeCACertificate",
     "iot:DetachPolicy",
-    "iot:ListAttachedPolicies",
     "iot:ListPrincipalThings",
     "iot:UpdateCACertificate",
     "lambda:CreateFunction",
-    "logs:DescribeLogGroups",
+];
+
+/// These it takes for others.
+const MISTAKEN: [(&str, &str); 2] = [
+    ("lambda:GetFunctionEventInvokeConfig", "lambda:GetFunction"),
+    (
+        "lambda:GetFunctionConcurrency",
+        "lambda:PutFunctionConcurrency",
+    ),
 ];
 
 /// The credentials of the account's root.

@@ -59,9 +59,9 @@ pub enum Target {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "AWS")]
 pub(crate) struct AwsArguments {
-    /// Whose credentials: a profile of ~/.aws/config [otherwise: those that AWS's own
-    /// tools would take]
-    #[arg(long, global = true, env = "AWS_PROFILE", value_name = "NAME")]
+    /// Whose credentials: a profile of ~/.aws/config, before keys in the environment
+    /// [otherwise: those that AWS's own tools would take, AWS_PROFILE after keys]
+    #[arg(long, global = true, value_name = "NAME")]
     pub(crate) profile: Option<String>,
 
     /// The region [otherwise: AWS_REGION, the set-up's aws.toml, the profile]
@@ -108,8 +108,9 @@ pub(crate) enum Command {
     ///
     /// Where a device's key is in this machine, and the gateway or AWS answers, a good
     /// and a forged message are published as the device, on streams of their own, and
-    /// awaited among the readings and in quarantine. Nothing else is changed. Exit status 3
-    /// if anything is wrong; a warning is not.
+    /// awaited among the readings, where the good one stays, and in quarantine, which the
+    /// forged one leaves again. Nothing else is changed. Exit status 3 if anything is wrong;
+    /// a warning is not.
     Check(FunctionArguments),
 
     /// Removes what was made here; the data and the keys only when told
@@ -200,12 +201,13 @@ pub(crate) struct DesiredArguments {
 #[command(next_help_heading = "AWS")]
 pub(crate) struct FunctionArguments {
     /// The program that verifies in AWS, as `cargo xtask lambda` builds it
-    /// [otherwise: zk-verifier-lambda-ARCH.zip beside zk-setup]
+    /// [otherwise: zk-verifier-lambda-ARCH.zip beside zk-setup; without that, the one
+    /// that is there stays]
     #[arg(long, value_name = "FILE")]
     pub(crate) lambda_zip: Option<PathBuf>,
 
     /// What it runs on: arm64, which costs less, or x86_64 [otherwise: what the file
-    /// says, arm64]
+    /// says; what the one that is there runs on; at first arm64]
     #[arg(long, value_name = "arm64|x86_64", value_parser = architecture)]
     pub(crate) arch: Option<Architecture>,
 }

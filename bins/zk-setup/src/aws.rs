@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use zk_provision::{
-    Architecture, AwsDesired, AwsOptions, AwsSetup, Checked, Destroy, FunctionZip, LocalSetup,
-    Others, Secrets, Step,
+    Action, Architecture, AwsDesired, AwsOptions, AwsPlace, AwsSetup, Checked, Destroy,
+    FunctionZip, Item, LocalSetup, Others, Secrets, Step,
 };
 
 use crate::arguments::{
@@ -55,21 +55,25 @@ pub(crate) async fn run(
         }
         Command::Check(given) => {
             let setup = place.connect(&AwsTable::default()).await?;
-            let table = AwsTable::default();
-            // what it is to be isn't known without it, all the rest is
-            let function = match function(given, &table) {
+            // what its code is to be isn't known without it, all the rest is
+            let function = match function(&setup, given, &AwsTable::default()).await {
                 Err(_) if given.lambda_zip.is_none() => None,
-                found => Some(found?),
+                found => found?,
             };
             let found = check(&setup, function.as_ref(), now).await;
             measured(outcome::checked(&found), &setup)
         }
         Command::Destroy(given) => {
             let setup = place.connect(&AwsTable::default()).await?;
-            let outcome = destroy(&setup, given, say).await?;
+            let has_prefix = arguments.aws.prefix.is_some();
+            let outcome = destroy(&setup, given, has_prefix, say).await?;
             measured(outcome, &setup)
         }
-        Command::Ca(CaCommand::Init(source)) => init_authority(&place, source, now).await,
+        Command::Ca(CaCommand::Init(source)) => {
+            let setup = place.connect(&AwsTable::default()).await?;
+            let outcome = init_authority(&setup, source, now).await?;
+            measured(outcome, &setup)
+        }
         Command::Ca(CaCommand::Show) => {
             let setup = place.connect(&AwsTable::default()).await?;
             let entries = setup.local().authorities()?;
@@ -77,11 +81,12 @@ pub(crate) async fn run(
                 [] => None,
                 _ => setup.authority_status().await?,
             };
-            Ok(outcome::shown_authorities(&entries, Some(status)))
+            measured(outcome::shown_authorities(&entries, Some(status)), &setup)
         }
         Command::Device(command) => {
             let setup = place.connect(&AwsTable::default()).await?;
-            device(&setup, command, now).await
+            let outcome = device(&setup, command, now).await?;
+            measured(outcome, &setup)
         }
         Command::Policy(given) => policy(&place, given).await,
         // these never come here
@@ -102,10 +107,8 @@ impl Place<'_> {
     /// directory.
     async fn connect(&self, table: &AwsTable) -> anyhow::Result<AwsSetup> {
         let given = &self.arguments.aws;
-        let from_environment = ["AWS_REGION", "AWS_DEFAULT_REGION"]
-            .iter()
-            .any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));
-        let from_file = table.region.clone().filter(|_| !from_environment);
+        let from_file = table.region.clone();
+        let from_file = from_file.filter(|_| region_of_environment().is_none());
         let options = AwsOptions {
             profile: given.profile.clone(),
             region: given.region.clone().or(from_file),
@@ -152,7 +155,7 @@ impl Place<'_> {
         let table = file.as_ref().map(|file: &SetupFile| file.aws.clone());
         let table = table.unwrap_or_default();
         let setup = self.connect(&table).await?;
-        let function = self.explained(function(&given.function, &table))?;
+        let function = self.explained(function(&setup, &given.function, &table).await)?;
         let roots = table.roots.as_ref().map(|path| {
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
         });
@@ -195,7 +198,7 @@ async fn apply(
         let mut tell = |step: &Step| say(&outcome::line(step));
         steps = setup.apply(&desired, secrets, now, &mut tell).await?;
     }
-    let checked = check(&setup, Some(&desired.function), now).await;
+    let checked = check(&setup, desired.function.as_ref(), now).await;
     let applied = Applied {
         plan: &plan,
         devices: &desired.devices,
@@ -235,6 +238,7 @@ async fn check(setup: &AwsSetup, function: Option<&FunctionZip>, now: SystemTime
 async fn destroy(
     setup: &AwsSetup,
     given: &crate::arguments::Destroy,
+    has_prefix: bool,
     say: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Outcome> {
     let what = Destroy {
@@ -242,6 +246,17 @@ async fn destroy(
         keys: given.with_keys,
     };
     let plan = setup.plan_destroy(what).await?;
+    // a directory's name that is mistyped must not take away the account's `zk`
+    let is_in_account =
+        |step: &Step| step.action == Action::Removed && matches!(step.item, Item::Resource { .. });
+    ensure!(
+        setup.is_remembered() || has_prefix || !plan.steps.iter().any(is_in_account),
+        "{} doesn't say where in AWS its set-up is, and here is one, {}: if that is to go, name \
+         its prefix, --prefix {}; else name the right directory with --dir",
+        setup.local().dir().display(),
+        place_of(setup),
+        setup.prefix()
+    );
     if !plan.has_changes() {
         let place = place_of(setup);
         return Ok(outcome::destroyed(setup.local(), &plan.steps, Some(&place)));
@@ -259,11 +274,10 @@ async fn destroy(
 }
 
 async fn init_authority(
-    place: &Place<'_>,
+    setup: &AwsSetup,
     source: &PassphraseSource,
     now: SystemTime,
 ) -> anyhow::Result<Outcome> {
-    let setup = place.connect(&AwsTable::default()).await?;
     let new = !setup.local().dir().join("ca/device-ca.key.pem").exists();
     let passphrase = passphrase::get(source, new)?;
     let steps = setup.init_authority(&passphrase, now).await?;
@@ -315,11 +329,20 @@ async fn rotate_device(
 /// The policy is for who has no right yet: where all is said, nobody is asked.
 async fn policy(place: &Place<'_>, given: &Policy) -> anyhow::Result<Outcome> {
     let aws = &place.arguments.aws;
-    let region = aws.region.clone().or_else(|| env::var("AWS_REGION").ok());
-    let (account, region, prefix) = match (&given.account, region) {
+    let remembered = AwsPlace::of(&LocalSetup::new(&place.arguments.dir))?;
+    let (known_region, known_prefix) = match remembered {
+        Some(known) => (Some(known.region), Some(known.prefix)),
+        None => (None, None),
+    };
+    let region = aws.region.clone().or_else(region_of_environment);
+    let (account, region, prefix) = match (&given.account, region.or(known_region)) {
         (Some(account), Some(region)) => {
-            let prefix = aws.prefix.clone().unwrap_or_else(|| "zk".to_owned());
-            (account.clone(), region, prefix)
+            let prefix = aws.prefix.clone().or(known_prefix);
+            (
+                account.clone(),
+                region,
+                prefix.unwrap_or_else(|| "zk".to_owned()),
+            )
         }
         (Some(_), None) => bail!("no region: give --region or set AWS_REGION"),
         (None, _) => {
@@ -333,15 +356,29 @@ async fn policy(place: &Place<'_>, given: &Policy) -> anyhow::Result<Outcome> {
     Ok(Outcome::policy(&policy))
 }
 
-/// The program for the function: where it was said to be, or beside this one.
-fn function(given: &FunctionArguments, table: &AwsTable) -> anyhow::Result<FunctionZip> {
+/// The program for the function: where it was said to be, or beside this one, for
+/// what the function that is there runs on, if nothing else is asked for. `None`: that
+/// one stays, as there is no other.
+async fn function(
+    setup: &AwsSetup,
+    given: &FunctionArguments,
+    table: &AwsTable,
+) -> anyhow::Result<Option<FunctionZip>> {
     let wanted = given.arch.or(table.arch);
-    let arch = wanted.unwrap_or_default();
-    let path = match given.lambda_zip.as_ref().or(table.lambda_zip.as_ref()) {
+    let named = given.lambda_zip.as_ref().or(table.lambda_zip.as_ref());
+    let there = match named {
+        Some(_) => None,
+        None => setup.function_architecture().await?,
+    };
+    let arch = wanted.or(there).unwrap_or_default();
+    let path = match named {
         Some(path) => path.clone(),
         None => beside_this(arch)?,
     };
     if !path.exists() {
+        if there == Some(arch) {
+            return Ok(None);
+        }
         bail!(
             "there is no {}: build it with `cargo xtask lambda --arch {}`, or name it with \
              --lambda-zip",
@@ -359,7 +396,13 @@ fn function(given: &FunctionArguments, table: &AwsTable) -> anyhow::Result<Funct
         arch.as_str(),
         arch.as_str()
     );
-    Ok(function)
+    Ok(Some(function))
+}
+
+fn region_of_environment() -> Option<String> {
+    ["AWS_REGION", "AWS_DEFAULT_REGION"]
+        .into_iter()
+        .find_map(|name| env::var(name).ok().filter(|region| !region.is_empty()))
 }
 
 fn beside_this(arch: Architecture) -> anyhow::Result<PathBuf> {

@@ -809,13 +809,45 @@ fn destroy_asks_for_the_directory_by_name() {
             "{stays}"
         );
     }
+    fs::create_dir(place.path("zk/credentials")).unwrap();
+    fs::write(place.path("zk/credentials/ops.sealed"), "{}").unwrap();
     let (code, said) = place.at_terminal(&destroy, &[("name, zk: ", "zk")]);
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("notes.txt  (not made by zk-setup)"), "{said}");
+    let sealed = "zk/credentials  (AWS keys: `zk-setup credentials forget` removes them)";
+    assert!(said.contains(sealed), "{said}");
+    fs::remove_dir_all(place.path("zk/credentials")).unwrap();
     assert_eq!(place.tree("zk"), ["zk/notes.txt"]);
     place.ok(&[&destroy[..], &["--yes"]].concat());
     fs::remove_file(place.path("zk/notes.txt")).unwrap();
     place.ok(&[&destroy[..], &["--yes"]].concat());
+}
+
+/// The policy is that of the directory's set-up, if nothing else is asked for.
+#[test]
+fn the_policy_is_for_what_the_directory_remembers() {
+    let place = Place::new();
+    let policy = |arguments: &[&str]| {
+        let all = [&["policy", "--account", "123456789012"], arguments].concat();
+        let mut command = place.command(&all);
+        command.env_remove("ZK_SETUP_TARGET").env("AWS_REGION", "");
+        Place::run(&mut command)
+    };
+    let nowhere = policy(&[]);
+    assert_eq!(nowhere.code, 1, "{}", nowhere.out);
+    assert!(nowhere.err.contains("no region"), "{}", nowhere.err);
+
+    fs::create_dir(place.path("zk")).unwrap();
+    let toml = "region = \"eu-west-1\"\nprefix = \"greenhouse\"\naccount = \"123456789012\"\n";
+    fs::write(place.path("zk/aws.toml"), toml).unwrap();
+    let table = |ended: &Ended, region: &str, prefix: &str| {
+        let arn = format!("arn:aws:dynamodb:{region}:123456789012:table/{prefix}-readings");
+        assert_eq!(ended.code, 0, "{}", ended.err);
+        assert!(ended.out.contains(&arn), "{}", ended.out);
+    };
+    table(&policy(&[]), "eu-west-1", "greenhouse");
+    let other = policy(&["--region", "us-east-1", "--prefix", "zk"]);
+    table(&other, "us-east-1", "zk");
 }
 
 /// With a real gateway: check reaches it, destroy leaves it alone.
@@ -905,6 +937,13 @@ fn check_publishes_as_the_device() {
     let uri: zk_store::StoreUri = format!("file:{}", place.path("zk/gateway/store.db").display())
         .parse()
         .unwrap();
+    // of all of these, nothing was left where what others forge has its room
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let store = zk_store::Store::open(&uri, zk_store::Options::default());
+        let store = store.await.unwrap();
+        assert!(store.quarantine().next().await.is_none());
+        store.close().await;
+    });
     let change = |change: &dyn Fn(&mut zk_verify::DeviceRecord)| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

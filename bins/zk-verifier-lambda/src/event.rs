@@ -41,6 +41,10 @@ impl Event {
         if json.len() > MAX_EVENT {
             return Err(wrong("it is larger than 1 MiB"));
         }
+        // a list would be taken for the members in their order
+        if !json.trim_start().starts_with('{') {
+            return Err(wrong("it is no object"));
+        }
         let members: Members<'_> = serde_json::from_str(json).map_err(|error| Error::Event {
             // serde's words for it can quote the event
             detail: format!(

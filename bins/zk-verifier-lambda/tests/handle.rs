@@ -216,9 +216,10 @@ fn any_other_event_is_refused_without_a_word_of_it() {
     };
     let good = event(b"secret").to_string();
     for (bad, says) in [
-        ("\"secret\"".to_owned(), "members"),
-        ("[]".to_owned(), "members"),
-        ("null".to_owned(), "members"),
+        ("\"secret\"".to_owned(), "no object"),
+        (r#"["c2Vj","secret","secret",0]"#.to_owned(), "no object"),
+        ("null".to_owned(), "no object"),
+        ("{}".to_owned(), "members"),
         (without("message"), "members"),
         (without("principal"), "members"),
         (without("topic"), "members"),

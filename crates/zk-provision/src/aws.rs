@@ -13,5 +13,5 @@ pub(crate) use account::Account;
 pub use account::AwsOptions;
 pub(crate) use ours::VERSION;
 pub use permissions::operator_policy;
-pub use setup::{AwsDesired, AwsSetup};
+pub use setup::{AwsDesired, AwsPlace, AwsSetup};
 pub use zip::{Architecture, FunctionZip};

@@ -130,7 +130,11 @@ impl LocalSetup {
             Ok(steps) => {
                 for step in steps {
                     if step.action == Action::Kept {
-                        found.good(&step.item);
+                        if step.reason.is_empty() {
+                            found.good(&step.item);
+                        } else {
+                            found.warn(&step.item, step.reason, "see whether it is meant so");
+                        }
                         continue;
                     }
                     let cause = match &step.reason[..] {

@@ -74,7 +74,8 @@ impl LocalSetup {
 
     /// Removes the directory, if nothing is left in it but the lock.
     pub(crate) fn remove_dir(&self, hand: &mut Hand<'_>) -> Result<(), Error> {
-        let is_foreign = |step: &Step| step.action != Action::Kept || step.reason == FOREIGN;
+        let is_foreign =
+            |step: &Step| step.action != Action::Kept || [FOREIGN, SEALED].contains(&&*step.reason);
         let is_of_dir = |step: &&Step| matches!(step.item, Item::File(_));
         if hand.steps.iter().filter(is_of_dir).all(is_foreign) {
             files::remove(&self.dir().join(files::LOCK))?;
@@ -249,7 +250,9 @@ impl LocalSetup {
             if is_ours && is_dir(&path) {
                 self.name_foreign(hand, &path, kept)?;
             } else if !is_known {
-                hand.step_file(Action::Kept, &path, FOREIGN);
+                let is_sealed = path == self.dir().join("credentials");
+                let reason = if is_sealed { SEALED } else { FOREIGN };
+                hand.step_file(Action::Kept, &path, reason);
             }
         }
         Ok(())
@@ -257,6 +260,7 @@ impl LocalSetup {
 }
 
 const FOREIGN: &str = "not made by zk-setup";
+const SEALED: &str = "AWS keys: `zk-setup credentials forget` removes them";
 
 /// The file and those that SQLite and the engine keep beside it.
 fn store_files(path: &Path) -> Vec<PathBuf> {

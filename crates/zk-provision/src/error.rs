@@ -298,6 +298,17 @@ pub enum Error {
         device: DeviceId,
     },
 
+    /// There is no function yet, and no program to make it of.
+    #[cfg(feature = "aws")]
+    #[error(
+        "there is no Lambda function {name} yet, and no zip file with the program for it: \
+         `cargo xtask lambda` makes one"
+    )]
+    NoFunction {
+        /// The function.
+        name: String,
+    },
+
     /// There is no gateway yet for devices to publish to.
     #[error("{} has no gateway yet: run `zk-setup gateway init` first", dir.display())]
     NoGateway {
@@ -354,11 +365,13 @@ pub enum Error {
         caller: String,
     },
 
-    /// The directory belongs to a set-up in another region.
+    /// The directory belongs to a set-up in another region, whose devices and
+    /// tables would be out of sight.
     #[cfg(feature = "aws")]
     #[error(
-        "{} is for the region {expected}, and {variable} says {found}: unset it, or, if that is \
-         meant, say --region {found}",
+        "{} is for the region {expected}, and asked for is {found}, by --region, AWS_REGION or \
+         zk-setup.toml: take that out, or name another directory with --dir; to move the set-up, \
+         change the file",
         path.display()
     )]
     OtherRegion {
@@ -366,10 +379,25 @@ pub enum Error {
         path: PathBuf,
         /// The region it names.
         expected: String,
-        /// The region that the environment names.
+        /// The region that is asked for.
         found: String,
-        /// By which variable.
-        variable: &'static str,
+    },
+
+    /// The directory belongs to a set-up of another prefix.
+    #[cfg(feature = "aws")]
+    #[error(
+        "{} is for the prefix {expected}, and asked for is {found}, by --prefix, ZK_SETUP_PREFIX \
+         or zk-setup.toml: take that out, or name another directory with --dir; to move the \
+         set-up, change the file",
+        path.display()
+    )]
+    OtherPrefix {
+        /// The file that says so.
+        path: PathBuf,
+        /// The prefix it names.
+        expected: String,
+        /// The prefix that is asked for.
+        found: String,
     },
 
     /// A prefix that doesn't go into every name.

@@ -90,7 +90,9 @@ mod signed;
 
 pub use authority::Authority;
 #[cfg(feature = "aws")]
-pub use aws::{Architecture, AwsDesired, AwsOptions, AwsSetup, FunctionZip, operator_policy};
+pub use aws::{
+    Architecture, AwsDesired, AwsOptions, AwsPlace, AwsSetup, FunctionZip, operator_policy,
+};
 pub use certificate::Certificate;
 pub use desired::{Desired, DesiredDevice, DesiredKey, Others};
 pub use destroy::Destroy;

@@ -51,7 +51,8 @@
 //! | readers | `Scan` | `Query` | `Scan` `GetItem` |
 //! | [`Store::rehearse`], besides | `GetItem` | `GetItem` | |
 //! | [`Store::replay`], besides | `GetItem` | as `ingest` | as `ingest`, `DeleteItem` |
-//! | set-up | `GetItem` `PutItem` `DeleteItem` `Scan` | | |
+//! | set-up | `GetItem` `PutItem` `Scan` | | |
+//! | [`Store::remove_device`] | `DeleteItem` | | |
 //! | [`Store::create`] | `CreateTable` `DescribeTable` | the same | the same |
 //! | [`Store::delete_tables`] | `DeleteTable` `UpdateTable` `DescribeTable` | the same | the same |
 //!

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_config::default_provider::region;
 use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -18,7 +20,7 @@ use aws_types::service_config::ServiceConfigKey;
 use zk_envelope::DeviceId;
 
 use crate::Error;
-use crate::aws::failure::failed;
+use crate::aws::failure::{failed, told};
 
 /// How AWS is reached. What is `None` is found elsewhere.
 #[derive(Clone, Debug, Default)]
@@ -68,19 +70,19 @@ impl Account {
                 )
             };
         }
-        let who = client!(aws_sdk_sts)
-            .get_caller_identity()
-            .send()
-            .await
-            .map_err(failed("sts:GetCallerIdentity", "the caller"))?;
-        let caller = who.arn().unwrap_or_default().to_owned();
+        const OPERATION: &str = "sts:GetCallerIdentity";
+        let who = client!(aws_sdk_sts).get_caller_identity().send().await;
+        let who = who.map_err(failed(OPERATION, CALLER))?;
+        let account = told(who.account, OPERATION, CALLER, "account")?;
+        let caller = told(who.arn, OPERATION, CALLER, "ARN")?;
         // arn:PARTITION:sts::ACCOUNT:…
-        let partition = caller.split(':').nth(1).unwrap_or("aws");
+        let partition = caller.split(':').nth(1);
+        let partition = told(partition, OPERATION, CALLER, "ARN")?;
         let names = Names {
             prefix: prefix.to_owned(),
             partition: partition.to_owned(),
             region,
-            account: who.account().unwrap_or_default().to_owned(),
+            account,
         };
         Ok(Self {
             names,
@@ -112,8 +114,18 @@ pub(crate) async fn load(options: &AwsOptions) -> SdkConfig {
         // a quota that is used up takes its time
         .retry_config(RetryConfig::standard().with_max_attempts(6));
     if let Some(profile) = &options.profile {
+        let region = match &options.region {
+            Some(region) => Some(Region::new(region.clone())),
+            None => {
+                let named = region::Builder::default().profile_name(profile);
+                named.build().region().await
+            }
+        };
+        // where a role is asked for, if the profile has one
+        let known = ProviderConfig::without_region().with_region(region);
         // whoever names one means it, whatever keys the environment has
-        let named = ProfileFileCredentialsProvider::builder().profile_name(profile);
+        let named = ProfileFileCredentialsProvider::builder().configure(&known);
+        let named = named.profile_name(profile);
         loader = loader
             .profile_name(profile)
             .credentials_provider(named.build());
@@ -146,6 +158,8 @@ pub(crate) fn overrides(config: &SdkConfig) -> Vec<(&'static str, String)> {
     let found = |service| Some((service, told(service)?));
     SERVICES.into_iter().filter_map(found).collect()
 }
+
+const CALLER: &str = "the caller";
 
 /// As AWS's configuration files call them.
 const SERVICES: [&str; 7] = [

@@ -8,6 +8,7 @@ mod roles;
 mod rule;
 mod tables;
 
+pub(crate) use function::{KIND as FUNCTION, running_on as function_architecture};
 use roles::Role;
 
 use crate::Error;
@@ -17,11 +18,12 @@ use crate::hand::Hand;
 use crate::report::Action;
 
 /// Makes all of it what it is to be. All is looked at first: where a name is
-/// taken by something that isn't ours, nothing is made.
+/// taken by something that isn't ours, nothing is made. Without a `zip`, the program
+/// that is there stays.
 pub(crate) async fn cloud_stage(
     hand: &mut Hand<'_>,
     account: &Account,
-    zip: &FunctionZip,
+    zip: Option<&FunctionZip>,
 ) -> Result<(), Error> {
     let names = &account.names;
     let (function_role, rule_role) = (Role::of_function(names), Role::of_rule(names));
@@ -33,6 +35,11 @@ pub(crate) async fn cloud_stage(
     let found_rule_role = Box::pin(roles::look(account, &rule_role)).await?;
     let function = Box::pin(function::look(account)).await?;
     let rule = Box::pin(rule::look(account)).await?;
+    if function.is_none() && zip.is_none() {
+        return Err(Error::NoFunction {
+            name: names.function(),
+        });
+    }
 
     Box::pin(tables::make(hand, account, tables)).await?;
     let queue = Box::pin(queue::make(hand, account, queue)).await?;

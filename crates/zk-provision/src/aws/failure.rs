@@ -46,6 +46,21 @@ pub(crate) fn incomplete(operation: &'static str, resource: &str, error: BuildEr
     }
 }
 
+/// What an answer has to tell, and may leave out.
+pub(crate) fn told<T>(
+    value: Option<T>,
+    operation: &'static str,
+    resource: &str,
+    what: &str,
+) -> Result<T, Error> {
+    value.ok_or_else(|| Error::Aws {
+        operation,
+        resource: resource.to_owned(),
+        code: None,
+        source: format!("the answer has no {what}, so it is not from AWS").into(),
+    })
+}
+
 impl Error {
     /// Whether that is what AWS calls what happened.
     pub(crate) fn is_aws(&self, wanted: &str) -> bool {

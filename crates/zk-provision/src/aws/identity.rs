@@ -4,8 +4,8 @@
 mod authority;
 mod remove;
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::time::Duration;
 
 use aws_sdk_iot::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_iot::types::{AttributePayload, CertificateStatus, Tag};
@@ -14,8 +14,8 @@ use zk_envelope::{DeviceId, KeyState};
 use zk_verify::{DeviceRecord, topic_of};
 
 use crate::aws::account::{Account, Names};
-use crate::aws::failure::{failed, incomplete};
-use crate::aws::ours::{Drift, VERSION, patiently};
+use crate::aws::failure::{failed, incomplete, told};
+use crate::aws::ours::{Drift, SOON, VERSION, patiently};
 use crate::device::{Older, Site};
 use crate::hand::Hand;
 use crate::report::Action;
@@ -32,10 +32,11 @@ impl Account {
             .send()
             .await
             .map_err(failed("iot:DescribeEndpoint", ENDPOINT))?;
-        let address = found.endpoint_address().unwrap_or_default();
+        let address = found.endpoint_address.filter(|address| !address.is_empty());
+        let address = told(address, "iot:DescribeEndpoint", ENDPOINT, "address")?;
         // a stand-in has a port of its own
         Ok(if address.contains(':') {
-            address.to_owned()
+            address
         } else {
             format!("{address}:8443")
         })
@@ -95,22 +96,25 @@ impl Account {
         device: &DeviceId,
         records: &[(String, DeviceRecord)],
     ) -> Result<(), Error> {
-        let mut all: Vec<_> = of_device(records, device)
-            .map(|(principal, _)| principal.clone())
-            .collect();
-        if let Ok(Some(_)) = self.our_thing(device).await {
-            // one that an interrupted run has registered, and no more
-            let attached = self.attached_to(&self.names.thing(device)).await?;
-            for arn in &attached {
-                let id = id_in(arn);
-                if is_id(id) && !all.iter().any(|known| known == id) {
-                    all.push(id.to_owned());
-                }
-            }
-        }
-        for principal in &all {
+        let mut known = BTreeSet::new();
+        for (principal, _) in of_device(records, device) {
+            known.insert(principal.as_str());
             self.status_stage(hand, principal, &CertificateStatus::Revoked)
                 .await?;
+        }
+        match self.our_thing(device).await {
+            Ok(Some(_)) => {}
+            // what hangs on it isn't this device's either
+            Ok(None) | Err(Error::NotOurs { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        // one that an interrupted run has registered, and no more
+        for arn in self.attached_to(&self.names.thing(device)).await? {
+            let id = id_in(&arn);
+            if is_id(id) && !known.contains(id) {
+                self.status_stage(hand, id, &CertificateStatus::Revoked)
+                    .await?;
+            }
         }
         Ok(())
     }
@@ -428,7 +432,8 @@ impl Account {
         self.names.arn("iot", &format!("cert/{id}"))
     }
 
-    async fn tags_of(&self, arn: &str) -> Result<Vec<(String, String)>, Error> {
+    /// The tags of something in IoT.
+    pub(crate) async fn tags_of(&self, arn: &str) -> Result<Vec<(String, String)>, Error> {
         let pages = self.iot.list_tags_for_resource().resource_arn(arn);
         let mut pages = pages.into_paginator().items().send();
         let mut all = Vec::new();
@@ -540,9 +545,6 @@ const ENDPOINT: &str = "iot:Data-ATS";
 
 const MISSING: &str = "ResourceNotFoundException";
 const EXISTS: &str = "ResourceAlreadyExistsException";
-
-/// What was made a moment ago may not be known everywhere yet.
-const SOON: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -157,6 +157,9 @@ pub(crate) async fn patiently<T>(
     }
 }
 
+/// What was made a moment ago may not be known everywhere yet.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
 /// For what AWS makes, changes or takes away in its own time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 

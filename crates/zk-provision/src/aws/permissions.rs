@@ -10,8 +10,10 @@ use crate::aws::account::{Names, check_prefix, check_region};
 /// nothing but this set-up's own, as far as AWS lets a policy say so. It fits one
 /// managed policy (6144 characters without spaces).
 ///
-/// Who has it can make roles of two names, and so can give rights to the function
-/// and to the rule, but to nothing and nobody else.
+/// Who has it can write the rights of two roles, and who may act in them: with
+/// intent, that is every right in the account. It ends where an administrator has
+/// set a permissions boundary on both roles, which is kept, and has taken
+/// `iam:CreateRole` and `iam:DeleteRole` out of the policy.
 ///
 /// ```
 /// let policy = zk_provision::operator_policy("123456789012", "eu-central-1", "zk")?;
@@ -29,11 +31,10 @@ pub fn operator_policy(account: &str, region: &str, prefix: &str) -> Result<Stri
             given: account.to_owned(),
         });
     }
-    let partition = match region {
-        region if region.starts_with("cn-") => "aws-cn",
-        region if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
-    };
+    let partition = PARTITIONS
+        .into_iter()
+        .find(|(prefix, _)| region.starts_with(prefix))
+        .map_or("aws", |(_, partition)| partition);
     let names = Names {
         prefix: prefix.to_owned(),
         partition: partition.to_owned(),
@@ -50,8 +51,8 @@ fn document(names: &Names) -> Value {
     let group = names.log_group();
     let statements = [
         (
-            "FindInIot",
-            IOT_ANYWHERE,
+            "Find",
+            ANYWHERE,
             json!("*"), // of these, AWS can't say of what
         ),
         (
@@ -82,11 +83,6 @@ fn document(names: &Names) -> Value {
         ("Quarantine", QUARANTINE, json!(table("quarantine"))),
         ("Queue", SQS, json!(names.arn("sqs", &names.queue()))),
         (
-            "FindLogs",
-            LOGS_ANYWHERE,
-            json!(names.arn("logs", "log-group:*")),
-        ),
-        (
             "Logs",
             LOGS,
             json!([
@@ -101,21 +97,39 @@ fn document(names: &Names) -> Value {
             json!({ "Sid": id, "Effect": "Allow", "Action": actions, "Resource": resources })
         })
         .collect();
-    statements.push(json!({
-        "Sid": "HandRolesOver",
-        "Effect": "Allow",
-        "Action": "iam:PassRole",
-        "Resource": roles,
-        "Condition": { "StringEquals": {
-            "iam:PassedToService": ["lambda.amazonaws.com", "iot.amazonaws.com"],
-        } },
-    }));
+    let [of_function, of_rule] = roles;
+    for (id, role, service) in [
+        ("HandToLambda", of_function, "lambda.amazonaws.com"),
+        ("HandToIot", of_rule, "iot.amazonaws.com"),
+    ] {
+        statements.push(json!({
+            "Sid": id,
+            "Effect": "Allow",
+            "Action": "iam:PassRole",
+            "Resource": role,
+            "Condition": { "StringEquals": { "iam:PassedToService": service } },
+        }));
+    }
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-const IOT_ANYWHERE: &[&str] = &[
+/// How the regions of those parts of AWS begin whose ARNs are others.
+const PARTITIONS: [(&str, &str); 7] = [
+    ("cn-", "aws-cn"),
+    ("us-gov-", "aws-us-gov"),
+    ("us-iso-", "aws-iso"),
+    ("us-isob-", "aws-iso-b"),
+    ("eu-isoe-", "aws-iso-e"),
+    ("us-isof-", "aws-iso-f"),
+    ("eusc-", "aws-eusc"),
+];
+
+/// What AWS doesn't check against resources: a statement that names any never
+/// permits them.
+const ANYWHERE: &[&str] = &[
     "iot:DescribeEndpoint",
     "iot:GetRegistrationCode",
+    "iot:ListAttachedPolicies",
     "iot:ListCACertificates",
     "iot:ListCertificatesByCA",
     "iot:ListPolicies",
@@ -123,6 +137,7 @@ const IOT_ANYWHERE: &[&str] = &[
     "iot:ListTopicRules",
     "iot:RegisterCACertificate",
     "iot:RegisterCertificate",
+    "logs:DescribeLogGroups",
 ];
 
 const IOT: &[&str] = &[
@@ -145,7 +160,6 @@ const IOT: &[&str] = &[
     "iot:DetachThingPrincipal",
     "iot:GetPolicy",
     "iot:GetTopicRule",
-    "iot:ListAttachedPolicies",
     "iot:ListPolicyVersions",
     "iot:ListPrincipalThings",
     "iot:ListTagsForResource",
@@ -175,6 +189,8 @@ const LAMBDA: &[&str] = &[
     "lambda:AddPermission",
     "lambda:CreateFunction",
     "lambda:DeleteFunction",
+    "lambda:DeleteFunctionConcurrency",
+    "lambda:GetFunctionConcurrency",
     "lambda:GetFunctionConfiguration",
     "lambda:GetFunctionEventInvokeConfig",
     "lambda:GetPolicy",
@@ -200,18 +216,19 @@ const DYNAMODB: &[&str] = &[
 ];
 
 /// What zk-store asks for those who set devices up.
-const REGISTRY: &[&str] = &[
-    "dynamodb:DeleteItem",
-    "dynamodb:GetItem",
-    "dynamodb:PutItem",
-    "dynamodb:Scan",
-];
+const REGISTRY: &[&str] = &["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Scan"];
 
 /// Whether a device has connected.
 const READINGS: &[&str] = &["dynamodb:GetItem", "dynamodb:Query"];
 
-/// Whether what was forged has got there, and why what was not.
-const QUARANTINE: &[&str] = &["dynamodb:GetItem", "dynamodb:Scan"];
+/// Whether what was forged for a test has got there, and why what was not; and to
+/// take it out again.
+const QUARANTINE: &[&str] = &[
+    "dynamodb:DeleteItem",
+    "dynamodb:GetItem",
+    "dynamodb:Scan",
+    "dynamodb:UpdateItem",
+];
 
 const SQS: &[&str] = &[
     "sqs:CreateQueue",
@@ -223,8 +240,6 @@ const SQS: &[&str] = &[
     "sqs:TagQueue",
 ];
 
-const LOGS_ANYWHERE: &[&str] = &["logs:DescribeLogGroups"];
-
 const LOGS: &[&str] = &[
     "logs:CreateLogGroup",
     "logs:DeleteLogGroup",
@@ -234,7 +249,7 @@ const LOGS: &[&str] = &[
 ];
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
@@ -264,26 +279,63 @@ mod tests {
         assert!(matches!(refused, Err(Error::Region { .. })));
     }
 
+    /// By the Service Authorization Reference these have no type of resource, and
+    /// all others of the policy have one.
+    #[test]
+    fn what_has_no_resource_is_permitted_on_everything() {
+        let policy: Value = serde_json::from_str(&longest()).unwrap();
+        let statements = policy["Statement"].as_array().unwrap();
+        let of_all: Vec<_> = statements
+            .iter()
+            .filter(|statement| statement["Resource"] == "*")
+            .collect();
+        let [of_all] = of_all[..] else {
+            panic!("{of_all:#?}");
+        };
+        let wanted = [
+            "iot:DescribeEndpoint",
+            "iot:GetRegistrationCode",
+            "iot:ListAttachedPolicies",
+            "iot:ListCACertificates",
+            "iot:ListCertificatesByCA",
+            "iot:ListPolicies",
+            "iot:ListThings",
+            "iot:ListTopicRules",
+            "iot:RegisterCACertificate",
+            "iot:RegisterCertificate",
+            "logs:DescribeLogGroups",
+        ];
+        assert_eq!(of_all["Action"], json!(wanted));
+    }
+
+    #[test]
+    fn each_part_of_aws_has_its_own_arns() {
+        for (region, partition) in [
+            ("eu-central-1", "aws"),
+            ("cn-north-1", "aws-cn"),
+            ("us-gov-west-1", "aws-us-gov"),
+            ("us-iso-east-1", "aws-iso"),
+            ("us-isob-east-1", "aws-iso-b"),
+            ("eusc-de-east-1", "aws-eusc"),
+        ] {
+            let policy = operator_policy("123456789012", region, "zk").unwrap();
+            let all = policy.matches("\"arn:").count();
+            let own = policy.matches(&format!("\"arn:{partition}:")).count();
+            assert!(all > 10 && own == all, "{region}: {own} of {all}");
+        }
+    }
+
     /// Every call of this crate is named where it is made, as its permission.
     #[test]
     fn it_permits_what_is_asked_and_nothing_else() {
         let mut asked = BTreeSet::new();
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/aws");
         collect(&sources, &mut asked);
-        let permitted: BTreeSet<_> = [
-            IOT_ANYWHERE,
-            IOT,
-            IAM,
-            LAMBDA,
-            DYNAMODB,
-            SQS,
-            LOGS_ANYWHERE,
-            LOGS,
-        ]
-        .into_iter()
-        .flatten()
-        .map(|&action| action.to_owned())
-        .collect();
+        let permitted: BTreeSet<_> = [ANYWHERE, IOT, IAM, LAMBDA, DYNAMODB, SQS, LOGS]
+            .into_iter()
+            .flatten()
+            .map(|&action| action.to_owned())
+            .collect();
         let missing: Vec<_> = asked.difference(&permitted).collect();
         assert!(missing.is_empty(), "asked, and not permitted: {missing:?}");
         let idle: Vec<_> = permitted.difference(&asked).collect();

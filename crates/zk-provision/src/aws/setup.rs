@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use aws_config::SdkConfig;
@@ -12,8 +12,8 @@ use zk_verify::DeviceRecord;
 
 use crate::authority::clock_is_set;
 use crate::aws::account::{self, Account, AwsOptions};
-use crate::aws::cloud::{cloud_destroy_stage, cloud_stage};
-use crate::aws::zip::FunctionZip;
+use crate::aws::cloud::{FUNCTION, cloud_destroy_stage, cloud_stage, function_architecture};
+use crate::aws::zip::{Architecture, FunctionZip};
 use crate::config::{self, Config};
 use crate::desired::{DesiredDevice, Others};
 use crate::destroy::Destroy;
@@ -22,7 +22,7 @@ use crate::files::{self, PUBLIC};
 use crate::hand::{Hand, Secrets};
 use crate::local::{LocalSetup, Role, Signer, read_certificate};
 use crate::report::{
-    AddedDevice, Checked, DeviceEntry, FinishedRotation, Plan, RevokedDevice, Step,
+    Action, AddedDevice, Checked, DeviceEntry, FinishedRotation, Plan, RevokedDevice, Step,
 };
 use crate::{CertificateRequest, Error, Passphrase};
 
@@ -55,13 +55,14 @@ pub struct AwsSetup {
     local: LocalSetup,
     account: Account,
     overrides: Vec<(&'static str, String)>,
+    is_remembered: bool,
 }
 
 /// What a set-up in AWS is to be.
 #[derive(Clone, Debug)]
 pub struct AwsDesired {
-    /// The program that verifies.
-    pub function: FunctionZip,
+    /// The program that verifies. `None`: the one that is there stays.
+    pub function: Option<FunctionZip>,
     /// Who signs the certificate of what devices publish to, in PEM, where that is
     /// not AWS. `None`: Amazon's own authorities.
     pub roots: Option<String>,
@@ -82,24 +83,15 @@ impl AwsSetup {
     ///
     /// # Errors
     /// [`Error::NoRegion`], [`Error::Prefix`], [`Error::Aws`];
-    /// [`Error::OtherAccount`], [`Error::OtherRegion`] if the directory is for
-    /// another one; [`Error::Io`], [`Error::Malformed`].
+    /// [`Error::OtherAccount`], [`Error::OtherRegion`], [`Error::OtherPrefix`] if the
+    /// directory is for another one; [`Error::Io`], [`Error::Malformed`].
     pub async fn connect(dir: impl Into<PathBuf>, options: &AwsOptions) -> Result<Self, Error> {
         let local = LocalSetup::new(dir);
-        let place = Place::read(&local.aws_file())?;
+        let place = AwsPlace::of(&local)?;
         let mut options = options.clone();
         if let (None, Some(place)) = (&options.region, &place) {
-            if let Some((variable, found)) = told_region()
-                && found != place.region
-            {
-                return Err(Error::OtherRegion {
-                    path: local.aws_file(),
-                    expected: place.region.clone(),
-                    found,
-                    variable,
-                });
-            }
-            options.region = Some(place.region.clone());
+            let told = told_region();
+            options.region = Some(told.unwrap_or_else(|| place.region.clone()));
         }
         let prefix = options.prefix.clone();
         let prefix = prefix.or_else(|| place.as_ref().map(|place| place.prefix.clone()));
@@ -112,14 +104,14 @@ impl AwsSetup {
     /// clients and time-outs of one's own.
     ///
     /// # Errors
-    /// As [`AwsSetup::connect`], but for [`Error::OtherRegion`].
+    /// As [`AwsSetup::connect`].
     pub async fn with_config(
         dir: impl Into<PathBuf>,
         prefix: &str,
         config: &SdkConfig,
     ) -> Result<Self, Error> {
         let local = LocalSetup::new(dir);
-        let place = Place::read(&local.aws_file())?;
+        let place = AwsPlace::of(&local)?;
         Self::over(local, prefix, config, place).await
     }
 
@@ -127,15 +119,35 @@ impl AwsSetup {
         local: LocalSetup,
         prefix: &str,
         config: &SdkConfig,
-        place: Option<Place>,
+        place: Option<AwsPlace>,
     ) -> Result<Self, Error> {
+        // What is somewhere else would be out of sight from then on, or, where
+        // something is taken away, another's.
+        if let Some(place) = &place {
+            if place.prefix != prefix {
+                return Err(Error::OtherPrefix {
+                    path: local.aws_file(),
+                    expected: place.prefix.clone(),
+                    found: prefix.to_owned(),
+                });
+            }
+            if let Some(region) = config.region()
+                && region.as_ref() != place.region
+            {
+                return Err(Error::OtherRegion {
+                    path: local.aws_file(),
+                    expected: place.region.clone(),
+                    found: region.to_string(),
+                });
+            }
+        }
         let account = Account::over(config, prefix).await?;
-        if let Some(place) = place
+        if let Some(place) = &place
             && place.account != account.names.account
         {
             return Err(Error::OtherAccount {
                 path: local.aws_file(),
-                expected: place.account,
+                expected: place.account.clone(),
                 found: account.names.account,
                 caller: account.caller,
             });
@@ -144,6 +156,7 @@ impl AwsSetup {
             local,
             account,
             overrides: account::overrides(config),
+            is_remembered: place.is_some(),
         })
     }
 
@@ -152,6 +165,13 @@ impl AwsSetup {
     #[must_use]
     pub fn local(&self) -> &LocalSetup {
         &self.local
+    }
+
+    /// Whether the directory says where in AWS the set-up is. If not, it is where
+    /// options, environment and profile say.
+    #[must_use]
+    pub fn is_remembered(&self) -> bool {
+        self.is_remembered
     }
 
     /// The account's number.
@@ -198,6 +218,14 @@ impl AwsSetup {
         self.account.endpoint().await
     }
 
+    /// What the function that is there runs on, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Aws`].
+    pub async fn function_architecture(&self) -> Result<Option<Architecture>, Error> {
+        function_architecture(&self.account).await
+    }
+
     /// The tables, which may not be there yet.
     ///
     /// # Errors
@@ -236,7 +264,7 @@ impl AwsSetup {
     /// made, [plan](AwsSetup::plan) first.
     ///
     /// # Errors
-    /// As [`LocalSetup::apply`]; [`Error::NotOurs`], [`Error::NewerSetUp`],
+    /// As [`LocalSetup::apply`]; [`Error::NoFunction`], [`Error::NotOurs`], [`Error::NewerSetUp`],
     /// [`Error::NotAnAuthority`], [`Error::AuthorityExpired`],
     /// [`Error::AuthorityTaken`], [`Error::RevokedInAws`], [`Error::Aws`].
     pub async fn apply(
@@ -262,7 +290,7 @@ impl AwsSetup {
         self.local
             .reader_stage(hand, &self.uri(), Some(self.prefix()))?;
         self.account.authority_stage(hand, &signer).await?;
-        cloud_stage(hand, &self.account, &desired.function).await?;
+        cloud_stage(hand, &self.account, desired.function.as_ref()).await?;
         let store = self.store()?;
         let there = self.records(hand, &store).await?;
         let site = Site {
@@ -473,7 +501,7 @@ impl AwsSetup {
 
     /// Looks at everything: files and their modes, keys and certificates, what is
     /// in the account, each device on all sides. It changes nothing and needs no
-    /// passphrase. Without the function's program, that is not looked at.
+    /// passphrase. Without the function's program, its code is not looked at.
     pub async fn check(&self, function: Option<&FunctionZip>, now: SystemTime) -> Vec<Checked> {
         self.local.check_aws(self, function, now).await
     }
@@ -492,8 +520,12 @@ impl AwsSetup {
         };
         self.check_authority(&signer, now)?;
         self.account.authority_stage(&mut hand, &signer).await?;
-        if let Some(function) = function {
-            cloud_stage(&mut hand, &self.account, function).await?;
+        match cloud_stage(&mut hand, &self.account, function).await {
+            // what follows it is missing as well
+            Err(Error::NoFunction { name }) => {
+                hand.resource(Action::Created, FUNCTION, &name, "");
+            }
+            done => done?,
         }
         let store = self.store()?;
         let site = self.site(&signer, &store).await?;
@@ -587,16 +619,25 @@ impl AwsSetup {
     }
 }
 
-/// Where in AWS a set-up is.
-struct Place {
-    region: String,
-    prefix: String,
-    account: String,
+/// Where in AWS a set-up is, as its directory remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AwsPlace {
+    /// The region.
+    pub region: String,
+    /// What every name begins with.
+    pub prefix: String,
+    /// The account's number.
+    pub account: String,
 }
 
-impl Place {
-    fn read(path: &Path) -> Result<Option<Self>, Error> {
-        let Some(file) = Config::open(path)? else {
+impl AwsPlace {
+    /// What the operator's directory remembers, if it does.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn of(dir: &LocalSetup) -> Result<Option<Self>, Error> {
+        let path = dir.aws_file();
+        let Some(file) = Config::open(&path)? else {
             return Ok(None);
         };
         let text = |key| file.text(key).map(str::to_owned);
@@ -608,12 +649,11 @@ impl Place {
     }
 }
 
-/// The region that the environment names, and by which variable.
-fn told_region() -> Option<(&'static str, String)> {
+/// The region that the environment names.
+fn told_region() -> Option<String> {
     ["AWS_REGION", "AWS_DEFAULT_REGION"]
         .into_iter()
-        .find_map(|name| Some((name, env::var(name).ok()?)))
-        .filter(|(_, region)| !region.is_empty())
+        .find_map(|name| env::var(name).ok().filter(|region| !region.is_empty()))
 }
 
 fn with(passphrase: &Passphrase) -> Secrets<'_> {

@@ -1,6 +1,9 @@
 //! The Lambda function that verifies, who may invoke it, and what becomes of a
 //! message that it could not store.
 
+use std::time::Duration;
+
+use aws_config::timeout::TimeoutConfig;
 use aws_sdk_lambda::error::ProvideErrorMetadata;
 use aws_sdk_lambda::operation::get_function_configuration::GetFunctionConfigurationOutput;
 use aws_sdk_lambda::primitives::Blob;
@@ -20,13 +23,15 @@ use crate::aws::ours::{Drift, PATIENCE, patiently};
 use crate::hand::Hand;
 use crate::report::Action;
 
-const KIND: &str = "Lambda function";
+pub(crate) const KIND: &str = "Lambda function";
 const PERMISSION: &str = "Lambda permission";
 const FAILURES: &str = "Lambda failure destination";
 
 pub(super) struct Found {
     has_tags: bool,
     configuration: GetFunctionConfigurationOutput,
+    /// Nothing invokes it, by a limit of 0.
+    is_stopped: bool,
     /// Who may invoke it.
     permissions: Vec<Value>,
     failures: Option<Failures>,
@@ -48,6 +53,10 @@ pub(super) async fn look(account: &Account) -> Result<Option<Found>, Error> {
     let tags = lambda.list_tags().resource(arn(names)).send().await;
     let tags = tags.map_err(failed("lambda:ListTags", &resource))?;
     let has_tags = names.own(&resource, tags.tags.unwrap_or_default())?;
+    let limit = lambda.get_function_concurrency().function_name(&name);
+    let limit = limit.send().await;
+    let limit = limit.map_err(failed("lambda:GetFunctionConcurrency", &resource))?;
+    let is_stopped = limit.reserved_concurrent_executions == Some(0);
     let permissions = match lambda.get_policy().function_name(&name).send().await {
         Ok(answer) => statements(answer.policy().unwrap_or_default()),
         Err(error) if error.code() == Some(NOT_FOUND) => Vec::new(),
@@ -76,6 +85,7 @@ pub(super) async fn look(account: &Account) -> Result<Option<Found>, Error> {
     Ok(Some(Found {
         has_tags,
         configuration,
+        is_stopped,
         permissions,
         failures,
     }))
@@ -97,6 +107,19 @@ async fn configuration(account: &Account) -> Result<Option<GetFunctionConfigurat
 /// Waits until the function runs as it was last told to.
 async fn finished(account: &Account, operation: &'static str) -> Result<(), Error> {
     let there = settled(account).await?;
+    let Some((code, reason)) = failure(&there) else {
+        return Ok(());
+    };
+    Err(Error::Aws {
+        operation,
+        resource: resource(&account.names),
+        code: code.map(str::to_owned),
+        source: reason.into(),
+    })
+}
+
+/// AWS's code for why the function, or its last change, was not made, and why.
+fn failure(there: &GetFunctionConfigurationOutput) -> Option<(Option<&str>, &str)> {
     let (code, reason) = if there.state() == Some(&State::Failed) {
         let code = there.state_reason_code().map(StateReasonCode::as_str);
         (code, there.state_reason())
@@ -105,14 +128,9 @@ async fn finished(account: &Account, operation: &'static str) -> Result<(), Erro
         let code = code.map(LastUpdateStatusReasonCode::as_str);
         (code, there.last_update_status_reason())
     } else {
-        return Ok(());
+        return None;
     };
-    Err(Error::Aws {
-        operation,
-        resource: resource(&account.names),
-        code: code.map(str::to_owned),
-        source: reason.unwrap_or("AWS doesn't say why").into(),
-    })
+    Some((code, reason.unwrap_or("AWS doesn't say why")))
 }
 
 /// Waits until the function takes changes, and answers how it is then.
@@ -137,15 +155,33 @@ async fn settled(account: &Account) -> Result<GetFunctionConfigurationOutput, Er
     .await
 }
 
+/// What the function runs on, if there is one.
+pub(crate) async fn running_on(account: &Account) -> Result<Option<crate::Architecture>, Error> {
+    let there = configuration(account).await?;
+    let processor = there.as_ref().map(processor);
+    let known = [crate::Architecture::Arm64, crate::Architecture::X86_64];
+    Ok(known
+        .into_iter()
+        .find(|known| Some(known.as_str()) == processor))
+}
+
+fn processor(there: &GetFunctionConfigurationOutput) -> &str {
+    // where AWS says nothing
+    let default = Architecture::X8664.as_str();
+    let first = there.architectures().first();
+    first.map_or(default, Architecture::as_str)
+}
+
 pub(super) async fn make(
     hand: &mut Hand<'_>,
     account: &Account,
-    zip: &FunctionZip,
+    zip: Option<&FunctionZip>,
     found: Option<Found>,
 ) -> Result<(), Error> {
     let name = account.names.function();
     let (permissions, failures) = match found {
         None => {
+            let zip = zip.ok_or_else(|| Error::NoFunction { name: name.clone() })?;
             if !hand.plans() {
                 create(account, zip).await?;
                 finished(account, "lambda:CreateFunction").await?;
@@ -180,11 +216,14 @@ async fn create(account: &Account, zip: &FunctionZip) -> Result<(), Error> {
     for (key, value) in names.tags() {
         request = request.tags(key, value);
     }
-    let ask = async || match request.clone().send().await {
-        Ok(_) => Ok(()),
-        // one that was asked twice: a moment ago there was none
-        Err(error) if error.code() == Some(CONFLICT) => Ok(()),
-        Err(error) => Err(failed("lambda:CreateFunction", &resource(names))(error)),
+    let ask = async || {
+        let request = request.clone().customize();
+        match request.config_override(with_time()).send().await {
+            Ok(_) => Ok(()),
+            // one that was asked twice: a moment ago there was none
+            Err(error) if error.code() == Some(CONFLICT) => Ok(()),
+            Err(error) => Err(failed("lambda:CreateFunction", &resource(names))(error)),
+        }
     };
     patiently(PATIENCE, ask, role_is_new).await
 }
@@ -192,21 +231,19 @@ async fn create(account: &Account, zip: &FunctionZip) -> Result<(), Error> {
 async fn mend(
     hand: &mut Hand<'_>,
     account: &Account,
-    zip: &FunctionZip,
+    zip: Option<&FunctionZip>,
     found: &Found,
 ) -> Result<(), Error> {
     let (lambda, names) = (&account.lambda, &account.names);
     let (name, resource) = (names.function(), resource(names));
     let there = &found.configuration;
     let mut drift = Drift::default();
-    let processor = there
-        .architectures()
-        .first()
-        .map_or("x86_64", Architecture::as_str);
-    let ours = zip.architecture().as_str();
-    let move_it = drift.compare("architecture", Some(processor), &ours);
-    let has_code = there.code_sha256() == Some(zip.sha256());
-    let upload = drift.note(!has_code, "its code is not that of the zip file") || move_it;
+    let upload = zip.filter(|zip| {
+        let ours = zip.architecture().as_str();
+        let move_it = drift.compare("architecture", Some(processor(there)), &ours);
+        let has_code = there.code_sha256() == Some(zip.sha256());
+        drift.note(!has_code, "its code is not that of the zip file") || move_it
+    });
 
     let mut configuration = Drift::default();
     let role = names.role_arn(&name);
@@ -233,7 +270,13 @@ async fn mend(
         "its environment is not that of this set-up",
     );
     configuration.note(!there.layers().is_empty(), "it has layers");
+    if let Some((_, reason)) = failure(there) {
+        // which another change may pass
+        configuration.note(true, format_args!("AWS could not make it so ({reason})"));
+    }
     drift.note(!configuration.is_none(), &configuration);
+    // another limit may be meant; then messages wait their turn
+    let start = drift.note(found.is_stopped, "it is stopped, by a concurrency of 0");
     let tag = drift.note(!found.has_tags, "its tags are incomplete");
 
     if !hand.plans() {
@@ -245,7 +288,7 @@ async fn mend(
             let tagged = request.send().await;
             tagged.map_err(failed("lambda:TagResource", &resource))?;
         }
-        if upload || !configuration.is_none() {
+        if upload.is_some() || !configuration.is_none() {
             settled(account).await?;
         }
         if !configuration.is_none() {
@@ -269,21 +312,34 @@ async fn mend(
             .await?;
             finished(account, "lambda:UpdateFunctionConfiguration").await?;
         }
-        if upload {
+        if let Some(zip) = upload {
             let request = lambda
                 .update_function_code()
                 .function_name(&name)
                 .zip_file(Blob::new(zip.bytes()))
                 .architectures(architecture(zip));
             let ask = async || {
-                let changed = request.clone().send().await.map(drop);
-                changed.map_err(failed("lambda:UpdateFunctionCode", &resource))
+                let request = request.clone().customize();
+                let changed = request.config_override(with_time()).send().await;
+                changed
+                    .map(drop)
+                    .map_err(failed("lambda:UpdateFunctionCode", &resource))
             };
             patiently(PATIENCE, ask, |error| error.is_aws(CONFLICT)).await?;
             finished(account, "lambda:UpdateFunctionCode").await?;
         }
+        if start {
+            let request = lambda.delete_function_concurrency();
+            let started = request.function_name(&name).send().await;
+            started.map_err(failed("lambda:DeleteFunctionConcurrency", &resource))?;
+        }
     }
-    hand.mended(KIND, &name, false, &drift);
+    if zip.is_none() && drift.is_none() {
+        let reason = "its code was not compared, as there is no zip file to compare it with";
+        hand.resource(Action::Kept, KIND, &name, reason);
+    } else {
+        hand.mended(KIND, &name, false, &drift);
+    }
     Ok(())
 }
 
@@ -439,9 +495,18 @@ pub(super) async fn remove(hand: &mut Hand<'_>, account: &Account) -> Result<(),
     Ok(())
 }
 
-/// Whether Lambda doesn't know yet that it may act in the role.
+/// Whether Lambda doesn't know yet that it may act in the role, or that the role is
+/// another one than an earlier one of the same name.
 fn role_is_new(error: &Error) -> bool {
-    error.is_aws_saying("InvalidParameterValueException", "cannot be assumed")
+    ["cannot be assumed", "access to your environment variables"]
+        .iter()
+        .any(|said| error.is_aws_saying("InvalidParameterValueException", said))
+}
+
+/// What uploads the program may take longer than anything else, over a slow link.
+fn with_time() -> aws_sdk_lambda::config::Builder {
+    let upload = TimeoutConfig::builder().operation_attempt_timeout(UPLOAD);
+    aws_sdk_lambda::Config::builder().timeout_config(upload.build())
 }
 
 /// All that the program takes: which tables are its own. Nothing secret: it is
@@ -468,6 +533,7 @@ fn resource(names: &Names) -> String {
     format!("{KIND} {}", names.function())
 }
 
+const UPLOAD: Duration = Duration::from_secs(900);
 const RUNTIME: Runtime = Runtime::Providedal2023;
 /// Such a runtime has none, and AWS wants one.
 const HANDLER: &str = "bootstrap";
@@ -479,3 +545,26 @@ const RETRIES: i32 = 2;
 const STATEMENT: &str = "zk-rule";
 const NOT_FOUND: &str = "ResourceNotFoundException";
 const CONFLICT: &str = "ResourceConflictException";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A change may fail after it was taken, and the next run has to see that.
+    #[test]
+    fn what_aws_could_not_make_is_known_as_such() {
+        let there = GetFunctionConfigurationOutput::builder;
+        let good = there().state(State::Active);
+        let good = good.last_update_status(LastUpdateStatus::Successful);
+        assert_eq!(failure(&good.build()), None);
+        assert_eq!(failure(&there().build()), None);
+        let unmade = there().state(State::Failed).state_reason("no");
+        let unmade = unmade.state_reason_code(StateReasonCode::InternalError);
+        let told = Some((Some("InternalError"), "no"));
+        assert_eq!(failure(&unmade.build()), told);
+        let unchanged = there().state(State::Active);
+        let unchanged = unchanged.last_update_status(LastUpdateStatus::Failed);
+        let told = Some((None, "AWS doesn't say why"));
+        assert_eq!(failure(&unchanged.build()), told);
+    }
+}

@@ -7,7 +7,7 @@ use super::only_ours;
 use crate::Error;
 use crate::aws::account::Account;
 use crate::aws::failure::failed;
-use crate::aws::ours::Drift;
+use crate::aws::ours::{Drift, SOON, patiently};
 use crate::hand::Hand;
 use crate::report::Action;
 
@@ -101,12 +101,17 @@ async fn create(account: &Account) -> Result<(), Error> {
     for (key, value) in account.names.tags() {
         request = request.tags(key, value);
     }
-    match request.send().await {
+    let create = async || match request.clone().send().await {
         Ok(_) => Ok(()),
         // one that was asked twice: a moment ago there was none
         Err(error) if error.code() == Some("ResourceAlreadyExistsException") => Ok(()),
         Err(error) => Err(failed("logs:CreateLogGroup", &resource(account))(error)),
-    }
+    };
+    // an earlier one of the same name may be on its way out
+    patiently(SOON, create, |error| {
+        error.is_aws("OperationAbortedException")
+    })
+    .await
 }
 
 pub(super) async fn remove(hand: &mut Hand<'_>, account: &Account) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use super::{only_ours, queue};
 use crate::Error;
 use crate::aws::account::{Account, Names};
 use crate::aws::failure::{failed, incomplete};
-use crate::aws::ours::Drift;
+use crate::aws::ours::{Drift, SOON, patiently};
 use crate::hand::Hand;
 use crate::report::Action;
 
@@ -44,7 +44,9 @@ impl Role {
         let streams = names.arn("logs", &format!("log-group:{}:*", names.log_group()));
         Self {
             name: names.function(),
-            trust: trust(names, "lambda.amazonaws.com"),
+            // no more than that: a role is for functions of its own account alone, and
+            // that Lambda names the account when it asks for one is not documented
+            trust: trust("lambda.amazonaws.com", None),
             rights: policy(&[
                 allow(&["dynamodb:GetItem"], &[table("devices")]),
                 allow(
@@ -65,7 +67,7 @@ impl Role {
     pub(super) fn of_rule(names: &Names) -> Self {
         Self {
             name: names.rule_role(),
-            trust: trust(names, "iot.amazonaws.com"),
+            trust: trust("iot.amazonaws.com", Some(&names.account)),
             rights: policy(&[allow(&["sqs:SendMessage"], &[queue::arn(names)])]),
         }
     }
@@ -79,13 +81,17 @@ fn allow(actions: &[&str], resources: &[String]) -> Value {
     json!({ "Effect": "Allow", "Action": actions, "Resource": resources })
 }
 
-fn trust(names: &Names, service: &str) -> Value {
-    policy(&[json!({
+/// `account`: the one for which alone the service may act.
+fn trust(service: &str, account: Option<&str>) -> Value {
+    let mut statement = json!({
         "Effect": "Allow",
         "Principal": { "Service": service },
         "Action": "sts:AssumeRole",
-        "Condition": { "StringEquals": { "aws:SourceAccount": names.account } },
-    })])
+    });
+    if let Some(account) = account {
+        statement["Condition"] = json!({ "StringEquals": { "aws:SourceAccount": account } });
+    }
+    policy(&[statement])
 }
 
 pub(super) async fn look(account: &Account, role: &Role) -> Result<Option<Found>, Error> {
@@ -264,12 +270,14 @@ pub(super) async fn remove(
             found.others.push(POLICY.into());
         }
         take_rights(account, role, &found.others, &found.attached).await?;
-        match account.iam.delete_role().role_name(name).send().await {
-            Ok(_) => {}
+        let delete = async || match account.iam.delete_role().role_name(name).send().await {
+            Ok(_) => Ok(()),
             // one that was asked twice
-            Err(error) if error.code() == Some(NOT_FOUND) => {}
-            Err(error) => return Err(failed("iam:DeleteRole", &role.resource())(error)),
-        }
+            Err(error) if error.code() == Some(NOT_FOUND) => Ok(()),
+            Err(error) => Err(failed("iam:DeleteRole", &role.resource())(error)),
+        };
+        // that its policies are gone is known a while after they are
+        patiently(SOON, delete, |error| error.is_aws("DeleteConflict")).await?;
     }
     hand.resource(Action::Removed, KIND, name, "");
     Ok(())

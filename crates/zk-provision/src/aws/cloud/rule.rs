@@ -48,18 +48,8 @@ pub(super) async fn look(account: &Account) -> Result<Found, Error> {
     if !is_there {
         return Ok(Found { rule: None, rivals });
     }
-    let tags = iot
-        .list_tags_for_resource()
-        .resource_arn(arn(names))
-        .send()
-        .await
-        .map_err(failed("iot:ListTagsForResource", &resource))?;
-    let tags = tags.tags();
-    let has_tags = names.own(
-        &resource,
-        tags.iter()
-            .map(|tag| (tag.key(), tag.value().unwrap_or_default())),
-    )?;
+    let tags = account.tags_of(&arn(names)).await?;
+    let has_tags = names.own(&resource, tags)?;
     let there = iot
         .get_topic_rule()
         .rule_name(&name)
@@ -210,9 +200,11 @@ pub(super) async fn remove(hand: &mut Hand<'_>, account: &Account) -> Result<(),
     Ok(())
 }
 
-/// Whether IoT doesn't know yet that it may act in the role.
+/// Whether IoT doesn't know yet that it may act in the role. It says so in more
+/// than one way, and each has one of these in it.
 fn role_is_new(error: &Error) -> bool {
-    error.is_aws_saying("InvalidRequestException", "assume")
+    error.is_aws_saying("InvalidRequestException", "sts:AssumeRole")
+        || error.is_aws_saying("InvalidRequestException", "nable to assume role")
 }
 
 /// Whether messages of our devices go to a filter of topics.
@@ -259,7 +251,30 @@ const SQL_VERSION: &str = "2016-03-23";
 
 #[cfg(test)]
 mod tests {
-    use super::takes_ours;
+    use super::{role_is_new, takes_ours};
+    use crate::Error;
+
+    /// As AWS was seen to say it.
+    #[test]
+    fn a_role_that_is_new_is_known_by_what_aws_says() {
+        let said = |source: &str| Error::Aws {
+            operation: "iot:CreateTopicRule",
+            resource: "IoT topic rule zk_verify".into(),
+            code: Some("InvalidRequestException".into()),
+            source: source.into(),
+        };
+        for passing in [
+            "iot.amazonaws.com is unable to perform: sts:AssumeRole on resource: \
+             arn:aws:iam::123456789012:role/zk-rule",
+            "AWS IoT (iot.amazonaws.com) is unable to assume role (sts:AssumeRole) on resource: \
+             arn:aws:iam::123456789012:role/zk-rule.  If the role was just created or updated, \
+             please try again in a few seconds.",
+            "Unable to assume role: arn:aws:iam::123456789012:role/zk-rule",
+        ] {
+            assert!(role_is_new(&said(passing)), "{passing}");
+        }
+        assert!(!role_is_new(&said("Topic rule payload is not valid")));
+    }
 
     #[test]
     fn filters_that_take_our_messages() {

@@ -72,14 +72,18 @@ async fn find(account: &Account, table: &Wanted) -> Result<Option<Found>, Error>
     let Some(there) = settled(account, table).await? else {
         return Ok(None);
     };
-    let tags = account
-        .dynamodb
-        .list_tags_of_resource()
-        .resource_arn(table.arn(account))
-        .send()
-        .await
-        .map_err(failed("dynamodb:ListTagsOfResource", &resource))?;
-    let tags = tags.tags.unwrap_or_default();
+    let (mut tags, mut next) = (Vec::new(), None);
+    loop {
+        let page = account.dynamodb.list_tags_of_resource();
+        let page = page.resource_arn(table.arn(account)).set_next_token(next);
+        let page = page.send().await;
+        let page = page.map_err(failed("dynamodb:ListTagsOfResource", &resource))?;
+        tags.extend(page.tags.unwrap_or_default());
+        next = page.next_token.filter(|token| !token.is_empty());
+        if next.is_none() {
+            break;
+        }
+    }
     let has_tags = account
         .names
         .own(&resource, tags.iter().map(|tag| (tag.key(), tag.value())))?;
@@ -367,8 +371,12 @@ pub(super) async fn remove(
         going.push(table);
     }
     for table in going {
-        if !hand.plans() {
-            settled(account, &table).await?;
+        // in use, as by a backup that is being made, it would not go
+        if !hand.plans() && settled(account, &table).await?.is_some() {
+            return Err(Error::NotReady {
+                resource: table.resource(),
+                state: "in use".into(),
+            });
         }
         hand.resource(Action::Removed, KIND, &table.name, "");
     }

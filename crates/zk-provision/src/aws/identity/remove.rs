@@ -24,15 +24,21 @@ impl Account {
     ) -> Result<(), Error> {
         let authorities = self.our_authorities().await?;
         let things = self.our_things().await?;
-        let mut removed = BTreeSet::new();
+        let (mut removed, mut kept) = (BTreeSet::new(), BTreeSet::new());
         for thing in &things {
             for arn in self.attached_to(thing).await? {
-                if is_id(id_in(&arn)) {
+                let id = id_in(&arn).to_owned();
+                // something else than a certificate is not ours to remove
+                if !is_id(&id) {
+                    if !hand.plans() {
+                        self.detach_from_thing(thing, &arn).await?;
+                    }
+                } else if self.is_on_others(&arn, &things).await? {
+                    self.let_go(hand, &arn, thing).await?;
+                    kept.insert(id);
+                } else {
                     self.remove_certificate(hand, &arn, Some(thing)).await?;
-                    removed.insert(id_in(&arn).to_owned());
-                } else if !hand.plans() {
-                    // something else than a certificate is not ours to remove
-                    self.detach_from_thing(thing, &arn).await?;
+                    removed.insert(id);
                 }
             }
         }
@@ -45,13 +51,15 @@ impl Account {
         for authority in &known {
             let mut others = 0_u32;
             for arn in self.issued_by(authority).await? {
-                if removed.contains(id_in(&arn)) {
+                let id = id_in(&arn);
+                if removed.contains(id) {
                     continue;
                 }
-                if self.hangs_elsewhere(&arn).await? {
+                if kept.contains(id) {
                     others += 1;
-                    let reason = "it hangs on something that isn't ours";
-                    hand.resource(Action::Kept, CERTIFICATE, id_in(&arn), reason);
+                } else if self.is_on_others(&arn, &things).await? || self.has_others(&arn).await? {
+                    others += 1;
+                    hand.resource(Action::Kept, CERTIFICATE, id, ELSEWHERE);
                 } else {
                     self.remove_certificate(hand, &arn, None).await?;
                 }
@@ -147,7 +155,7 @@ impl Account {
             let Some(page) = page else { break };
             let found = page.certificates.unwrap_or_default();
             all.extend(found.into_iter().filter_map(|found| found.certificate_arn));
-            marker = page.next_marker;
+            marker = page.next_marker.filter(|marker| !marker.is_empty());
             if marker.is_none() {
                 break;
             }
@@ -155,14 +163,22 @@ impl Account {
         Ok(all)
     }
 
-    /// Whether a certificate of our authority is somebody's: on a thing, or with
-    /// a policy, that isn't ours.
-    async fn hangs_elsewhere(&self, arn: &str) -> Result<bool, Error> {
-        let things = self.iot.list_principal_things().principal(arn).send().await;
-        let things = if_there(things, "iot:ListPrincipalThings", arn)?;
-        if things.is_some_and(|found| !found.things().is_empty()) {
-            return Ok(true);
+    /// Whether a certificate hangs on a thing that isn't `ours`.
+    async fn is_on_others(&self, arn: &str, ours: &[String]) -> Result<bool, Error> {
+        let pages = self.iot.list_principal_things().principal(arn);
+        let mut pages = pages.into_paginator().items().send();
+        while let Some(thing) = pages.next().await {
+            match if_there(thing, "iot:ListPrincipalThings", arn)? {
+                Some(thing) if ours.contains(&thing) => {}
+                Some(_) => return Ok(true),
+                None => break,
+            }
         }
+        Ok(false)
+    }
+
+    /// Whether a certificate has a policy that isn't ours.
+    async fn has_others(&self, arn: &str) -> Result<bool, Error> {
         for policy in self.policies_of(arn).await? {
             let policy = self.names.arn("iot", &format!("policy/{policy}"));
             if !self.is_ours(&policy).await? {
@@ -170,6 +186,18 @@ impl Account {
             }
         }
         Ok(false)
+    }
+
+    /// Takes what is ours off a certificate of our thing that is somebody's as well.
+    async fn let_go(&self, hand: &mut Hand<'_>, arn: &str, thing: &str) -> Result<(), Error> {
+        if !hand.plans() {
+            // of the same name
+            let detached = self.iot.detach_policy().policy_name(thing).target(arn);
+            if_there(detached.send().await, "iot:DetachPolicy", thing)?;
+            self.detach_from_thing(thing, arn).await?;
+        }
+        hand.resource(Action::Kept, CERTIFICATE, id_in(arn), ELSEWHERE);
+        Ok(())
     }
 
     async fn is_ours(&self, arn: &str) -> Result<bool, Error> {
@@ -257,6 +285,8 @@ impl Account {
         Ok(())
     }
 }
+
+const ELSEWHERE: &str = "it hangs on something that isn't ours";
 
 /// Whether it is still held by something that was detached: AWS takes its time
 /// to see that.
