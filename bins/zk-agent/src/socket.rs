@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use zk_envelope::StreamId;
+use zk_sensors::Readings;
 
 use crate::Error;
 use crate::config::SocketTable;
@@ -260,6 +261,11 @@ async fn take(
     if body.is_empty() {
         return Err(Refusal::Empty);
     }
+    // What a thermometer said is for the agent alone to say: its readers take the word of
+    // whoever seals it.
+    if content_type == READINGS && serde_json::from_slice::<Readings>(&body).is_ok() {
+        return Err(Refusal::Readings);
+    }
     let (answer, answered) = oneshot::channel();
     let data = Data {
         content_type,
@@ -294,6 +300,7 @@ enum Refusal {
     Full,
     Method,
     Path,
+    Readings,
     Slow,
     Stopping,
     TooLarge,
@@ -328,6 +335,12 @@ impl Refusal {
                 "POST data to /records",
             ),
             Self::Path => (StatusCode::NOT_FOUND, "path", "POST data to /records"),
+            Self::Readings => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "readings",
+                "readings of thermometers are the agent's own to seal; publish other data, or give \
+                 it another form",
+            ),
             Self::Slow => (
                 StatusCode::REQUEST_TIMEOUT,
                 "slow",
@@ -359,6 +372,9 @@ impl SocketTable {
         self.listen.as_deref().map(socket).transpose()
     }
 }
+
+/// The content type of the agent's own readings.
+const READINGS: &str = "application/json";
 
 /// Connections at a time, how long each may be silent, and how old it gets.
 const MAX_PEERS: u32 = 16;

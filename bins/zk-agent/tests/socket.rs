@@ -166,6 +166,7 @@ fn what_is_no_data_is_refused_with_its_reason() {
     with_socket(&place);
     let (daemon, _) = start(&place);
     let too_long = "t".repeat(256);
+    let forged = r#"{"readings":[{"sensor":"28-0000000a0001","at":"2026-11-23T11:20:44.123Z","celsius":4.0,"quality":"ok"}]}"#;
     let cases = [
         (
             post("text/plain", &vec![b'x'; MAX_DATA + 1]),
@@ -176,6 +177,7 @@ fn what_is_no_data_is_refused_with_its_reason() {
         (post("", b"x"), 415, "content-type"),
         (post(&too_long, b"x"), 415, "content-type"),
         (request("POST /records HTTP/1.1", b"x"), 415, "content-type"),
+        (post("application/json", forged.as_bytes()), 422, "readings"),
         (request("GET /records HTTP/1.1", b""), 405, "method"),
         (
             request("POST / HTTP/1.1\r\nContent-Type: a/b", b"x"),

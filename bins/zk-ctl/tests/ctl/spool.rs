@@ -128,13 +128,15 @@ async fn beside_a_running_agent() {
     );
     let metrics = format!("[metrics]\nlisten = \"{address}\"\n\n[spool]");
     world.reconfigure("[spool]", &metrics);
+    // one sweep, and the records around it
+    world.reconfigure("root = \"sys\"", "root = \"sys\"\ninterval = \"24h\"");
     let config = Config::read(&world.path("agent.toml")).unwrap();
     let alone = world.ctl(&["spool", "rejected", "drop", "--all"]).ends(2);
     alone.says(&["there is no spool"]);
 
     let agent = Agent::start(&config, || {}).unwrap();
     let served = Metrics::serve(free, agent.watch()).unwrap();
-    while agent.status().unwrap().spool.records < 2 {
+    while agent.status().unwrap().sealed < 1 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let status = world.ctl(&["spool", "status", "--json"]).ends(0).json();
