@@ -391,7 +391,10 @@ fn stage(
 /// only it can give.
 fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     let needs = |one| area.is_none_or(|area| area == one);
-    let mut programs = vec![("openssl version", "openssl")];
+    let mut programs = vec![
+        ("openssl version", "openssl"),
+        ("systemd-analyze --version", "systemd"),
+    ];
     if needs(Area::Workspace) || area == Some(Area::Long) {
         programs.push(("mkfs.ext4 -V", "e2fsprogs"));
     }

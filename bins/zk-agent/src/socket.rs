@@ -115,7 +115,12 @@ fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    chown(path, None, group)?;
+    chown(path, None, group).map_err(|error| {
+        let why = format!(
+            "it can't be given its group, of which the agent's user has to be one: {error}"
+        );
+        io::Error::new(error.kind(), why)
+    })?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
