@@ -498,7 +498,8 @@ async fn the_agents_sensors_are_shown_unless_others_are_asked_for() {
     };
     let text = fs::read_to_string(&agent).unwrap();
     let root = world.arg("agents");
-    fs::write(&agent, format!("{text}\n[sensors]\nroot = \"{root}\"\n")).unwrap();
+    let text = text.replace("root = \"sys\"", &format!("root = \"{root}\""));
+    fs::write(&agent, text).unwrap();
     for (variable, flag, sensor) in [
         (false, false, CELLAR),
         (true, false, BOILER),
