@@ -33,9 +33,10 @@ pub(crate) enum Area {
     Demo,
     /// Each fuzz target, for a short time and with the same inputs each time.
     Fuzz,
-    /// What takes too long for every day, and is not among all: the spool's power
-    /// cuts, more than 100,000 of them, kills and a million records; ten minutes of
-    /// faults. As root the spool gets disks of its own, which lose power and fill up.
+    /// What takes too long for every day, and is not among all: the Lambda function as
+    /// it is uploaded for arm64, run by qemu; the spool's power cuts, more than 100,000
+    /// of them, kills and a million records; ten minutes of faults. As root the spool
+    /// gets disks of its own, which lose power and fill up.
     Long,
 }
 
@@ -80,6 +81,15 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
         }
         Some(Area::Aws | Area::Demo | Area::Fuzz) => {}
         Some(Area::Long) => {
+            let arm64 = lambda::Arch::Arm64;
+            let mut zip = PathBuf::new();
+            stage(&mut stages, "arm64 zip", || {
+                zip = lambda::build(&root, arm64)?;
+                Ok(())
+            })?;
+            stage(&mut stages, "arm64 function", || {
+                lambda_on_stand_ins(&root, &zip, runner(arm64)?)
+            })?;
             stage(&mut stages, "spool", || {
                 let mut command = cargo_command(&root);
                 command.args(TEST).args(targets(["spool"]));
@@ -107,7 +117,9 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             };
             Ok(())
         })?;
-        stage(&mut stages, "lambda", || lambda_on_stand_ins(&root, &zip))?;
+        stage(&mut stages, "lambda", || {
+            lambda_on_stand_ins(&root, &zip, None)
+        })?;
         // It fails at each of some hundred calls: that takes minutes.
         if area.is_some() {
             stage(&mut stages, "AWS", || set_up_on_stand_ins(&root, &zip))?;
@@ -211,8 +223,13 @@ fn store_on_dynalite(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The tests of the function that is in `zip`.
-fn lambda_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
+/// What runs programs for `arch` on this machine, if it can't do that itself.
+fn runner(arch: lambda::Arch) -> Result<Option<&'static str>> {
+    Ok((arch != lambda::Arch::host()?).then_some(QEMU))
+}
+
+/// The tests of the function that is in `zip`, run by `runner`.
+fn lambda_on_stand_ins(root: &Path, zip: &Path, runner: Option<&str>) -> Result<()> {
     let dynalite = Dynalite::start(root)?;
     let mut command = cargo_command(root);
     command
@@ -225,6 +242,9 @@ fn lambda_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
         .env("AWS_ENDPOINT_URL_DYNAMODB", dynalite.endpoint())
         .env("AWS_ACCESS_KEY_ID", "test")
         .env("AWS_SECRET_ACCESS_KEY", "test");
+    if let Some(runner) = runner {
+        command.env("ZK_TEST_LAMBDA_RUNNER", runner);
+    }
     finish(&mut command)?;
     let requests = dynalite.stop()?;
     ensure!(requests > 0, "they ran on something else");
@@ -319,9 +339,16 @@ fn stage(
 /// only it can give.
 fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     let needs = |one| area.is_none_or(|area| area == one);
+    let is_long = area == Some(Area::Long);
     let mut programs = vec![("openssl version", "openssl")];
-    if needs(Area::Workspace) || area == Some(Area::Long) {
+    if needs(Area::Workspace) || is_long {
         programs.push(("mkfs.ext4 -V", "e2fsprogs"));
+    }
+    if is_long {
+        programs.push(("curl --version", "curl"));
+        if runner(lambda::Arch::Arm64)?.is_some() {
+            programs.extend(QEMU_PACKAGES);
+        }
     }
     if area.is_none() {
         // zk-hsm's tests make C libraries, and look for leaks
@@ -341,7 +368,7 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     if needs(Area::Aws) {
         programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
     }
-    if needs(Area::Store) || needs(Area::Aws) {
+    if needs(Area::Store) || needs(Area::Aws) || is_long {
         programs.extend(NODE);
     }
     if needs(Area::Fuzz) {
@@ -353,10 +380,10 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
         python_packages(&environment, &[], &root.join("tests/requirements.txt"))?;
         python_packages(&environment, &["--no-deps"], &root.join("tests/zku.txt"))?;
     }
-    if needs(Area::Store) || needs(Area::Aws) {
+    if needs(Area::Store) || needs(Area::Aws) || is_long {
         npm_packages(root)?;
     }
-    if needs(Area::Aws) {
+    if needs(Area::Aws) || is_long {
         aws_packages(root)?;
     }
     Ok(())
@@ -491,6 +518,17 @@ const PYTHON: (&str, &str) = ("python3 -c __import__('ensurepip')", "python3 pyt
 
 /// What runs npm's packages, and installs them.
 pub(crate) const NODE: [(&str, &str); 2] = [("node --version", "nodejs"), ("npm --version", "npm")];
+
+/// Runs programs for arm64 on another processor, with their C library.
+const QEMU: &str = "qemu-aarch64 -L /usr/aarch64-linux-gnu";
+
+const QEMU_PACKAGES: [(&str, &str); 2] = [
+    ("qemu-aarch64 --version", "qemu-user"),
+    (
+        "test -e /usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1",
+        "libc6-arm64-cross",
+    ),
+];
 
 /// Seconds for each fuzz target: time for its corpus, and a little more.
 const FUZZING: u64 = 15;
