@@ -2,13 +2,13 @@
 //! runtime interface (cargo lambda watch), over a foreign DynamoDB (dynalite).
 //!
 //! `cargo xtask test aws` builds the zip, starts dynalite, and says where they
-//! are.
+//! are. `cargo xtask test long` does the same with the zip for arm64, which it has
+//! qemu run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -209,8 +209,7 @@ async fn while_the_store_is_away_lambda_is_told_to_try_again() {
 
 #[test]
 fn alone_it_says_who_starts_it() {
-    let (_directory, bootstrap) = unzip();
-    let mut alone = Command::new(bootstrap);
+    let (_directory, mut alone) = unzip();
     let alone = spawn(alone.env_clear().stdout(Stdio::piped()));
     let output = alone.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -392,8 +391,7 @@ impl Runtime {
             thread::sleep(Duration::from_millis(10));
         }
 
-        let (directory, bootstrap) = unzip();
-        let mut function = Command::new(bootstrap);
+        let (directory, mut function) = unzip();
         function
             .env_clear()
             .env("AWS_LAMBDA_RUNTIME_API", format!("http://{address}/.rt"))
@@ -481,14 +479,25 @@ impl Drop for Runtime {
     }
 }
 
-/// The program that is uploaded.
-fn unzip() -> (TempDir, PathBuf) {
+/// The program that is uploaded, and how to start it: by another program where
+/// this machine is not the one that it is for.
+fn unzip() -> (TempDir, Command) {
     let zip = File::open(variable("ZK_TEST_LAMBDA_ZIP")).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut zip = ZipArchive::new(zip).unwrap();
     zip.extract(directory.path()).unwrap();
     let bootstrap = directory.path().join("bootstrap");
-    (directory, bootstrap)
+    let runner = std::env::var("ZK_TEST_LAMBDA_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let command = match words.next() {
+        None => Command::new(bootstrap),
+        Some(program) => {
+            let mut command = Command::new(program);
+            command.args(words).arg(bootstrap);
+            command
+        }
+    };
+    (directory, command)
 }
 
 /// Starts a program that was written just now: a child that another thread has

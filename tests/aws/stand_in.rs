@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -75,38 +76,42 @@ impl StandIn {
         );
         let dir = tempfile::tempdir().expect("a directory");
         let log = fs::File::create(dir.path().join("log")).expect("a log");
-        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let (one, other) = (free(), free());
-        let at = one.local_addr().expect("its number");
-        let other_port = other.local_addr().expect("its number").port();
-        drop((one, other));
-        let mut command = Command::new(path);
-        how(&mut command, at.port(), other_port);
-        let process = command
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log)
-            .spawn()
-            .expect("a process");
-        let mut this = Self {
-            process,
-            at,
-            mqtt: other_port,
-            dir,
-            python: Mutex::new(None),
-        };
         let started = Instant::now();
-        while TcpStream::connect(at).is_err() {
-            let ended = this.process.try_wait().expect("its state");
-            assert!(
-                ended.is_none() && started.elapsed() < Duration::from_secs(120),
-                "{program} does not start: {}",
-                fs::read_to_string(this.dir.path().join("log")).unwrap_or_default()
-            );
-            std::thread::sleep(Duration::from_millis(50));
+        'again: loop {
+            let (one, other) = (port(), port());
+            // by Python's name, as it has that of the place where it was installed
+            let mut command = Command::new(environment().join("bin/python"));
+            command.arg(&path);
+            how(&mut command, one, other);
+            let mut process = command
+                .current_dir(dir.path())
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().expect("a log"))
+                .stderr(log.try_clone().expect("a log"))
+                .spawn()
+                .expect("a process");
+            let at = SocketAddr::from((Ipv4Addr::LOCALHOST, one));
+            while TcpStream::connect(at).is_err() {
+                let ended = process.try_wait().expect("its state");
+                assert!(
+                    started.elapsed() < Duration::from_secs(120),
+                    "{program} does not start: {}",
+                    fs::read_to_string(dir.path().join("log")).unwrap_or_default()
+                );
+                if ended.is_some() {
+                    // somebody else has taken a port meanwhile
+                    continue 'again;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            return Self {
+                process,
+                at,
+                mqtt: other,
+                dir,
+                python: Mutex::new(None),
+            };
         }
-        this
     }
 
     /// Its URL.
@@ -189,6 +194,19 @@ impl StandIn {
     pub(crate) fn account(&self) -> String {
         let printed = self.boto3("print(client('sts').get_caller_identity()['Account'])");
         printed.trim().to_owned()
+    }
+}
+
+/// A port that is free, and that nobody gets who lets the system choose: it gives
+/// away those from 32768 on, also to each connection that is made meanwhile.
+fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 64 * (std::process::id() % 250) as u16;
+    loop {
+        let port = 16384 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 16000;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
     }
 }
 
@@ -284,6 +302,8 @@ pub(crate) enum Fault {
     Unanswered,
     /// AWS answers so instead: status, code and message.
     Refused(u16, &'static str, &'static str),
+    /// The same where it agrees: this JSON.
+    Answered(&'static str),
 }
 
 type Choose = dyn FnMut(usize, &str) -> Option<Fault> + Send;
@@ -399,6 +419,11 @@ impl HttpConnector for Connector {
                     answer.await?;
                     Err(lost())
                 })
+            }
+            Some(Fault::Answered(body)) => {
+                let body = SdkBody::from(body);
+                let status = 200.try_into().expect("a status");
+                HttpConnectorFuture::ready(Ok(HttpResponse::new(status, body)))
             }
             Some(Fault::Refused(status, code, message)) => {
                 let body = if is_json {

@@ -26,17 +26,19 @@ pub(crate) enum Area {
     /// The store on the embedded engine and on dynalite.
     Store,
     /// What goes to AWS, against its stand-ins: MiniStack, moto, cargo-lambda. Alone,
-    /// it builds the Lambda function as it is uploaded; among all, it takes the one
-    /// that the tests have built, and leaves out whole set-ups, which take minutes.
+    /// it builds the Lambda function as it is uploaded, and has each call of a set-up
+    /// fail; among all, it takes the one that the tests have built, and has some calls
+    /// fail.
     Aws,
     /// The demo, built and run as the README says, also on a simulated chip.
     Demo,
     /// Each fuzz target, for a short time and with the same inputs each time.
     Fuzz,
-    /// What takes too long for every day, and is not among all: the spool's power
-    /// cuts, more than 100,000 of them, kills and a million records; ten minutes of
-    /// faults; the Debian packages, built, installed and used. As root the spool gets
-    /// disks of its own, which lose power and fill up; the packages need root.
+    /// What takes too long for every day, and is not among all: the Lambda function as
+    /// it is uploaded for arm64, run by qemu; the spool's power cuts, more than 100,000
+    /// of them, kills and a million records; ten minutes of faults; the Debian packages,
+    /// built, installed and used. As root the spool gets disks of its own, which lose
+    /// power and fill up; the packages need root.
     Long,
 }
 
@@ -87,6 +89,15 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
         }
         Some(Area::Aws | Area::Demo | Area::Fuzz) => {}
         Some(Area::Long) => {
+            let arm64 = lambda::Arch::Arm64;
+            let mut zip = PathBuf::new();
+            stage(&mut stages, "arm64 zip", || {
+                zip = lambda::build(&root, arm64)?;
+                Ok(())
+            })?;
+            stage(&mut stages, "arm64 function", || {
+                lambda_on_stand_ins(&root, &zip, runner(arm64)?)
+            })?;
             stage(&mut stages, "spool", || {
                 let mut command = cargo_command(&root);
                 command.args(TEST).args(targets(["spool"]));
@@ -118,11 +129,14 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             };
             Ok(())
         })?;
-        stage(&mut stages, "lambda", || lambda_on_stand_ins(&root, &zip))?;
-        // It fails at each of some hundred calls: that takes minutes.
-        if area.is_some() {
-            stage(&mut stages, "AWS", || set_up_on_stand_ins(&root, &zip))?;
-        }
+        stage(&mut stages, "lambda", || {
+            lambda_on_stand_ins(&root, &zip, None)
+        })?;
+        // At each of some hundred calls it fails once: that takes minutes.
+        let stride = area.is_some().then_some("1");
+        stage(&mut stages, "AWS", || {
+            set_up_on_stand_ins(&root, &zip, stride)
+        })?;
     }
     if wanted(Area::Demo) {
         let demo = ["run", "--locked", "--release", "--package", "zk-demo"];
@@ -283,8 +297,13 @@ fn store_on_dynalite(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The tests of the function that is in `zip`.
-fn lambda_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
+/// What runs programs for `arch` on this machine, if it can't do that itself.
+fn runner(arch: lambda::Arch) -> Result<Option<&'static str>> {
+    Ok((arch != lambda::Arch::host()?).then_some(QEMU))
+}
+
+/// The tests of the function that is in `zip`, run by `runner`.
+fn lambda_on_stand_ins(root: &Path, zip: &Path, runner: Option<&str>) -> Result<()> {
     let dynalite = Dynalite::start(root)?;
     let mut command = cargo_command(root);
     command
@@ -297,14 +316,18 @@ fn lambda_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
         .env("AWS_ENDPOINT_URL_DYNAMODB", dynalite.endpoint())
         .env("AWS_ACCESS_KEY_ID", "test")
         .env("AWS_SECRET_ACCESS_KEY", "test");
+    if let Some(runner) = runner {
+        command.env("ZK_TEST_LAMBDA_RUNNER", runner);
+    }
     finish(&mut command)?;
     let requests = dynalite.stop()?;
     ensure!(requests > 0, "they ran on something else");
     Ok(())
 }
 
-/// The tests of a set-up in AWS, which run the programs, and upload `zip`.
-fn set_up_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
+/// The tests of a set-up in AWS, which run the programs, and upload `zip`. Of the
+/// calls that fail at their turn it is every `stride`th.
+fn set_up_on_stand_ins(root: &Path, zip: &Path, stride: Option<&str>) -> Result<()> {
     let tests = targets(["aws_cloud", "aws_identity", "aws_end_to_end"]);
     let features = ["--features", "zk-tests/aws"];
     // with the tests, as without them the programs' dependencies were others
@@ -317,6 +340,9 @@ fn set_up_on_stand_ins(root: &Path, zip: &Path) -> Result<()> {
     finish(build.args(["--bin", "zk-setup", "--bin", "zk-reader"]))?;
     let mut command = cargo_command(root);
     command.args(TEST).args(features).args(&tests);
+    if let Some(stride) = stride {
+        command.env("ZK_TEST_AWS_STRIDE", stride);
+    }
     finish(command.env("ZK_TEST_LAMBDA_ZIP", zip))
 }
 
@@ -391,12 +417,19 @@ fn stage(
 /// only it can give.
 fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     let needs = |one| area.is_none_or(|area| area == one);
+    let is_long = area == Some(Area::Long);
     let mut programs = vec![
         ("openssl version", "openssl"),
         ("systemd-analyze --version", "systemd"),
     ];
-    if needs(Area::Workspace) || area == Some(Area::Long) {
+    if needs(Area::Workspace) || is_long {
         programs.push(("mkfs.ext4 -V", "e2fsprogs"));
+    }
+    if is_long {
+        programs.push(("curl --version", "curl"));
+        if runner(lambda::Arch::Arm64)?.is_some() {
+            programs.extend(QEMU_PACKAGES);
+        }
     }
     if area.is_none() {
         // zk-hsm's tests make C libraries, and look for leaks
@@ -418,7 +451,7 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
     if needs(Area::Aws) {
         programs.extend([("curl --version", "curl"), ("nginx -v", "nginx")]);
     }
-    if needs(Area::Store) || needs(Area::Aws) {
+    if needs(Area::Store) || needs(Area::Aws) || is_long {
         programs.extend(NODE);
     }
     if needs(Area::Fuzz) {
@@ -430,10 +463,10 @@ fn set_up(root: &Path, area: Option<Area>) -> Result<()> {
         python_packages(&environment, &[], &root.join("tests/requirements.txt"))?;
         python_packages(&environment, &["--no-deps"], &root.join("tests/zku.txt"))?;
     }
-    if needs(Area::Store) || needs(Area::Aws) {
+    if needs(Area::Store) || needs(Area::Aws) || is_long {
         npm_packages(root)?;
     }
-    if needs(Area::Aws) {
+    if needs(Area::Aws) || is_long {
         aws_packages(root)?;
     }
     Ok(())
@@ -569,6 +602,17 @@ const PYTHON: (&str, &str) = ("python3 -c __import__('ensurepip')", "python3 pyt
 
 /// What runs npm's packages, and installs them.
 pub(crate) const NODE: [(&str, &str); 2] = [("node --version", "nodejs"), ("npm --version", "npm")];
+
+/// Runs programs for arm64 on another processor, with their C library.
+const QEMU: &str = "qemu-aarch64 -L /usr/aarch64-linux-gnu";
+
+const QEMU_PACKAGES: [(&str, &str); 2] = [
+    ("qemu-aarch64 --version", "qemu-user"),
+    (
+        "test -e /usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1",
+        "libc6-arm64-cross",
+    ),
+];
 
 /// Seconds for each fuzz target: time for its corpus, and a little more.
 const FUZZING: u64 = 15;

@@ -46,7 +46,6 @@ impl Config {
     /// [`Error::Store`] for a prefix that makes no table names.
     pub async fn open(self) -> Result<Store, Error> {
         // `Store::open` would look for credentials in files and on the network, too.
-        // It brings the embedded engine as well: without it the program is smaller.
         let config = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(self.region))
             .credentials_provider(EnvironmentVariableCredentialsProvider::new())

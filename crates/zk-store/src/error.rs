@@ -1,6 +1,8 @@
 use std::error::Error;
 use std::io;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "embedded")]
+use std::path::Path;
+use std::path::PathBuf;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
@@ -155,6 +157,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    #[cfg(feature = "embedded")]
     pub(crate) fn file(path: &Path, error: io::Error) -> Self {
         Self::File {
             path: path.to_owned(),

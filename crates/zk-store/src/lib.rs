@@ -1,7 +1,8 @@
 //! Where telemetry is kept: devices, readings and quarantine, in DynamoDB.
 //!
 //! A [`Store`] is three tables in DynamoDB, in anything that speaks its
-//! protocol, or in one file with an engine inside this process, over no socket.
+//! protocol, or in one file with an engine inside this process, over no socket
+//! (the feature `embedded`, which is on by default).
 //! [`Store::ingest`] takes messages in; the rest is for those who set devices up
 //! and those who read.
 //!
@@ -74,6 +75,10 @@
 #![forbid(unsafe_code)]
 
 mod devices;
+#[cfg(feature = "embedded")]
+mod embedded;
+#[cfg(not(feature = "embedded"))]
+#[path = "without_engine.rs"]
 mod embedded;
 mod error;
 mod ingest;
