@@ -1,10 +1,10 @@
 use std::io;
 
 use crate::{
-    Predecessor, StreamId,
+    StreamId,
     error::{At, Error},
     format::{self, Checked, FRAMES_AT, HEADER_COPY, Header, SEALED_FRAME, Sealed, Seed},
-    storage::{Storage, StorageFile, is_damage, sync},
+    storage::{StorageFile, sync},
     walk::{CHUNK, Gap, Step, Walk, read_salvaging},
 };
 
@@ -60,6 +60,21 @@ impl Segment {
         }
     }
 
+    /// One of which the end was not known, and that was read.
+    pub(crate) fn scanned(&self, found: &Scan, disk: u64) -> Self {
+        match found.sealed {
+            Some(sealed) => Self::sealed(self.number, sealed, disk),
+            None => Self::durable(
+                self.number,
+                self.stream,
+                self.first,
+                found.last,
+                found.end,
+                disk,
+            ),
+        }
+    }
+
     pub(crate) fn sealed(number: u64, sealed: Sealed, disk: u64) -> Self {
         let Sealed {
             stream,
@@ -81,33 +96,39 @@ pub(crate) struct Ends {
     /// stream, or of the next while that has none, and where `sealed` is missing.
     pub(crate) header: Option<Header>,
     pub(crate) sealed: Option<Sealed>,
+    /// Its stream, if that one's header was read, of this segment or of one before.
+    told: Option<StreamId>,
 }
 
 impl Ends {
+    /// Of a segment that can't be opened.
+    pub(crate) fn unknown(number: u64, disk: u64) -> Self {
+        Self {
+            number,
+            disk,
+            header: None,
+            sealed: None,
+            told: None,
+        }
+    }
+
+    /// `before` is the segment before it.
     pub(crate) fn read(
-        storage: &dyn Storage,
+        file: &dyn StorageFile,
         number: u64,
-        disk: u64,
-        known_stream: Option<StreamId>,
+        newest: bool,
+        before: Option<&Self>,
     ) -> Result<Self, Error> {
         let name = format::segment_file(number);
-        let file = match storage.open(&name) {
-            Err(error) if is_damage(&error) => {
-                return Ok(Self {
-                    number,
-                    disk,
-                    header: None,
-                    sealed: None,
-                });
-            }
-            opened => opened.at("open", &name)?,
-        };
         // Not every engine can tell before.
         let disk = file.size().at("read", &name)?;
-        let sealed = read_sealed(&*file, number, disk);
+        let sealed = read_sealed(file, number, disk);
+        // What the header of its stream would tell, one before told already.
+        let told =
+            sealed.is_some_and(|sealed| before.is_some_and(|b| b.told == Some(sealed.stream)));
         let mut header = None;
-        if sealed.is_none() || sealed.map(|sealed| sealed.stream) != known_stream {
-            for copy in header_copies(&*file, number, disk) {
+        if newest || !told {
+            for copy in header_copies(file, number, disk) {
                 match copy {
                     Checked::Good(good) => header = header.or(Some(good)),
                     Checked::Newer(found) => {
@@ -121,23 +142,26 @@ impl Ends {
                 }
             }
         }
-        Ok(Self {
+        let mut ends = Self {
             number,
             disk,
             header,
             sealed,
-        })
+            told: None,
+        };
+        let stream = ends.start().map(|(stream, _)| stream);
+        ends.told = stream.filter(|_| told || ends.header.is_some());
+        Ok(ends)
     }
 
     /// The stream and the first sequence, if either end tells.
     pub(crate) fn start(&self) -> Option<(StreamId, u64)> {
         self.sealed
             .map(|sealed| (sealed.stream, sealed.first))
-            .or(self.header.map(|header| (header.stream, header.first)))
-    }
-
-    pub(crate) fn predecessor(&self) -> Option<Predecessor> {
-        self.header.and_then(|header| header.predecessor)
+            .or(self
+                .header
+                .as_ref()
+                .map(|header| (header.stream, header.first)))
     }
 }
 
@@ -257,10 +281,21 @@ pub(crate) fn scan(file: &dyn StorageFile, seed: Seed, disk: u64, first: u64, sy
                     }
                     format::Kind::Closed => found.closed = true,
                     format::Kind::Sealed => {
-                        found.sealed = Sealed::from_body(walk.bytes(&frame), frame.offset);
+                        let sealed = Sealed::from_body(walk.bytes(&frame), frame.offset);
+                        // If the stream goes on, it does so behind all that is there.
+                        let fits = |sealed: &Sealed| {
+                            let goes_on =
+                                sealed.end == frame.offset && sealed.last + 1 == walk.expected();
+                            sealed.first == first
+                                && sealed.last >= synced
+                                && (sealed.stream_end.is_some() || goes_on)
+                        };
+                        found.sealed = sealed.filter(fits);
                         if found.sealed.is_some() {
                             return found;
                         }
+                        // No spool wrote that.
+                        found.damaged |= sealed.is_some();
                     }
                 }
             }
