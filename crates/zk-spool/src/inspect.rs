@@ -234,8 +234,14 @@ impl Inspection {
                 } else {
                     0
                 };
-                let found = scan(&file, segment.seed(), disk, segment.first, synced);
-                Some(Segment::scanned(&segment, &found, disk))
+                let Segment {
+                    number,
+                    stream,
+                    first,
+                    ..
+                } = segment;
+                let found = scan(&file, segment.seed(), disk, first, synced);
+                Some(Segment::scanned(number, stream, first, &found, disk))
             };
             let Some(again) = again else {
                 report.segments += seen.segments;

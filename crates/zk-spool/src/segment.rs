@@ -60,18 +60,17 @@ impl Segment {
         }
     }
 
-    /// One of which the end was not known, and that was read.
-    pub(crate) fn scanned(&self, found: &Scan, disk: u64) -> Self {
+    /// One that was read to its end.
+    pub(crate) fn scanned(
+        number: u64,
+        stream: StreamId,
+        first: u64,
+        found: &Scan,
+        disk: u64,
+    ) -> Self {
         match found.sealed {
-            Some(sealed) => Self::sealed(self.number, sealed, disk),
-            None => Self::durable(
-                self.number,
-                self.stream,
-                self.first,
-                found.last,
-                found.end,
-                disk,
-            ),
+            Some(sealed) => Self::sealed(number, Sealed { stream, ..sealed }, disk),
+            None => Self::durable(number, stream, first, found.last, found.end, disk),
         }
     }
 

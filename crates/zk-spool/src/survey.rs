@@ -1,7 +1,11 @@
 //! What the files of a spool say, without changing any: for whoever opens it, and for
 //! whoever only looks. Of segments that are sealed the ends are read, of the newest all.
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    sync::Arc,
+};
 
 use crate::{
     End, Error, Predecessor, StreamId,
@@ -116,11 +120,13 @@ pub(crate) struct Known<'a> {
 pub(crate) type Opens<'a> = dyn Fn(u64) -> io::Result<Arc<dyn StorageFile>> + 'a;
 
 pub(crate) fn survey(ends: &[Ends], known: Known<'_>, open: &Opens<'_>) -> Result<Survey, Error> {
+    let (told, places) = told(ends);
     let mut surveyor = Surveyor {
         open,
         ends,
         known,
-        told: told(ends),
+        told,
+        places,
         found: Survey {
             segments: VecDeque::new(),
             tail: Tail::empty(),
@@ -186,16 +192,15 @@ impl Told {
     }
 }
 
-/// The streams that are over, oldest first.
-fn told(ends: &[Ends]) -> Vec<Told> {
+/// The streams that are over, oldest first, and the place of each.
+fn told(ends: &[Ends]) -> (Vec<Told>, BTreeMap<StreamId, usize>) {
     let mut all: Vec<Told> = Vec::new();
+    let mut places = BTreeMap::new();
     for header in ends.iter().filter_map(|ends| ends.header.as_ref()) {
         let by = (header.stream, header.number);
         for ended in header.ended.iter().rev() {
-            match all
-                .iter_mut()
-                .find(|told| told.ended.stream == ended.stream)
-            {
+            let place = *places.entry(ended.stream).or_insert(all.len());
+            match all.get_mut(place) {
                 None => all.push(Told { ended: *ended, by }),
                 Some(told) => {
                     told.ended.last = told.ended.last.max(ended.last);
@@ -204,7 +209,7 @@ fn told(ends: &[Ends]) -> Vec<Told> {
             }
         }
     }
-    all
+    (all, places)
 }
 
 struct Surveyor<'a> {
@@ -212,6 +217,7 @@ struct Surveyor<'a> {
     ends: &'a [Ends],
     known: Known<'a>,
     told: Vec<Told>,
+    places: BTreeMap<StreamId, usize>,
     /// What was found so far.
     found: Survey,
 }
@@ -262,11 +268,10 @@ impl Surveyor<'_> {
             start: Start::Create { seal: None },
             ..Tail::empty()
         };
-        let segment = match found.sealed {
+        match found.sealed {
             Some(sealed) => {
                 tail.last = sealed.last;
                 tail.end = sealed.stream_end;
-                Segment::sealed(number, sealed, disk)
             }
             None => {
                 self.note(number, stream, disk, &found);
@@ -292,9 +297,9 @@ impl Surveyor<'_> {
                     },
                     Some(_) => Start::Create { seal: Some(seal) },
                 };
-                Segment::durable(number, stream, first, found.last, found.end, disk)
             }
-        };
+        }
+        let segment = Segment::scanned(number, stream, first, &found, disk);
         self.found.read.push(Read {
             number,
             file,
@@ -464,6 +469,11 @@ impl Surveyor<'_> {
         }
     }
 
+    fn told_of(&self, stream: StreamId) -> Option<Told> {
+        let place = *self.places.get(&stream)?;
+        self.told.get(place).copied()
+    }
+
     /// The last sequence of a segment, as the one behind it tells, or any header behind.
     fn last_by_next(&self, index: usize, stream: StreamId) -> Option<u64> {
         let number = self.ends[index].number;
@@ -471,7 +481,7 @@ impl Surveyor<'_> {
         if next == stream {
             return Some(first - 1);
         }
-        let told = self.told.iter().find(|told| told.ended.stream == stream)?;
+        let told = self.told_of(stream)?;
         let its_last = match told.ended.segment {
             0 => told.by.0 == next,
             segment => segment == number,
@@ -569,11 +579,7 @@ impl Surveyor<'_> {
         let own = self.found.segments.iter().filter(|s| s.stream == stream);
         let named = own
             .map(|segment| segment.last)
-            .chain(
-                self.told
-                    .iter()
-                    .filter_map(|told| (told.ended.stream == stream).then_some(told.ended.last)),
-            )
+            .chain(self.told_of(stream).map(|told| told.ended.last))
             .chain((cursor.stream == stream).then_some(cursor.sequence))
             .chain(self.known.contents.last_lost(stream))
             .fold(self.found.tail.last, u64::max)
@@ -632,30 +638,26 @@ impl Surveyor<'_> {
         let Some(origin) = self.origin() else {
             return;
         };
+        // The streams, oldest first, and what there is of each.
+        let mut streams: Vec<StreamId> = self.told.iter().map(|t| t.ended.stream).collect();
+        let mut own: BTreeMap<StreamId, Vec<Segment>> = BTreeMap::new();
         let segments = self.found.segments.iter();
-        let segments: Vec<Segment> = segments
-            .filter(|segment| segment.number >= origin.segment)
-            .copied()
-            .collect();
-        let mut streams: Vec<StreamId> = Vec::new();
-        let ended = self.told.iter().map(|told| told.ended.stream);
-        for stream in ended.chain(segments.iter().map(|segment| segment.stream)) {
-            if stream != NO_STREAM && !streams.contains(&stream) {
-                streams.push(stream);
+        for segment in segments.filter(|segment| segment.number >= origin.segment) {
+            let of_it = own.entry(segment.stream).or_default();
+            if of_it.is_empty() && !self.places.contains_key(&segment.stream) {
+                streams.push(segment.stream);
             }
+            of_it.push(*segment);
         }
         for stream in streams {
-            let own = segments.iter().filter(|segment| segment.stream == stream);
-            let told = self.told.iter().find(|told| told.ended.stream == stream);
-            let mut from = if stream == origin.stream {
-                origin.sequence + 1
-            } else if own.clone().next().is_none()
-                && told.is_none_or(|told| told.is_before(&origin))
-            {
+            let told = self.told_of(stream);
+            let own = own.remove(&stream).unwrap_or_default();
+            let is_before = || told.is_none_or(|told| told.is_before(&origin));
+            let is_own = stream == origin.stream;
+            if stream == NO_STREAM || !is_own && own.is_empty() && is_before() {
                 continue;
-            } else {
-                1
-            };
+            }
+            let mut from = if is_own { origin.sequence + 1 } else { 1 };
             let mut lose = |segment: u64, first: u64, last: u64| {
                 if first <= last {
                     self.found.lost.push(Lost {

@@ -223,6 +223,30 @@ fn streams_that_no_segment_tells_of_are_named() {
     }
 }
 
+/// Streams that were durable, newest first, each with its last sequence and its last
+/// segment; of one that left no trace nothing.
+#[test]
+fn a_header_lists_the_streams_before_its_own() {
+    for (records, kept) in [(&[2, 0, 3, 1][..], 2), (&[1; 17], 13)] {
+        let (storage, streams) = sessions(records);
+        let files = storage.files();
+        let header = &files[&segment(records.len())][..512];
+        let mut before: Vec<_> = records.iter().zip(&streams).zip(1_u64..).collect();
+        before.pop();
+        before.retain(|((records, _), _)| **records > 0);
+        let mut list = Vec::new();
+        for ((records, stream), segment) in before.into_iter().rev().take(kept) {
+            list.extend(stream.0);
+            list.extend(records.to_be_bytes());
+            list.extend(segment.to_be_bytes());
+        }
+        assert_eq!(list.len(), 32 * kept);
+        assert_eq!(header[48..72], list[..24], "the predecessor");
+        list.resize(512 - 80, 0);
+        assert_eq!(header[80..], list);
+    }
+}
+
 /// The cursor stands before the first record of a stream, and all of that is gone, with
 /// the next one: both are named, and not what was delivered before them.
 #[test]
