@@ -739,7 +739,38 @@ fn a_newest_segment_that_says_too_little() {
     }
 }
 
-/// The same without the state file: the frames are there.
+/// The same without the state file: the segments before it are there.
+#[test]
+fn a_newest_segment_that_begins_too_early() {
+    for sealed in [false, true] {
+        for first in 1..=4 {
+            let storage = empty();
+            let mut one = Writer::new(1, [1; 16], 1, None);
+            one.frame(2, 0, 1, 0, &[0; 8]);
+            one.records(1, &[b"one", b"two", b"three", b"four"]);
+            let end = one.file.len() as u64;
+            one.seal(1, 4, end, 0);
+            one.put(&storage);
+            let mut two = Writer::new(2, [1; 16], first, None);
+            two.frame(2, 0, first, first - 1, &[0; 8]);
+            if sealed {
+                let end = two.file.len() as u64;
+                two.seal(first, first - 1, end, 0);
+            }
+            two.put(&storage);
+            let spool = open(&storage, &small()).unwrap();
+            let before = spool.predecessor().unwrap();
+            assert_eq!((before.last_sequence, before.end), (4, End::Damaged));
+            assert_eq!(drain(&spool).len(), 4);
+            drop(spool);
+            let spool = open(&storage, &small()).unwrap();
+            assert_ne!(spool.stream(), StreamId([1; 16]));
+            assert_eq!(append(&spool, 1).unwrap(), 1);
+        }
+    }
+}
+
+/// The same again: the frames in it are there.
 #[test]
 fn a_sealed_frame_is_held_to_the_frames_before_it() {
     for (last, end) in [(0, 0), (1, 0), (2, 1), (3, 1)] {
