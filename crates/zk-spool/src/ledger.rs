@@ -68,13 +68,16 @@ impl Contents {
             .map(|entry| entry.loss)
     }
 
-    /// The last sequence of a stream that a loss names.
+    /// The last sequence of a stream that losses by damage, drop or refusal know of.
     pub(crate) fn last_lost(&self, stream: StreamId) -> Option<u64> {
         let losses = self.entries.iter().map(|entry| &entry.loss);
         let named = losses.filter(|loss| loss.stream == stream && loss.reason != Reason::Full);
-        // A doubt begins behind the last that is known.
-        let known = named.filter(|loss| loss.records > 0);
-        known.map(|loss| loss.last).max()
+        let last = named.map(|loss| match loss.records {
+            // A doubt begins behind the last that is known.
+            0 => loss.first.saturating_sub(1),
+            _ => loss.last,
+        });
+        last.max()
     }
 
     /// The last sequence that was given out before an append to a stream was refused; 0

@@ -584,14 +584,18 @@ impl Surveyor<'_> {
             .chain(self.known.contents.last_lost(stream))
             .fold(self.found.tail.last, u64::max)
             .min(format::ABSURD - 1);
-        if named > self.found.tail.last {
+        // A refused append may have come behind others that never became durable, and
+        // that is no reason to doubt, if the stream ends for it.
+        let given = self.known.contents.last_given(stream);
+        let is_short = given > self.found.tail.last && self.found.tail.end.is_none();
+        if named > self.found.tail.last || is_short {
             self.found.tail.last = named;
             self.end_stream();
-        }
-        // A refused append may have come behind others that never became durable.
-        let given = self.known.contents.last_given(stream);
-        if given > self.found.tail.last && self.found.tail.end.is_none() {
-            self.end_stream();
+            // So that it is still known when what knows of it now is drained.
+            if !self.found.doubt.iter().any(|doubt| doubt.stream == stream) {
+                let newest = self.found.segments.back();
+                self.doubt(newest.map_or(0, |newest| newest.number), stream, named + 1);
+            }
         }
     }
 
