@@ -38,7 +38,7 @@ pub struct Inspection {
     pub newest: Option<(StreamId, u64)>,
     /// The oldest record that waits: its stream and number.
     pub oldest: Option<(StreamId, u64)>,
-    /// Records that wait.
+    /// Records that wait. Damaged ones count until reading has come to them.
     pub records: u64,
     /// Bytes that wait, with their framing.
     pub bytes: u64,
@@ -66,7 +66,7 @@ pub struct Inspection {
 /// anything; `None` if there is no spool.
 ///
 /// Whoever may read the files can do this, and whoever has the spool open is not
-/// disturbed. Only the newest segment is read whole.
+/// disturbed. Only the newest segment is read whole, and one that lost its end.
 ///
 /// # Errors
 ///
