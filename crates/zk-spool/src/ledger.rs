@@ -74,7 +74,7 @@ impl Contents {
         let named = losses.filter(|loss| loss.stream == stream && loss.reason != Reason::Full);
         let last = named.map(|loss| match loss.records {
             // A doubt begins behind the last that is known.
-            0 => loss.first.saturating_sub(1),
+            0 => loss.last.saturating_sub(1),
             _ => loss.last,
         });
         last.max()
