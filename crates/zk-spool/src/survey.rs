@@ -626,8 +626,11 @@ impl Surveyor<'_> {
         let is_there = segments.iter().any(|s| s.number == cursor.segment);
         if self.known.trusted && !self.forgotten() && !is_there {
             // Where nothing was ever drained, it is there from the first segment on.
-            let first = segments.front().is_some_and(|segment| segment.number == 1);
-            return Some(if first { placed } else { cursor });
+            let first = segments.front().map_or(0, |segment| segment.number);
+            return Some(match (cursor.segment, first) {
+                (0, 1) => placed,
+                _ => cursor,
+            });
         }
         if placed.stream != NO_STREAM {
             return Some(placed);

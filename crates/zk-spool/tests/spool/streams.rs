@@ -251,8 +251,9 @@ fn a_header_lists_the_streams_before_its_own() {
 /// the next one: both are named, and not what was delivered before them.
 #[test]
 fn streams_from_the_cursor_on_are_named() {
-    for there in [false, true] {
+    for (there, is_back) in [(true, false), (false, false), (false, true)] {
         let (storage, old) = sessions(&[2]);
+        let first = storage.files().remove(&segment(1)).unwrap();
         let spool = open(&storage, &windowed()).unwrap();
         append(&spool, 30).unwrap();
         spool.sync().unwrap();
@@ -280,7 +281,11 @@ fn streams_from_the_cursor_on_are_named() {
             files.remove(&segment(3)).unwrap();
             files.remove(&segment(4)).unwrap();
         }
-        check(&files, &waiting, &format!("{there}"));
+        if is_back {
+            // It was unlinked, and the power cut.
+            files.insert(segment(1), first);
+        }
+        check(&files, &waiting, &format!("{there} {is_back}"));
         let spool = open(&self::storage(&files), &windowed()).unwrap();
         assert!(damaged(&spool).iter().all(|(stream, ..)| *stream != old[0]));
     }
