@@ -123,7 +123,8 @@ struct Run {
     streams: Vec<StreamId>,
     /// All contents that there can be of a number.
     contents: BTreeMap<Key, Vec<Vec<u8>>>,
-    /// Numbers that an append returned, or that were in files of somebody else.
+    /// Numbers that an append returned or that were delivered, since something was done to
+    /// the files that can't be found out.
     taken: BTreeSet<Key>,
     /// What was appended, and is neither acknowledged nor lost.
     waiting: BTreeSet<Key>,
@@ -329,9 +330,7 @@ impl Run {
         for sequence in result? {
             let key = (spool.stream(), sequence);
             let new = self.taken.insert(key);
-            // An older end of the log is taken for the newest.
-            let may_repeat = self.level == Level::Exchanged;
-            assert!(new || may_repeat, "{key:?} was given out before");
+            assert!(new, "{key:?} was given out before");
             assert!(self.contents.contains_key(&key));
             self.waiting.insert(key);
         }
@@ -353,11 +352,9 @@ impl Run {
                         "{key:?}"
                     );
                 }
-                None => {
-                    assert_eq!(self.level, Level::Forged, "{key:?} was never appended");
-                    self.taken.insert(key);
-                }
+                None => assert_eq!(self.level, Level::Forged, "{key:?} was never appended"),
             }
+            self.taken.insert(key);
             if self.level <= Level::Damaged {
                 let ascending = before.is_none_or(|before| self.place(before) < self.place(key));
                 assert!(ascending, "{key:?} behind {before:?}");
@@ -641,6 +638,11 @@ impl Run {
         if left.nothing || self.level > Level::Damaged || !simple {
             self.waiting.clear();
         }
+        if self.level > Level::Damaged {
+            // An older end of the log may be taken for the newest. But what is found in it
+            // counts.
+            self.taken.clear();
+        }
         match self.level {
             Level::Whole | Level::Damaged => {}
             Level::Exchanged => {
@@ -649,10 +651,7 @@ impl Run {
                     known.extend(contents.iter().cloned());
                 }
             }
-            Level::Forged => {
-                self.contents.clear();
-                self.taken.clear();
-            }
+            Level::Forged => self.contents.clear(),
         }
     }
 

@@ -222,25 +222,27 @@ pub(crate) fn make_durable(
     found: &Scan,
 ) -> io::Result<()> {
     let mut walk = Walk::new(file, seed, FRAMES_AT..found.end, (first, 0), CHUNK);
-    let mut at = found.end;
+    let mut last = None;
+    let mut known = true;
     loop {
         match walk.step() {
             Step::Frame(frame) => {
-                at = frame.offset;
-                if frame.header.next() - 1 > found.synced {
-                    break;
+                known &= frame.header.next() - 1 <= found.synced;
+                // As it was checked: the file may refuse to give it once more.
+                let bytes = walk.frame(&frame);
+                if known {
+                    last = Some((frame.offset, bytes.to_vec()));
+                } else {
+                    last = None;
+                    file.write_at(bytes, frame.offset)?;
                 }
             }
             Step::Gap(_) => {}
             Step::End => break,
         }
     }
-    let mut bytes = vec![0; CHUNK];
-    while at < found.end {
-        let len = CHUNK.min(usize::try_from(found.end - at).unwrap_or(CHUNK));
-        file.read_at(&mut bytes[..len], at)?;
-        file.write_at(&bytes[..len], at)?;
-        at += len as u64;
+    if let Some((offset, bytes)) = last {
+        file.write_at(&bytes, offset)?;
     }
     sync(file)
 }

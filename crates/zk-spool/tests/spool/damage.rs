@@ -675,6 +675,27 @@ fn a_bad_sector_in_a_running_spool_is_passed() {
     assert!(matches!(append(&spool, 50), Err(Error::Io { .. })));
 }
 
+/// A sector that can't be read counts as zeros, and a record may have ended with those: it
+/// is there, and what the medium refuses to give does not keep the spool from being opened.
+#[test]
+fn zeros_that_can_not_be_read() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    append(&spool, 50).unwrap();
+    spool
+        .append_with(|_| Ok::<_, Error>(vec![0; 3000]))
+        .unwrap();
+    let storage = storage.after_cut(Cut::Synced);
+    let newest = "00000000000000000002.seg";
+    let len = storage.files()[newest].len() as u64;
+    storage.set_unreadable(newest, len - 1..len);
+    let spool = open(&storage, &small()).unwrap();
+    let there = drain(&spool);
+    assert_eq!(there.len(), 2);
+    assert_eq!(there[1].bytes(), [0; 3000]);
+    assert_eq!(spool.losses().unwrap(), []);
+}
+
 /// The end of an older segment tells of no record, and is found to be damaged all the
 /// same: it may be what the next damage would have been told by.
 #[test]
