@@ -90,8 +90,9 @@ pub(crate) fn recover(storage: &dyn Storage) -> Result<Recovered, Error> {
         let scan = &read.scan;
         let known_closed = scan.closed && contents.synced == (read.number, scan.last);
         if !known_closed {
-            make_durable(&*read.file, read.seed, read.first, scan)
-                .at("make durable", &format::segment_file(read.number))?;
+            let name = format::segment_file(read.number);
+            let file = open(read.number).at("open", &name)?;
+            make_durable(&*file, read.seed, read.first, scan).at("make durable", &name)?;
         }
     }
     finish(storage, found, ledger)

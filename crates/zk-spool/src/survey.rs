@@ -61,7 +61,6 @@ pub(crate) struct Doubt {
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(crate) number: u64,
-    pub(crate) file: Arc<dyn StorageFile>,
     pub(crate) seed: Seed,
     pub(crate) first: u64,
     pub(crate) scan: Scan,
@@ -302,7 +301,6 @@ impl Surveyor<'_> {
         let segment = Segment::scanned(number, stream, first, &found, disk);
         self.found.read.push(Read {
             number,
-            file,
             seed,
             first,
             scan: found,
@@ -504,12 +502,8 @@ impl Surveyor<'_> {
     /// Which streams came before the one that the log ends with.
     fn descend(&mut self) {
         let stream = self.found.tail.stream;
-        let headers = self
-            .ends
-            .iter()
-            .rev()
-            .filter_map(|ends| ends.header.as_ref());
-        let Some(header) = headers.into_iter().next() else {
+        let mut behind = self.ends.iter().rev();
+        let Some(header) = behind.find_map(|ends| ends.header.as_ref()) else {
             return;
         };
         let mut predecessor = header.predecessor;
