@@ -246,18 +246,6 @@ fn whole_frames(number: u64, stream: [u8; 16], segment: &[u8]) -> impl Iterator<
     })
 }
 
-/// Whether all but the newest end with a `sealed` frame.
-pub(crate) fn all_sealed(files: &Files) -> bool {
-    let mut older: Vec<_> = segments(files).collect();
-    older.pop();
-    older.iter().all(|(number, name)| {
-        let bytes = &files[name];
-        let stream = header_of(*number, bytes).unwrap_or_default();
-        let last = whole_frames(*number, stream, bytes).last();
-        last.is_some_and(|frame| frame[12..14] == [0, 4] && bytes.ends_with(frame))
-    })
-}
-
 /// The sequence behind a frame's.
 fn next(frame: &[u8]) -> u64 {
     u64_at(frame, 16).wrapping_add(array(frame, 14).map_or(0, u16::from_be_bytes).into())
@@ -532,9 +520,11 @@ pub(crate) struct Left {
     /// Whether nothing that is left tells of the newest.
     pub(crate) unaware: bool,
     /// Whether no segment is there and no slot can be read; or a segment is gone and
-    /// only one can: it may be older than that, which then counts as drained. Or one is
-    /// gone and another has no header: of streams that only those held nothing is known.
+    /// only one can: it may be older than that, which then counts as drained.
     pub(crate) nothing: bool,
+    /// Whether the slots are as they were, and a header of the newest stream can be read,
+    /// which tells of those before it.
+    pub(crate) told: bool,
 }
 
 impl Left {
@@ -591,8 +581,6 @@ impl Left {
         }
 
         let gone = segments(before).any(|(_, name)| !after.contains_key(&name));
-        let opaque =
-            segments(after).any(|(number, name)| header_of(number, &after[&name]).is_none());
         let newest = |files: &Files| segments(files).last();
         let is = newest(after).map_or(0, |(number, _)| number);
         let unaware = if is < highest {
@@ -613,11 +601,18 @@ impl Left {
         } else {
             false
         };
+        let newest_stream = |files: &Files| {
+            let (number, name) = newest(files)?;
+            header_of(number, &files[&name])
+        };
+        let stream = newest_stream(before);
         Self {
             durable,
             unaware,
-            nothing: (newest(after).is_none() && readable == 0)
-                || (gone && (readable == 1 || opaque)),
+            told: before.get("state") == after.get("state")
+                && stream.is_some()
+                && stream == newest_stream(after),
+            nothing: (newest(after).is_none() && readable == 0) || (gone && readable == 1),
         }
     }
 }

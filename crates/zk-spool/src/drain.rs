@@ -6,7 +6,7 @@ use std::{io, ops::Range, sync::Arc, time::Instant};
 use crate::{
     Damage, Error, Loss, Position, Reason, Record, Report,
     error::At,
-    format::{self, DAMAGED_DIR, FRAMES_AT, REJECTED_DIR},
+    format::{self, DAMAGED_DIR, Ended, FRAMES_AT, REJECTED_DIR},
     ledger::{Contents, Cursor, Ledger},
     rejected,
     segment::{Segment, header_copies, read_sealed},
@@ -418,10 +418,12 @@ impl Inner {
             let cursor = contents.cursor;
             contents.forget(|loss| {
                 let ahead = |s: &Segment| s.stream == loss.stream && s.number > cursor.segment;
+                let ended = |e: &Ended| e.stream == loss.stream && e.segment > cursor.segment;
                 if loss.stream == cursor.stream {
                     loss.last > cursor.sequence
                 } else {
-                    state.segments.iter().any(ahead)
+                    // All of it may be gone, and then is found to be so again.
+                    state.segments.iter().any(ahead) || self.ended.iter().any(ended)
                 }
             });
         }
@@ -552,10 +554,17 @@ pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, re
     let place = FRAMES_AT..segment.durable_end;
     let sequences = (segment.first, segment.durable_last);
     let mut walk = Walk::new(file, segment.seed(), place, sequences, CHUNK);
+    let mut end = FRAMES_AT.min(segment.disk);
     loop {
         match walk.step() {
-            Step::Frame(frame) => records += u64::from(frame.header.count),
-            Step::Gap(gap) => damaged(gap.offset..gap.end, gap.missing),
+            Step::Frame(frame) => {
+                records += u64::from(frame.header.count);
+                end = frame.end;
+            }
+            Step::Gap(gap) => {
+                damaged(gap.offset..gap.end, gap.missing);
+                end = gap.end;
+            }
             Step::End => break,
         }
     }
@@ -563,10 +572,9 @@ pub(crate) fn examine(segment: &Segment, file: &dyn StorageFile, newest: u64, re
     // which also seals it.
     if segment.complete
         && segment.number < newest
-        && segment.disk > segment.durable_end
         && read_sealed(file, segment.number, segment.disk).is_none()
     {
-        damaged(segment.durable_end..segment.disk, None);
+        damaged(end..segment.disk.max(end), None);
     }
     report.segments += 1;
     report.records += records;

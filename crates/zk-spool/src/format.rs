@@ -122,18 +122,49 @@ pub(crate) fn check_marker(bytes: &[u8]) -> Checked<()> {
 
 // ---- segment header ----
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) number: u64,
     pub(crate) stream: StreamId,
     /// The sequence of the first record that will be in it.
     pub(crate) first: u64,
     pub(crate) predecessor: Option<Predecessor>,
+    /// The streams before this one that left a trace, newest first: the first is the
+    /// predecessor.
+    pub(crate) ended: Vec<Ended>,
+}
+
+/// A stream that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) stream: StreamId,
+    /// Its last sequence that had become durable.
+    pub(crate) last: u64,
+    /// The number of its last segment; 0 where that is not told.
+    pub(crate) segment: u64,
+}
+
+impl Ended {
+    fn to_bytes(self) -> [u8; ENDED] {
+        let mut bytes = [0; ENDED];
+        put(&mut bytes, 0, &self.stream.0);
+        put(&mut bytes, 16, &self.last.to_be_bytes());
+        put(&mut bytes, 24, &self.segment.to_be_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        Self {
+            stream: stream_at(bytes, 0),
+            last: u64_at(bytes, 16),
+            segment: u64_at(bytes, 24),
+        }
+    }
 }
 
 impl Header {
     /// Both copies.
-    pub(crate) fn to_bytes(self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut copy = [0; HEADER_COPY];
         put(&mut copy, 0, SEGMENT_MAGIC);
         put(&mut copy, 8, &VERSION.to_be_bytes());
@@ -144,6 +175,9 @@ impl Header {
             put(&mut copy, 48, &predecessor.stream.0);
             put(&mut copy, 64, &predecessor.last_sequence.to_be_bytes());
             put(&mut copy, 72, &[end_to_byte(Some(predecessor.end))]);
+        }
+        for (place, ended) in self.ended.iter().take(ENDED_KEPT).enumerate() {
+            put(&mut copy, ENDED_AT + place * ENDED, &ended.to_bytes());
         }
         let crc = header_crc(&copy);
         put(&mut copy, 12, &crc.to_be_bytes());
@@ -161,18 +195,40 @@ impl Header {
         if let Checked::Newer(version) = checked_version(copy, ()) {
             return Checked::Newer(version);
         }
+        let predecessor = end_from_byte(copy[72]).map(|end| Predecessor {
+            stream: stream_at(copy, 48),
+            last_sequence: u64_at(copy, 64),
+            end,
+        });
+        let table = copy[ENDED_AT..].chunks_exact(ENDED).take(ENDED_KEPT);
+        let mut ended: Vec<Ended> = table
+            .map(Ended::from_bytes)
+            .take_while(|ended| ended.segment > 0)
+            .collect();
+        if let Some(before) = predecessor
+            && ended.is_empty()
+        {
+            // So it was written before there was that table.
+            ended.push(Ended {
+                stream: before.stream,
+                last: before.last_sequence,
+                segment: 0,
+            });
+        }
         let header = Self {
             number: u64_at(copy, 16),
             stream: stream_at(copy, 24),
             first: u64_at(copy, 40),
-            predecessor: end_from_byte(copy[72]).map(|end| Predecessor {
-                stream: stream_at(copy, 48),
-                last_sequence: u64_at(copy, 64),
-                end,
-            }),
+            predecessor,
+            ended,
         };
-        let end = header.predecessor.map_or(0, |before| before.last_sequence);
-        if header.number != number || header.first == 0 || header.first.max(end) >= ABSURD {
+        let end = predecessor.map_or(0, |before| before.last_sequence);
+        let ends = header
+            .ended
+            .iter()
+            .map(|ended| ended.last.max(ended.segment));
+        let highest = ends.fold(header.first.max(end), u64::max);
+        if header.number != number || header.first == 0 || highest >= ABSURD {
             return Checked::Bad;
         }
         checked_version(copy, header)
@@ -520,6 +576,10 @@ pub(crate) const MARK: [u8; 4] = [0xF5, b'Z', b'K', 0x1E];
 /// The most bytes in the body of a frame: one record of the largest size.
 pub(crate) const MAX_BODY: usize = 4 + MAX_RECORD;
 
+/// How many streams before its own a segment's header tells of.
+pub(crate) const ENDED_KEPT: usize = 13;
+const ENDED_AT: usize = 80;
+const ENDED: usize = 32;
 const FRAME_TARGET: usize = 256 << 10;
 const MARKER_MAGIC: &[u8; 8] = b"zk-spool";
 const SEALED_BODY: usize = 48;

@@ -6,6 +6,7 @@ use std::{
     ops::ControlFlow,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::OFlags;
@@ -14,11 +15,13 @@ use crate::{
     Damage, Engine, Error, Loss, Position, Record, Report, StreamId,
     drain::examine,
     error::At,
-    format::{self, Checked, FRAMES_AT, MARKER_FILE, MARKER_LEN, STATE_FILE, Seed},
-    ledger::{Contents, Cursor, SLOT},
+    format::{self, Checked, FRAMES_AT, MARKER_FILE, MARKER_LEN, STATE_FILE},
+    ledger::{Contents, SLOT},
     rejected,
-    segment::{Segment, header_copies, read_sealed, scan},
-    spool::engine_in,
+    segment::{Ends, Segment, scan},
+    spool::{engine_in, length},
+    storage::StorageFile,
+    survey::{Known, Survey, survey},
     walk::{CHUNK, Step, Walk, read_salvaging},
 };
 
@@ -35,7 +38,7 @@ pub struct Inspection {
     pub newest: Option<(StreamId, u64)>,
     /// The oldest record that waits: its stream and number.
     pub oldest: Option<(StreamId, u64)>,
-    /// Records that wait.
+    /// Records that wait. Damaged ones count until reading has come to them.
     pub records: u64,
     /// Bytes that wait, with their framing.
     pub bytes: u64,
@@ -55,20 +58,15 @@ pub struct Inspection {
     /// Bytes of those.
     pub rejected_bytes: u64,
     pub(crate) directory: PathBuf,
-    log: Vec<Segment>,
-    /// Segments of which nothing can be read, and their lengths.
-    opaque: Vec<(u64, u64)>,
-    cursor: Cursor,
+    log: Survey,
     marked: bool,
-    /// A segment that should be there, newer than those that are.
-    gone: Option<u64>,
 }
 
 /// Reads what is in a spool's directory without locking, changing or repairing
 /// anything; `None` if there is no spool.
 ///
 /// Whoever may read the files can do this, and whoever has the spool open is not
-/// disturbed. Only the newest segment is read whole.
+/// disturbed. Only the newest segment is read whole, and one that lost its end.
 ///
 /// # Errors
 ///
@@ -82,62 +80,34 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Option<Inspection>, Error>
     if let Some(engine) = engine_in(directory, Engine::Log).at("list", &name)? {
         return Err(Error::NotInspectable { dir: name, engine });
     }
-    let known = state(directory)?.synced.0;
-    // The segments first, the cursor last: what is acknowledged in between then
-    // counts as done.
-    let files = segments(directory)?;
-    if !marked && files.is_empty() {
+    let Some((contents, log)) = look(directory, marked)? else {
         return Ok(None);
-    }
+    };
+    let newest = log.segments.back();
     let mut found = Inspection {
-        newest: None,
+        newest: newest
+            .filter(|newest| !log.opaque.contains(&newest.number))
+            .map(|newest| (newest.stream, newest.last)),
         oldest: None,
         records: 0,
         bytes: 0,
-        disk_bytes: 0,
-        segments: 0,
-        unreadable: 0,
-        acked: None,
-        losses: Vec::new(),
+        disk_bytes: length(&log.segments),
+        segments: log.segments.len(),
+        unreadable: log.opaque.len(),
+        acked: (log.cursor.sequence > 0).then_some((log.cursor.stream, log.cursor.sequence)),
+        losses: contents.open_losses().collect(),
         rejected: 0,
         rejected_bytes: 0,
         directory: directory.to_owned(),
-        log: Vec::new(),
-        opaque: Vec::new(),
-        cursor: Cursor::default(),
+        log,
         marked,
-        gone: (files.last().copied().unwrap_or(0) < known).then_some(known),
     };
-    let synced = state(directory)?.synced;
-    for number in files {
-        let Some(file) = open(directory, &format::segment_file(number))? else {
-            continue;
-        };
-        let disk = file
-            .metadata()
-            .at("read", &format::segment_file(number))?
-            .len();
-        found.segments += 1;
-        found.disk_bytes = found.disk_bytes.saturating_add(disk);
-        let segment = read(&file, number, disk, synced)?;
-        if segment.is_none() {
-            found.unreadable += 1;
-            found.opaque.push((number, disk));
-        }
-        found.newest = segment.map(|segment| (segment.stream, segment.last));
-        found.log.extend(segment);
-    }
-    let contents = state(directory)?;
-    found.cursor = contents.cursor;
-    found.acked =
-        (found.cursor.sequence > 0).then_some((found.cursor.stream, found.cursor.sequence));
-    found.losses = contents.open_losses().collect();
     found.losses.sort_unstable_by_key(|loss| loss.id);
     for (_, bytes) in rejected::files(directory)? {
         found.rejected += 1;
         found.rejected_bytes = found.rejected_bytes.saturating_add(bytes);
     }
-    for segment in &found.log {
+    for segment in &found.log.segments {
         let Some(first) = found.waits_from(segment) else {
             continue;
         };
@@ -158,7 +128,7 @@ impl Inspection {
     ///
     /// [`Error::Io`].
     pub fn visit(&self, mut see: impl FnMut(Record) -> ControlFlow<()>) -> Result<(), Error> {
-        for segment in &self.log {
+        for segment in &self.log.segments {
             if self.visit_segment(segment, &mut see)?.is_break() {
                 break;
             }
@@ -173,7 +143,7 @@ impl Inspection {
     /// [`Error::Io`].
     pub fn newest_record(&self) -> Result<Option<Record>, Error> {
         let mut newest = None;
-        for segment in self.log.iter().rev() {
+        for segment in self.log.segments.iter().rev() {
             let _goes_on = self.visit_segment(segment, &mut |record| {
                 newest = Some(record);
                 ControlFlow::Continue(())
@@ -206,67 +176,41 @@ impl Inspection {
             });
         }
         self.verify_state(&mut report)?;
-        let missing = |number: u64, lost| Damage {
+        for segment in &self.log.segments {
+            let number = segment.number;
+            if self.log.opaque.contains(&number) {
+                let lost = self.log.lost.iter().find(|lost| lost.segment == number);
+                report.damage.push(Damage {
+                    file: segment.file(),
+                    offset: 0,
+                    bytes: segment.disk,
+                    lost: lost.map(|lost| (lost.stream, lost.first, lost.last)),
+                });
+            } else {
+                self.verify_segment(*segment, &mut report)?;
+            }
+            progress(&report);
+        }
+        // What is not there can't be read.
+        let missing = |number, offset, lost| Damage {
             file: format::segment_file(number),
-            offset: 0,
+            offset,
             bytes: 0,
             lost,
         };
-        let mut before: Option<(u64, StreamId, u64)> = Some(self.cursor)
-            .filter(|cursor| cursor.segment > 0)
-            .map(|cursor| (cursor.segment, cursor.stream, cursor.sequence));
-        for segment in &self.log {
-            if let Some((number, stream, last)) = before
-                && number < segment.number
-                // One that can't be read stands between them.
-                && !self.opaque.iter().any(|(opaque, _)| (number..segment.number).contains(opaque))
-                && let Some(lost) = self.missing_before(segment, stream, last)?
-            {
-                report.damage.push(missing(segment.number - 1, Some(lost)));
-            }
-            if before.is_none_or(|(number, ..)| number <= segment.number) {
-                before = Some((segment.number, segment.stream, segment.last));
-            }
-            self.verify_segment(*segment, &mut report)?;
-            progress(&report);
+        for lost in self.log.lost.iter().filter(|lost| lost.gone) {
+            let lost_there = Some((lost.stream, lost.first, lost.last));
+            report.damage.push(missing(lost.segment, 0, lost_there));
         }
-        for (number, disk) in &self.opaque {
-            report.damage.push(Damage {
-                bytes: *disk,
-                ..missing(*number, None)
-            });
+        for doubt in &self.log.doubt {
+            if !self.log.opaque.contains(&doubt.segment) {
+                let mut segments = self.log.segments.iter();
+                let there = segments.find(|segment| segment.number == doubt.segment);
+                let end = there.map_or(0, |segment| segment.end);
+                report.damage.push(missing(doubt.segment, end, None));
+            }
         }
-        report
-            .damage
-            .extend(self.gone.map(|number| missing(number, None)));
         Ok(report)
-    }
-
-    /// The records that should stand between one of this place and a segment.
-    fn missing_before(
-        &self,
-        segment: &Segment,
-        stream: StreamId,
-        last: u64,
-    ) -> Result<Option<(StreamId, u64, u64)>, Error> {
-        let (stream, after, until) = if stream == segment.stream {
-            (stream, last, segment.first - 1)
-        } else {
-            let Some(file) = open(&self.directory, &segment.file())? else {
-                return Ok(None);
-            };
-            let copies = header_copies(&file, segment.number, segment.disk);
-            let Some(before) = copies
-                .into_iter()
-                .find_map(Checked::good)
-                .and_then(|header| header.predecessor)
-            else {
-                return Ok(None);
-            };
-            let after = if before.stream == stream { last } else { 0 };
-            (before.stream, after, before.last_sequence)
-        };
-        Ok((until > after).then_some((stream, after + 1, until)))
     }
 
     /// One that is being appended to may be caught half-way, so that what is
@@ -277,15 +221,27 @@ impl Inspection {
                 // Drained meanwhile.
                 break;
             };
-            let newest = self.log.last().map_or(0, |segment| segment.number);
+            let newest = self.log.segments.back().map_or(0, |newest| newest.number);
             let mut seen = Report::default();
             examine(&segment, &file, newest, &mut seen);
             let again = if seen.damage.is_empty() || segment.number < newest || look == 3 {
                 None
             } else {
                 let disk = file.metadata().at("read", &segment.file())?.len();
-                let synced = state(&self.directory)?.synced;
-                read(&file, segment.number, disk, synced)?
+                let synced = state(&self.directory)?.0.synced;
+                let synced = if synced.0 == segment.number {
+                    synced.1
+                } else {
+                    0
+                };
+                let Segment {
+                    number,
+                    stream,
+                    first,
+                    ..
+                } = segment;
+                let found = scan(&file, segment.seed(), disk, first, synced);
+                Some(Segment::scanned(number, stream, first, &found, disk))
             };
             let Some(again) = again else {
                 report.segments += seen.segments;
@@ -306,7 +262,7 @@ impl Inspection {
         for _ in 0..LOOKS {
             let Some(slots) = read_slots(&self.directory)? else {
                 // It is made with the first segment at the latest.
-                bad = [!self.log.is_empty(); 2];
+                bad = [!self.log.segments.is_empty(); 2];
                 break;
             };
             let mut newest = 0;
@@ -319,7 +275,7 @@ impl Inspection {
                 }
             }
             // It may be made at this moment: first the one of the odd generation.
-            let is_made = self.log.is_empty() && self.opaque.is_empty();
+            let is_made = self.log.segments.is_empty();
             bad[0] &= !(unwritten[0] && (newest == 1 || newest == 0 && is_made));
             bad[1] &= !(unwritten[1] && newest == 0 && is_made);
             if bad == [false; 2] {
@@ -379,9 +335,10 @@ impl Inspection {
 
     /// The first number of a segment that is not done.
     fn waits_from(&self, segment: &Segment) -> Option<u64> {
-        let first = match segment.number.cmp(&self.cursor.segment) {
+        let cursor = &self.log.cursor;
+        let first = match segment.number.cmp(&cursor.segment) {
             std::cmp::Ordering::Less => return None,
-            std::cmp::Ordering::Equal => segment.first.max(self.cursor.sequence + 1),
+            std::cmp::Ordering::Equal => segment.first.max(cursor.sequence + 1),
             std::cmp::Ordering::Greater => segment.first,
         };
         (first <= segment.last).then_some(first)
@@ -389,70 +346,99 @@ impl Inspection {
 
     /// Where in a segment reading begins.
     fn offset(&self, segment: &Segment) -> u64 {
-        if segment.number == self.cursor.segment {
-            self.cursor.offset.max(FRAMES_AT)
+        if segment.number == self.log.cursor.segment {
+            self.log.cursor.offset.max(FRAMES_AT)
         } else {
             FRAMES_AT
         }
     }
 }
 
-/// `None`: neither end tells what it is.
-fn read(file: &File, number: u64, disk: u64, synced: (u64, u64)) -> Result<Option<Segment>, Error> {
-    if let Some(sealed) = read_sealed(file, number, disk) {
-        return Ok(Some(Segment::sealed(number, sealed, disk)));
-    }
-    let mut header = None;
-    for copy in header_copies(file, number, disk) {
-        match copy {
-            Checked::Good(good) => header = header.or(Some(good)),
-            Checked::Newer(found) => return Err(newer(&format::segment_file(number), found)),
-            Checked::Bad => {}
+/// What is there; `None` if it is no spool. It may be written to and drained meanwhile.
+fn look(directory: &Path, marked: bool) -> Result<Option<(Contents, Survey)>, Error> {
+    for look in 1.. {
+        let before = state(directory)?.0.newest();
+        // The segments first, the cursor last: what is acknowledged in between then
+        // counts as done.
+        let files = segments(directory)?;
+        if !marked && files.is_empty() {
+            return Ok(None);
         }
+        let listed = files.last().copied().unwrap_or(0);
+        let mut ends: Vec<Ends> = Vec::with_capacity(files.len());
+        let mut last = None;
+        for number in files {
+            let Some(file) = open(directory, &format::segment_file(number))? else {
+                continue;
+            };
+            let found = Ends::read(&file, number, number == listed, ends.last())?;
+            ends.push(found);
+            last = Some(Arc::new(file));
+        }
+        let newest = ends.last().map_or(0, |ends| ends.number);
+        let (mut contents, good) = state(directory)?;
+        // Newer ones came since, or the newest was drained.
+        let is_old = before <= listed && contents.newest() > newest;
+        if is_old && look < LOOKS {
+            continue;
+        }
+        if is_old {
+            contents.synced = contents.synced.min((newest, u64::MAX));
+        }
+        let known = Known {
+            contents: &contents,
+            trusted: good == 2,
+            forgotten: good == 0,
+            newest: if is_old { newest } else { before },
+        };
+        let open = |number: u64| -> io::Result<Arc<dyn StorageFile>> {
+            match &last {
+                // It may be drained meanwhile.
+                Some(file) if number == newest => Ok(Arc::clone(file) as Arc<dyn StorageFile>),
+                _ => Ok(Arc::new(open_file(
+                    directory,
+                    &format::segment_file(number),
+                )?)),
+            }
+        };
+        let found = survey(&ends, known, &open)?;
+        return Ok(Some((contents, found)));
     }
-    let Some(header) = header else {
-        return Ok(None);
-    };
-    let synced = if synced.0 == number { synced.1 } else { 0 };
-    let seed = Seed::new(number, header.stream);
-    let scan = scan(file, seed, disk, header.first, synced);
-    Ok(Some(match scan.sealed {
-        Some(sealed) => Segment::sealed(number, sealed, disk),
-        None => Segment::durable(
-            number,
-            header.stream,
-            header.first,
-            scan.last,
-            scan.end,
-            disk,
-        ),
-    }))
+    Ok(None)
 }
 
-/// The state file's newest slot that is whole; the other one may be written at
-/// this moment.
-fn state(directory: &Path) -> Result<Contents, Error> {
+/// The state file's newest slot that is whole, and how many are; the other one may be
+/// written at this moment.
+fn state(directory: &Path) -> Result<(Contents, usize), Error> {
     // Each may be written at the moment that it is read. Only a damaged file never
     // has a whole one.
+    let mut best = None;
     for _ in 0..LOOKS {
         let Some(slots) = read_slots(directory)? else {
             break;
         };
-        let mut newest = None;
+        let mut newest: Option<(u64, Contents)> = None;
+        let mut good = 0;
         for slot in slots.chunks(SLOT) {
             match Contents::from_slot(slot) {
-                Checked::Good(slot) if newest.as_ref().is_none_or(|(at, _)| slot.0 > *at) => {
-                    newest = Some(slot);
-                }
                 Checked::Newer(found) => return Err(newer(STATE_FILE, found)),
-                Checked::Good(_) | Checked::Bad => {}
+                Checked::Bad => {}
+                Checked::Good(slot) => {
+                    good += 1;
+                    if newest.as_ref().is_none_or(|(at, _)| slot.0 > *at) {
+                        newest = Some(slot);
+                    }
+                }
             }
         }
         if let Some((_, contents)) = newest {
-            return Ok(contents);
+            best = Some((contents, good));
+            if good == 2 {
+                break;
+            }
         }
     }
-    Ok(Contents::default())
+    Ok(best.unwrap_or_default())
 }
 
 /// Both slots of the state file; `None` if there is no such file.
@@ -503,13 +489,17 @@ fn segments(directory: &Path) -> Result<Vec<u64>, Error> {
     list().at("list", &directory.display().to_string())
 }
 
-/// `None`: it is not there, or not any more, or is no file.
-fn open(directory: &Path, name: &str) -> Result<Option<File>, Error> {
+fn open_file(directory: &Path, name: &str) -> io::Result<File> {
     let mut options = OpenOptions::new();
     // A pipe would be waited for.
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     options.read(true).custom_flags(flags.bits() as i32);
-    match options.open(directory.join(name)) {
+    options.open(directory.join(name))
+}
+
+/// `None`: it is not there, or not any more, or is no file.
+fn open(directory: &Path, name: &str) -> Result<Option<File>, Error> {
+    match open_file(directory, name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         file => {
             let file = file.at("open", name)?;

@@ -68,6 +68,31 @@ impl Contents {
             .map(|entry| entry.loss)
     }
 
+    /// The last sequence of a stream that losses by damage, drop or refusal know of.
+    pub(crate) fn last_lost(&self, stream: StreamId) -> Option<u64> {
+        let losses = self.entries.iter().map(|entry| &entry.loss);
+        let named = losses.filter(|loss| loss.stream == stream && loss.reason != Reason::Full);
+        let last = named.map(|loss| match loss.records {
+            // A doubt begins behind the last that is known.
+            0 => loss.last.saturating_sub(1),
+            _ => loss.last,
+        });
+        last.max()
+    }
+
+    /// The last sequence that was given out before an append to a stream was refused; 0
+    /// if none is known of.
+    pub(crate) fn last_given(&self, stream: StreamId) -> u64 {
+        let losses = self.entries.iter().map(|entry| &entry.loss);
+        let refused = losses.filter(|loss| (loss.stream, loss.reason) == (stream, Reason::Full));
+        refused.map(|loss| loss.last).max().unwrap_or(0)
+    }
+
+    /// The newest segment that is known of.
+    pub(crate) fn newest(&self) -> u64 {
+        self.cursor.segment.max(self.synced.0)
+    }
+
     pub(crate) fn same_losses(&self, other: &Self) -> bool {
         self.entries == other.entries
     }

@@ -84,6 +84,7 @@ pub mod storage;
 #[cfg(not(feature = "fault-injection"))]
 #[allow(unreachable_pub, reason = "public with the feature")]
 mod storage;
+mod survey;
 mod walk;
 mod writer;
 

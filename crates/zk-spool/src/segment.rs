@@ -1,10 +1,10 @@
 use std::io;
 
 use crate::{
-    Predecessor, StreamId,
+    StreamId,
     error::{At, Error},
     format::{self, Checked, FRAMES_AT, HEADER_COPY, Header, SEALED_FRAME, Sealed, Seed},
-    storage::{Storage, StorageFile, is_damage, sync},
+    storage::{StorageFile, sync},
     walk::{CHUNK, Gap, Step, Walk, read_salvaging},
 };
 
@@ -60,6 +60,20 @@ impl Segment {
         }
     }
 
+    /// One that was read to its end.
+    pub(crate) fn scanned(
+        number: u64,
+        stream: StreamId,
+        first: u64,
+        found: &Scan,
+        disk: u64,
+    ) -> Self {
+        match found.sealed {
+            Some(sealed) => Self::sealed(number, Sealed { stream, ..sealed }, disk),
+            None => Self::durable(number, stream, first, found.last, found.end, disk),
+        }
+    }
+
     pub(crate) fn sealed(number: u64, sealed: Sealed, disk: u64) -> Self {
         let Sealed {
             stream,
@@ -81,33 +95,39 @@ pub(crate) struct Ends {
     /// stream, or of the next while that has none, and where `sealed` is missing.
     pub(crate) header: Option<Header>,
     pub(crate) sealed: Option<Sealed>,
+    /// Its stream, if that one's header was read, of this segment or of one before.
+    told: Option<StreamId>,
 }
 
 impl Ends {
+    /// Of a segment that can't be opened.
+    pub(crate) fn unknown(number: u64, disk: u64) -> Self {
+        Self {
+            number,
+            disk,
+            header: None,
+            sealed: None,
+            told: None,
+        }
+    }
+
+    /// `before` is the segment before it.
     pub(crate) fn read(
-        storage: &dyn Storage,
+        file: &dyn StorageFile,
         number: u64,
-        disk: u64,
-        known_stream: Option<StreamId>,
+        newest: bool,
+        before: Option<&Self>,
     ) -> Result<Self, Error> {
         let name = format::segment_file(number);
-        let file = match storage.open(&name) {
-            Err(error) if is_damage(&error) => {
-                return Ok(Self {
-                    number,
-                    disk,
-                    header: None,
-                    sealed: None,
-                });
-            }
-            opened => opened.at("open", &name)?,
-        };
         // Not every engine can tell before.
         let disk = file.size().at("read", &name)?;
-        let sealed = read_sealed(&*file, number, disk);
+        let sealed = read_sealed(file, number, disk);
+        // What the header of its stream would tell, one before told already.
+        let told =
+            sealed.is_some_and(|sealed| before.is_some_and(|b| b.told == Some(sealed.stream)));
         let mut header = None;
-        if sealed.is_none() || sealed.map(|sealed| sealed.stream) != known_stream {
-            for copy in header_copies(&*file, number, disk) {
+        if newest || !told {
+            for copy in header_copies(file, number, disk) {
                 match copy {
                     Checked::Good(good) => header = header.or(Some(good)),
                     Checked::Newer(found) => {
@@ -121,23 +141,26 @@ impl Ends {
                 }
             }
         }
-        Ok(Self {
+        let mut ends = Self {
             number,
             disk,
             header,
             sealed,
-        })
+            told: None,
+        };
+        let stream = ends.start().map(|(stream, _)| stream);
+        ends.told = stream.filter(|_| told || ends.header.is_some());
+        Ok(ends)
     }
 
     /// The stream and the first sequence, if either end tells.
     pub(crate) fn start(&self) -> Option<(StreamId, u64)> {
         self.sealed
             .map(|sealed| (sealed.stream, sealed.first))
-            .or(self.header.map(|header| (header.stream, header.first)))
-    }
-
-    pub(crate) fn predecessor(&self) -> Option<Predecessor> {
-        self.header.and_then(|header| header.predecessor)
+            .or(self
+                .header
+                .as_ref()
+                .map(|header| (header.stream, header.first)))
     }
 }
 
@@ -199,25 +222,27 @@ pub(crate) fn make_durable(
     found: &Scan,
 ) -> io::Result<()> {
     let mut walk = Walk::new(file, seed, FRAMES_AT..found.end, (first, 0), CHUNK);
-    let mut at = found.end;
+    let mut last = None;
+    let mut known = true;
     loop {
         match walk.step() {
             Step::Frame(frame) => {
-                at = frame.offset;
-                if frame.header.next() - 1 > found.synced {
-                    break;
+                known &= frame.header.next() - 1 <= found.synced;
+                // As it was checked: the file may refuse to give it once more.
+                let bytes = walk.frame(&frame);
+                if known {
+                    last = Some((frame.offset, bytes.to_vec()));
+                } else {
+                    last = None;
+                    file.write_at(bytes, frame.offset)?;
                 }
             }
             Step::Gap(_) => {}
             Step::End => break,
         }
     }
-    let mut bytes = vec![0; CHUNK];
-    while at < found.end {
-        let len = CHUNK.min(usize::try_from(found.end - at).unwrap_or(CHUNK));
-        file.read_at(&mut bytes[..len], at)?;
-        file.write_at(&bytes[..len], at)?;
-        at += len as u64;
+    if let Some((offset, bytes)) = last {
+        file.write_at(&bytes, offset)?;
     }
     sync(file)
 }
@@ -257,10 +282,21 @@ pub(crate) fn scan(file: &dyn StorageFile, seed: Seed, disk: u64, first: u64, sy
                     }
                     format::Kind::Closed => found.closed = true,
                     format::Kind::Sealed => {
-                        found.sealed = Sealed::from_body(walk.bytes(&frame), frame.offset);
+                        let sealed = Sealed::from_body(walk.bytes(&frame), frame.offset);
+                        // If the stream goes on, it does so behind all that is there.
+                        let fits = |sealed: &Sealed| {
+                            let goes_on =
+                                sealed.end == frame.offset && sealed.last + 1 == walk.expected();
+                            sealed.first == first
+                                && sealed.last >= synced
+                                && (sealed.stream_end.is_some() || goes_on)
+                        };
+                        found.sealed = sealed.filter(fits);
                         if found.sealed.is_some() {
                             return found;
                         }
+                        // No spool wrote that.
+                        found.damaged |= sealed.is_some();
                     }
                 }
             }

@@ -12,7 +12,7 @@ use crate::{
     StreamId,
     drain::Drain,
     error::At,
-    format,
+    format::{self, Ended},
     ledger::Cursor,
     options::{self, Limits},
     recover::recover,
@@ -337,6 +337,10 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) stream: StreamId,
     pub(crate) predecessor: Option<Predecessor>,
+    /// The streams before this one that left a trace, newest first.
+    pub(crate) before: Vec<Ended>,
+    /// All streams that are known to be over.
+    pub(crate) ended: Vec<Ended>,
     pub(crate) writer: Mutex<Writer>,
     pub(crate) drain: Mutex<Drain>,
     /// Held during a sync of the active segment: an error must be known before
@@ -391,6 +395,8 @@ impl Inner {
         let inner = Self {
             stream: found.stream,
             predecessor: found.predecessor,
+            before: found.before,
+            ended: found.ended,
             writer: Mutex::new(Writer::new(
                 found.start,
                 found.next_sequence,

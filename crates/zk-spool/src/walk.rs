@@ -106,6 +106,11 @@ impl<'a> Walk<'a> {
         &self.window.bytes[frame.body.clone()]
     }
 
+    /// All of that frame.
+    pub(crate) fn frame(&self, frame: &Frame) -> &[u8] {
+        &self.window.bytes[frame.body.start - FRAME_HEADER..frame.body.end]
+    }
+
     pub(crate) fn step(&mut self) -> Step {
         let from = self.offset;
         // What stands behind the last record was cut off, or is no record.

@@ -11,10 +11,10 @@ use crate::{
         opened_body, push_frame, push_records,
     },
     ledger::Cursor,
-    recover::Start,
     segment::Segment,
     spool::{Inner, lock},
     storage::{StorageFile, is_damage, sync, sync_dir},
+    survey::Start,
 };
 
 /// The side that appends.
@@ -294,6 +294,7 @@ impl Inner {
             stream: self.stream,
             first,
             predecessor: self.predecessor,
+            ended: self.before.clone(),
         }
         .to_bytes();
         let body = opened_body(self.limits.window.is_some());

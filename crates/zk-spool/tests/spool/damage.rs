@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use zk_spool::{
-    End, Error, Full, Loss, Options, Reason, Spool, inspect,
+    Damage, End, Error, Full, Loss, Options, Reason, Spool, inspect,
     storage::{Cut, FaultStorage},
 };
 
@@ -673,6 +673,63 @@ fn a_bad_sector_in_a_running_spool_is_passed() {
     append(&spool, 50).unwrap();
     directory.cut_at(directory.operations() + 1);
     assert!(matches!(append(&spool, 50), Err(Error::Io { .. })));
+}
+
+/// A sector that can't be read counts as zeros, and a record may have ended with those: it
+/// is there, and what the medium refuses to give does not keep the spool from being opened.
+#[test]
+fn zeros_that_can_not_be_read() {
+    let storage = FaultStorage::new();
+    let spool = open(&storage, &small()).unwrap();
+    append(&spool, 50).unwrap();
+    spool
+        .append_with(|_| Ok::<_, Error>(vec![0; 3000]))
+        .unwrap();
+    let storage = storage.after_cut(Cut::Synced);
+    let newest = "00000000000000000002.seg";
+    let len = storage.files()[newest].len() as u64;
+    storage.set_unreadable(newest, len - 1..len);
+    let spool = open(&storage, &small()).unwrap();
+    let there = drain(&spool);
+    assert_eq!(there.len(), 2);
+    assert_eq!(there[1].bytes(), [0; 3000]);
+    assert_eq!(spool.losses().unwrap(), []);
+}
+
+/// The end of an older segment tells of no record, and is found to be damaged all the
+/// same: it may be what the next damage would have been told by.
+#[test]
+fn a_lost_end_of_an_older_segment_is_reported() {
+    for store in stores() {
+        let segments = store.segments();
+        for name in &segments[..segments.len() - 1] {
+            let end = store.files[name].len();
+            for (cut, place) in [(None, 80), (None, 1), (Some(80), 0), (Some(1), 79)] {
+                let storage = store.storage(|files| {
+                    let bytes = files.get_mut(name).unwrap();
+                    match cut {
+                        None => bytes[end - place] ^= 1,
+                        Some(cut) => bytes.truncate(end - cut),
+                    }
+                });
+                let spool = open(&storage, &store.options).unwrap();
+                let [damage] = &spool.verify().unwrap().damage[..] else {
+                    panic!("{name}: one place");
+                };
+                let bytes = cut.map_or(80, |cut| 80 - cut as u64);
+                let expected = (name, end as u64 - 80, bytes, None);
+                let Damage {
+                    file,
+                    offset,
+                    bytes,
+                    lost,
+                    ..
+                } = damage;
+                assert_eq!((file, *offset, *bytes, *lost), expected);
+                assert_eq!(spool.losses().unwrap(), store.losses);
+            }
+        }
+    }
 }
 
 /// Where a segment begins is not known when its start is gone. What it held

@@ -686,6 +686,128 @@ fn a_doubt_behind_a_loss_is_named() {
     }
 }
 
+/// The newest segment was forged, with checksums that are right, and says of its stream
+/// that it went less far than it did. As long as a frame, a slot, another segment or a
+/// loss knows better, no number is given out again.
+#[test]
+fn a_newest_segment_that_says_too_little() {
+    const NEWEST: u64 = 3;
+    for drained in [false, true] {
+        for frames in 0..=2_u64 {
+            for (first, last) in [(5, 4), (5, 5), (1, 0), (1, 1), (1, 5), (5, 6)] {
+                for sealed in [true, false] {
+                    for lost in [false, true] {
+                        let storage = FaultStorage::new();
+                        let spool = open(&storage, &small()).unwrap();
+                        let stream = spool.stream();
+                        for _ in 0..3 {
+                            append_batch(&spool, &[600; 2]).unwrap();
+                        }
+                        assert_eq!(spool.stats().unwrap().segments as u64, NEWEST);
+                        if drained {
+                            drain(&spool);
+                        }
+                        if lost && !drained {
+                            while let Some(oldest) = spool.peek(1, 0).unwrap().pop() {
+                                spool.reject(oldest.position()).unwrap();
+                            }
+                        }
+                        spool.close().unwrap();
+                        let mut newest = Writer::new(NEWEST, stream.0, first, None);
+                        newest.frame(2, 0, first, first - 1, &[0; 8]);
+                        for sequence in 5..5 + frames {
+                            newest.records(sequence, &[b"again"]);
+                        }
+                        if sealed {
+                            let end = newest.file.len() as u64;
+                            newest.seal(first, last, end, 0);
+                        }
+                        newest.put(&storage);
+                        let what = format!("{drained} {frames} {first}..{last} {sealed} {lost}");
+                        let mut spool = open(&storage, &small()).unwrap();
+                        if !drained {
+                            drain(&spool);
+                            drop(spool);
+                            spool = open(&storage, &small()).unwrap();
+                        }
+                        let sequence = append(&spool, 10).unwrap();
+                        assert!(spool.stream() != stream || sequence > 6, "{what}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same without the state file: the segments before it are there.
+#[test]
+fn a_newest_segment_that_begins_too_early() {
+    for sealed in [false, true] {
+        for first in 1..=4 {
+            let storage = empty();
+            let mut one = Writer::new(1, [1; 16], 1, None);
+            one.frame(2, 0, 1, 0, &[0; 8]);
+            one.records(1, &[b"one", b"two", b"three", b"four"]);
+            let end = one.file.len() as u64;
+            one.seal(1, 4, end, 0);
+            one.put(&storage);
+            let mut two = Writer::new(2, [1; 16], first, None);
+            two.frame(2, 0, first, first - 1, &[0; 8]);
+            if sealed {
+                let end = two.file.len() as u64;
+                two.seal(first, first - 1, end, 0);
+            }
+            two.put(&storage);
+            let spool = open(&storage, &small()).unwrap();
+            let before = spool.predecessor().unwrap();
+            assert_eq!((before.last_sequence, before.end), (4, End::Damaged));
+            let doubts = |spool: &Spool| {
+                let losses = spool.losses().unwrap();
+                let mut doubts = losses.iter().filter(|loss| loss.records == 0);
+                doubts.any(|loss| (loss.stream, loss.first) == (StreamId([1; 16]), 5))
+            };
+            assert!(doubts(&spool));
+            assert_eq!(drain(&spool).len(), 4);
+            drop(spool);
+            // The segment before it is gone by now, and the cursor is behind it.
+            let mut spool = open(&storage, &small()).unwrap();
+            for _ in 0..2 {
+                assert_ne!(spool.stream(), StreamId([1; 16]));
+                let newest = spool.losses().unwrap().last().map_or(0, |loss| loss.id);
+                spool.confirm(newest).unwrap();
+                drop(spool);
+                spool = open(&storage, &small()).unwrap();
+            }
+            assert_eq!(append(&spool, 1).unwrap(), 1);
+        }
+    }
+}
+
+/// The same again: the frames in it are there.
+#[test]
+fn a_sealed_frame_is_held_to_the_frames_before_it() {
+    for (last, end) in [(0, 0), (1, 0), (2, 1), (3, 1)] {
+        let storage = empty();
+        let mut one = Writer::new(1, [1; 16], 1, None);
+        one.frame(2, 0, 1, 0, &[0; 8]);
+        for sequence in 1..=3 {
+            one.records(sequence, &[b"there"]);
+        }
+        let end = one.file.len() as u64 - end;
+        one.seal(1, last, end, 0);
+        one.put(&storage);
+        let spool = open(&storage, &small()).unwrap();
+        let before = spool.predecessor().unwrap();
+        assert_eq!((before.last_sequence, before.end), (3, End::Damaged));
+        opened(
+            &[(1, b"there"), (2, b"there"), (3, b"there")],
+            &spool,
+            [1; 16],
+        );
+        assert_eq!(append(&spool, 1).unwrap(), 1);
+    }
+}
+
 /// Marks with nothing behind them, each claiming a megabyte: looking for the way
 /// behind them takes a time that the file's length bounds. What stands behind
 /// them is found.

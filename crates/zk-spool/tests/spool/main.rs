@@ -23,3 +23,4 @@ mod inspect;
 mod kill;
 mod model;
 mod power;
+mod streams;
