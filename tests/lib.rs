@@ -63,8 +63,14 @@ pub struct System {
 }
 
 impl System {
-    /// Sets it up: authorities, gateway, store, owner, device, two sensors.
+    /// Sets it up: authorities, gateway, store, owner, device, two sensors. The
+    /// device's key is in a file.
     pub async fn new() -> Self {
+        Self::with_key(|dir| create_soft_key(dir.join("key.pem")).expect("a key")).await
+    }
+
+    /// The same with a key that `make` makes, which may keep it in this directory.
+    pub async fn with_key(make: impl FnOnce(&Path) -> HsmUri) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let now = SystemTime::now();
         let passphrase = Passphrase::new("for tests only".to_owned()).expect("a passphrase");
@@ -88,7 +94,7 @@ impl System {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let address = free.local_addr().expect("its number");
         let device = DeviceId::try_from("pi-01").expect("a name");
-        let uri = create_soft_key(dir.path().join("key.pem")).expect("a key");
+        let uri = make(dir.path());
         let hsm = Hsm::open(&uri, zk_hsm::Options::default()).expect("its key");
         let csr = hsm.csr("pi-01").expect("a request");
         let request = CertificateRequest::from_pem(csr.as_bytes(), &device).expect("a request");

@@ -1,5 +1,6 @@
 //! The network between agent and gateway, and what can be wrong with it.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,6 +30,10 @@ pub enum Fault {
     /// What is sent this way is taken and lost, and nobody hears of it. A
     /// connection that lost something stays that way.
     Swallow(Way),
+    /// Neither way does anything arrive any more. The device is not even told that
+    /// the gateway has gone. A connection that was used meanwhile stays that way,
+    /// half-open, until the device gives it up.
+    Silence,
     /// What is sent this way waits until the fault is over.
     Stall(Way),
     /// All is late.
@@ -211,9 +216,15 @@ impl Pump<'_> {
     async fn run(mut self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> io::Result<()> {
         let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
         let mut buffer = vec![0; 16 << 10];
-        let mut lost = false;
+        let (mut lost, mut silent) = (false, false);
         loop {
-            let read = from.read(&mut buffer).await?;
+            let read = from.read(&mut buffer).await;
+            silent |= self.state.borrow().fault == Some(Fault::Silence);
+            let read = match (read, self.way) {
+                (Ok(0) | Err(_), Way::ToDevice) if silent => pending().await,
+                (Ok(0), Way::ToGateway) if silent => return Err(reset()),
+                (read, _) => read?,
+            };
             let (fault, left) = loop {
                 let (fault, left) = {
                     let state = self.state.borrow_and_update();
@@ -225,6 +236,7 @@ impl Pump<'_> {
                 self.state.changed().await.map_err(|_| reset())?;
             };
             match fault {
+                _ if silent => lost = true,
                 Some(Fault::Swallow(way)) if way == self.way => lost = true,
                 Some(Fault::Delay(time)) => sleep(time).await,
                 Some(Fault::CutAfter(way, _) | Fault::EndAfter(way, _)) if way == self.way => {

@@ -8,12 +8,21 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use zk_agent::Event;
-use zk_envelope::{LossReceipt, Report, StreamId};
+use zk_envelope::{DeviceEvent, LossReceipt, Report, StreamId};
 use zk_sensors::Reading;
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Line {
+    /// It begins: by the clock that is never set, and how far ahead the other is.
+    Begins {
+        since_boot_ms: u64,
+        ahead_ms: i64,
+    },
+    /// The wall clock is about to be set so far ahead of the right one.
+    ClockToBe(i64),
+    /// It has been.
+    ClockIs(i64),
     Captured(Vec<Reading>),
     Sealed {
         stream: StreamId,
@@ -28,6 +37,10 @@ pub(crate) enum Line {
         starts: bool,
     },
     GivenUp(Vec<Reading>),
+    /// The agent has ended by itself.
+    Failed,
+    /// It has ended in order; what is left its key did not sign.
+    Unsigned,
     /// The agent has ended in order.
     Stopped,
 }
@@ -64,7 +77,10 @@ impl Journal {
                     Report::LossReceipt(receipt) => Some(receipt.clone()),
                     _ => None,
                 },
-                starts: matches!(report, Report::DeviceEvent(_)),
+                starts: matches!(
+                    report,
+                    Report::DeviceEvent(DeviceEvent::StreamStarted { .. })
+                ),
             },
             Event::GivenUp(readings) => Line::GivenUp(readings.to_vec()),
             other => panic!("{other:?} is new"),

@@ -1,9 +1,10 @@
-//! The agent, the gateway and the network between them fail at random, again and
-//! again; the owner holds what arrived against the agent's own journal.
+//! The agent, its sensors, chip, clock and disk, the gateway and the network between
+//! them fail at random, again and again; the owner holds what arrived against the
+//! agent's own journal.
 //!
 //! | variable | what |
 //! | --- | --- |
-//! | `ZK_FAULTS_SECONDS` | how long it goes on; 45 |
+//! | `ZK_FAULTS_SECONDS` | how long it goes on; 60 |
 //! | `ZK_FAULTS_SEED` | the faults of an earlier run, which printed it |
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +15,10 @@
 )]
 
 mod account;
+mod chip;
+mod clock;
 mod journal;
+mod sensors;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,19 +27,21 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
-use zk_agent::{Agent, Config};
+use zk_agent::{Agent, Config, Event};
 use zk_gateway::{Gateway, Overrides, Tls};
-use zk_sensors::{MilliCelsius, SensorId, SimulatedBus};
+use zk_hsm_sim::{Device, Model};
+use zk_sensors::SimulatedBus;
 use zk_store::{Options, Store, StoreUri};
 use zk_tests::{Fault, Process, Proxy, System, Way, role_file};
 
+use chip::{Chip, Trouble};
 use journal::{Journal, Line};
 
 /// The gateway, when this program runs in that role. Tells its counters when
@@ -83,21 +89,55 @@ fn role_agent() {
     let Some(file) = role_file() else { return };
     log_to_file();
     let path = PathBuf::from(std::env::var_os("ZK_TEST_JOURNAL").unwrap());
+    let ahead_ms = std::env::var("ZK_TEST_CLOCK").unwrap().parse().unwrap();
+    clock::set(ahead_ms);
     let journal = Arc::new(Journal::create(&path));
-    let observer = Arc::clone(&journal);
+    let since_boot_ms = clock::since_boot_ms();
+    journal.line(&Line::Begins {
+        since_boot_ms,
+        ahead_ms,
+    });
+    let (observer, failed) = (Arc::clone(&journal), Arc::clone(&journal));
+    // The clock is set between two records. Set while one is made, or waits for the
+    // key, it leaves the readings there dated by the clock of before.
+    let clock_to_be = Arc::new(Mutex::new(None));
+    let to_be = Arc::clone(&clock_to_be);
     let config = Config::read(&file).unwrap();
     let agent = Agent::start_observed(
         &config,
-        move |event| observer.event(event),
-        || println!("failed"),
+        move |event| {
+            observer.event(event);
+            if let Event::Sealed { readings, .. } = event
+                && readings.len() < FULL_RECORD
+                && let Some(ahead) = to_be.lock().unwrap().take()
+            {
+                observer.line(&Line::ClockToBe(ahead));
+                clock::set(ahead);
+                observer.line(&Line::ClockIs(ahead));
+            }
+        },
+        move || {
+            failed.line(&Line::Failed);
+            println!("failed");
+        },
     );
-    let agent = agent.unwrap();
-    println!("started");
+    let agent = match agent {
+        Ok(agent) => agent,
+        Err(error @ zk_agent::Error::Hsm { .. }) => {
+            journal.line(&Line::Stopped);
+            println!("no key: {error}");
+            return;
+        }
+        Err(error) => panic!("{error:?}"),
+    };
+    println!("has begun");
     let mut last = String::new();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         if line == "link" {
             agent.link_returned();
+        } else if let Some(ahead) = line.strip_prefix("clock ") {
+            *clock_to_be.lock().unwrap() = Some(ahead.parse().unwrap());
         } else if let Some(grace) = line.strip_prefix("stop ") {
             let outcome = agent.stop(Duration::from_millis(grace.parse().unwrap()));
             match outcome {
@@ -107,6 +147,10 @@ fn role_agent() {
                 }
                 // As good as killed, as far as these are concerned.
                 Err(error @ zk_agent::Error::Unsealed { .. }) => println!("stopped: {error}"),
+                Err(error @ zk_agent::Error::Envelope(_)) => {
+                    journal.line(&Line::Unsigned);
+                    println!("stopped: {error}");
+                }
                 Err(error) => panic!("{error:?}"),
             }
             return;
@@ -115,8 +159,9 @@ fn role_agent() {
             last = loop {
                 let status = agent.status().unwrap();
                 let line = format!(
-                    "status {} {} {} {}",
+                    "status {} {} {} {} {}",
                     status.spool.records,
+                    status.spool.losses,
                     status.publisher.records,
                     status.publisher.retries,
                     status.sampled
@@ -145,22 +190,33 @@ fn log_to_file() {
 #[test]
 fn faults_at_random_lose_nothing_unnamed_and_double_nothing() {
     let seed = number("ZK_FAULTS_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
-    let time = Duration::from_secs(number("ZK_FAULTS_SECONDS").unwrap_or(45));
+    let time = Duration::from_secs(number("ZK_FAULTS_SECONDS").unwrap_or(60));
     println!("ZK_FAULTS_SEED={seed}, for {time:?}");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut system = Kept(runtime.block_on(System::new()));
-    let mut world = World::new(&system.0, &runtime, seed);
-    let (end, ended) = channel::<()>();
-    thread::scope(|scope| {
-        let bus = &mut system.0.bus;
-        scope.spawn(move || measure(bus, &ended));
-        world.run(time);
-        drop(end);
+    let mut device = None;
+    let system = System::with_key(|dir| {
+        let chip = Device::create(dir.join("chip"), Model::Hsm6).unwrap();
+        let uri = format!("zymkey:slot=0?module-path={}", chip.module_path().display());
+        device = Some(chip);
+        uri.parse().unwrap()
     });
+    let mut system = Kept(runtime.block_on(system));
+    let offset_ms = clock::check();
+    let none = SimulatedBus::create(system.0.dir.path().join("none"), &[]).unwrap();
+    let bus = std::mem::replace(&mut system.0.bus, none);
+    let mut world = World::new(&system.0, &runtime, Chip::new(device.unwrap()), seed);
+    let rng = world.rng.fork();
+    let (end, ended) = channel::<()>();
+    // It waits for the agent now and then: if the test fails, nobody waits for it.
+    let measuring = thread::spawn(move || sensors::measure(bus, rng, &ended));
+    world.run(time);
+    drop(end);
+    world.counts.extend(measuring.join().unwrap());
+    world.finish();
     println!("{}", world.tally());
     let journals = std::mem::take(&mut world.journals);
     drop(world);
-    runtime.block_on(account::settle(&system.0, &journals));
+    runtime.block_on(account::settle(&system.0, &journals, offset_ms));
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -176,22 +232,6 @@ impl Drop for Kept {
         if thread::panicking() {
             self.0.dir.disable_cleanup(true);
             println!("what happened is in {}", self.0.dir.path().display());
-        }
-    }
-}
-
-/// Both sensors count up, each in its own steps.
-fn measure(bus: &mut SimulatedBus, ended: &Receiver<()>) {
-    let sensors: Vec<SensorId> = ["28-0000000a0001", "28-0000000a0002"]
-        .iter()
-        .map(|id| id.parse().unwrap())
-        .collect();
-    let mut value = 0;
-    while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_millis(15)) {
-        value = (value + 1) % 640;
-        for (step, sensor) in (1..).zip(&sensors) {
-            let value = MilliCelsius(-40_000 + value * 125 * step);
-            bus.set(*sensor, value).unwrap();
         }
     }
 }
@@ -215,11 +255,14 @@ struct World {
     /// The gateway's files can't grow.
     limited: bool,
     link_fault: bool,
+    chip: Chip,
+    /// How far the device's wall clock is ahead, in milliseconds.
+    ahead_ms: i64,
     counts: BTreeMap<&'static str, u64>,
 }
 
 impl World {
-    fn new(system: &System, runtime: &tokio::runtime::Runtime, seed: u64) -> Self {
+    fn new(system: &System, runtime: &tokio::runtime::Runtime, chip: Chip, seed: u64) -> Self {
         let gateway_file = system.gateway_config();
         let limits = "\n[limits]\nstore = \"300ms\"\nbody = \"2s\"\nhandshake = \"5s\"\n";
         let text = fs::read_to_string(&gateway_file).unwrap() + limits;
@@ -247,6 +290,8 @@ impl World {
             held: None,
             limited: false,
             link_fault: false,
+            chip,
+            ahead_ms: 0,
             counts: BTreeMap::new(),
         };
         world.start_gateway();
@@ -262,7 +307,7 @@ impl World {
             if self.rng.u8(..10) < 5 {
                 self.heal();
             }
-            match self.rng.u8(..100) {
+            match self.rng.u8(..130) {
                 0..22 => self.break_link(),
                 28..38 => {
                     self.count("all connections reset");
@@ -279,20 +324,36 @@ impl World {
                     self.held = Some(lock);
                 }
                 83..92 => self.limit_gateway(),
-                92.. if self.disk.fill() => self.count("spool's disk full"),
+                92..100 if self.disk.fill() => self.count("spool's disk full"),
+                100..118 if self.chip.trouble.is_none() => {
+                    let what = self.chip.fail(&mut self.rng);
+                    self.count(what);
+                }
+                118.. => self.set_wrong_clock(),
                 _ => {}
+            }
+            if let Some((Trouble::Hangs, since)) = self.chip.trouble
+                && since.elapsed() > HANGS_AT_MOST
+            {
+                self.chip.heal();
             }
         }
         self.heal();
         self.proxy.cut();
-        // All of it gets out now.
+        self.chip.heal();
+        self.set_clock(0);
+    }
+
+    /// Nothing is wrong any more: all that is left gets out.
+    fn finish(&mut self) {
         let mut failures = None;
         loop {
             let numbers = self.ask_agent("status");
-            let [waiting, published, retries, _] = numbers[..] else {
+            let [waiting, losses, published, retries, _] = numbers[..] else {
                 panic!("{numbers:?}");
             };
-            if waiting <= 2 && published > 0 {
+            // Losses are named a few at a time, and are gone when that has arrived.
+            if waiting <= 2 && losses == 0 && published > 0 {
                 break;
             }
             if failures != Some(retries) {
@@ -335,9 +396,36 @@ impl World {
                 self.proxy.cut();
             }
         }
+        // Faults of the device itself may outlast those of the way.
+        if self.rng.u8(..10) < 7 {
+            self.chip.heal();
+        }
+        if self.ahead_ms != 0 && self.rng.bool() {
+            self.count("clock: set right");
+            self.set_clock(0);
+        }
         if self.rng.u8(..10) < 8 {
             self.tell_agent("link");
         }
+    }
+
+    fn set_wrong_clock(&mut self) {
+        const HOUR: i64 = 3_600_000;
+        // Whole tens of seconds, so that one is told from the other.
+        let (what, ahead) = match self.rng.u8(..5) {
+            0 => ("clock: a bit forwards", self.rng.i64(1..=6) * 10_000),
+            1 => ("clock: a bit backwards", self.rng.i64(-6..=-1) * 10_000),
+            2 => ("clock: hours forwards", self.rng.i64(1..=48) * HOUR),
+            3 => ("clock: hours backwards", self.rng.i64(-48..=-1) * HOUR),
+            _ => ("clock: 1970", 100_000 - clock::wall_ms() / 10_000 * 10_000),
+        };
+        self.count(what);
+        self.set_clock(ahead);
+    }
+
+    fn set_clock(&mut self, ahead_ms: i64) {
+        self.ahead_ms = ahead_ms;
+        self.tell_agent(&format!("clock {ahead_ms}"));
     }
 
     fn break_link(&mut self) {
@@ -350,9 +438,10 @@ impl World {
             Way::ToGateway => self.rng.u64(..8000),
             Way::ToDevice => self.rng.u64(..1500),
         };
-        let (what, fault) = match self.rng.u8(..6) {
+        let (what, fault) = match self.rng.u8(..7) {
             0 => ("link: refused", Fault::Refuse),
             1 => ("link: swallows one way", Fault::Swallow(way)),
+            6 => ("link: half-open", Fault::Silence),
             2 => ("link: stalls one way", Fault::Stall(way)),
             3 => {
                 let delay = Duration::from_millis(self.rng.u64(20..300));
@@ -427,7 +516,8 @@ impl World {
     /// A new process with other settings for its spool, which stays.
     fn start_agent(&mut self) {
         let full = ["reject", "drop-oldest"][self.journals.len() % 2];
-        let cap = self.rng.choice(["16KiB", "64KiB", "512KiB"]).unwrap();
+        // The least holds one record of the size that batches grow to, 48 KiB.
+        let cap = self.rng.choice(["56KiB", "64KiB", "512KiB"]).unwrap();
         let sync = ["\"each\"", "\"each\"", "{ every = \"50ms\" }"];
         let sync = self.rng.choice(sync).unwrap();
         let mut table = "";
@@ -448,20 +538,39 @@ impl World {
                 _ => writeln!(text, "{line}"),
             };
         }
+        text += "[events]\nmodule = true\ninterval = \"500ms\"\n";
         let file = self.dir.join("zk/devices/pi-01/agent-faults.toml");
         fs::write(&file, text).unwrap();
-        let journal = format!("journal-{:04}.jsonl", self.journals.len());
-        let journal = self.dir.join(journal);
-        self.journals
-            .push((journal.clone(), sync.contains("every")));
-        let journal = journal.display().to_string();
-        let more = [
-            ("ZK_TEST_JOURNAL", journal),
-            ("ZK_TEST_LOG", self.log("agent")),
-        ];
-        let mut agent = Process::start("role_agent", &file, &more);
-        agent.wait_for("it started", |line| line.contains("started").then_some(()));
-        self.agent = Some(agent);
+        loop {
+            let journal = format!("journal-{:04}.jsonl", self.journals.len());
+            let journal = self.dir.join(journal);
+            self.journals
+                .push((journal.clone(), sync.contains("every")));
+            let journal = journal.display().to_string();
+            let more = [
+                ("ZK_TEST_JOURNAL", journal),
+                ("ZK_TEST_LOG", self.log("agent")),
+                ("ZK_TEST_CLOCK", self.ahead_ms.to_string()),
+            ];
+            let mut agent = Process::start("role_agent", &file, &more);
+            if self.chip.is(Trouble::Hangs) {
+                thread::sleep(Duration::from_millis(self.rng.u64(..1500)));
+                self.chip.heal();
+            }
+            let has_begun = agent.wait_for("it began", |line| {
+                let has_begun = line.contains("has begun");
+                (has_begun || line.contains("no key: ")).then_some(has_begun)
+            });
+            if has_begun {
+                self.agent = Some(agent);
+                return;
+            }
+            self.count("agent: no start without its key");
+            agent.stop();
+            if self.rng.bool() {
+                self.chip.heal();
+            }
+        }
     }
 
     fn kill_agent(&mut self) {
@@ -503,6 +612,12 @@ impl World {
             .to_string()
     }
 }
+
+/// Readings in a record that is followed by one of the same sweeps, at least.
+const FULL_RECORD: usize = 256;
+/// A chip that hangs for longer than ten seconds counts as stuck, and after a minute
+/// as broken; that is another test's.
+const HANGS_AT_MOST: Duration = Duration::from_secs(3);
 
 /// The numbers of a line that begins so.
 fn numbers(line: &str, prefix: &str) -> Option<Vec<u64>> {
