@@ -56,6 +56,8 @@ enum Area {
     Agent,
     /// The Lambda function over dynalite, against bare writes to it; its program.
     Lambda,
+    /// The agent as it is shipped: memory, first reading, slow chips, drain.
+    Agent,
     /// A set-up in AWS looked at, made and taken away: calls and time, on MiniStack.
     Aws,
 }
@@ -70,6 +72,7 @@ impl Area {
         Self::Gateway,
         Self::Agent,
         Self::Lambda,
+        Self::Agent,
         Self::Aws,
     ];
 
@@ -84,6 +87,7 @@ impl Area {
             Self::Gateway => &[("gateway", &["nginx"])],
             Self::Agent => &[("agent", &[])],
             Self::Lambda => &[("lambda", &[])],
+            Self::Agent => &[("agent", &[])],
             Self::Aws => &[("aws", &[])],
         }
     }
@@ -156,6 +160,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("measuring {}", format!("{area:?}").to_lowercase());
         rows.extend(match area {
             Area::Lambda => measure_lambda(&root, &executables, &machine)?,
+            Area::Agent => {
+                let program = agent(&root, &arguments.profile)?;
+                let environment = [("ZK_BENCH_AGENT", program.into())];
+                measure(&executables, &machine, area, &environment)?
+            }
             Area::Aws => {
                 let zip = lambda::build(&root, lambda::Arch::host()?)?;
                 let environment = [
@@ -215,6 +224,36 @@ fn build(root: &Path, profile: &str, areas: &[Area]) -> Result<HashMap<String, P
         }
     }
     Ok(executables)
+}
+
+/// Builds the agent as its package has it, without what its tests turn on.
+fn agent(root: &Path, profile: &str) -> Result<PathBuf> {
+    let mut command = cargo_command(root);
+    command.args(["build", "--locked", "--profile", profile]);
+    // both are in the package, and each may turn on something of what they share
+    command.args(["--package", "zk-agent", "--package", "zk-ctl"]);
+    command.args([
+        "--bin",
+        "zk-agent",
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    let built = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    ensure!(
+        built.status.success(),
+        "the agent does not build: {}",
+        built.status
+    );
+    for line in built.stdout.lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?)?;
+        if let Some(program) = message["executable"].as_str() {
+            return Ok(program.into());
+        }
+    }
+    bail!("cargo has built no zk-agent")
 }
 
 fn measure(
