@@ -171,7 +171,7 @@ fn works(machine: &dyn Machine) {
     gateway.says("listening");
 
     let mut bus = SimulatedBus::create(
-        &outside.join("sys"),
+        outside.join("sys"),
         &["28-0000000a0001", "10-0000000a0002"].map(|id| id.parse::<SensorId>().unwrap()),
     )
     .unwrap();

@@ -52,8 +52,6 @@ enum Area {
     Store,
     /// The gateway with its store off, against nginx.
     Gateway,
-    /// The agent with a chip that is slow: from capture to sealed.
-    Agent,
     /// The Lambda function over dynalite, against bare writes to it; its program.
     Lambda,
     /// The agent as it is shipped: memory, first reading, slow chips, drain.
@@ -72,7 +70,6 @@ impl Area {
         Self::Gateway,
         Self::Agent,
         Self::Lambda,
-        Self::Agent,
         Self::Aws,
     ];
 
@@ -87,7 +84,6 @@ impl Area {
             Self::Gateway => &[("gateway", &["nginx"])],
             Self::Agent => &[("agent", &[])],
             Self::Lambda => &[("lambda", &[])],
-            Self::Agent => &[("agent", &[])],
             Self::Aws => &[("aws", &[])],
         }
     }
