@@ -57,7 +57,7 @@ struct Wired {
 impl Wired {
     fn fail(&mut self, bus: &mut SimulatedBus, rng: &mut fastrand::Rng) -> &'static str {
         let fault = rng.u8(..9);
-        if fault < 5 {
+        if fault < 6 {
             self.left = rng.u32(1..60);
         }
         let (what, done) = match fault {
@@ -67,11 +67,19 @@ impl Wired {
             3 => ("sensor: shorted wire", bus.false_zero(self.id)),
             4 => ("sensor: noise", bus.bad_crc(self.id)),
             _ => {
-                let (what, done) = Self::hold(self.id, fault, bus, rng);
-                if fault == 5 {
-                    self.left = rng.u32(1..60);
+                if fault == 6 {
+                    bus.leave_unread().unwrap();
                 }
-                (what, done)
+                let mut held = bus.hold(self.id).unwrap();
+                held.begun().unwrap();
+                thread::sleep(Duration::from_millis(rng.u64(..1500)));
+                let old = MilliCelsius(85_000);
+                match fault {
+                    5 => ("sensor: pulled while it is read", held.unplug()),
+                    6 => ("sensor: slow, then stale", held.answer_with(old)),
+                    7 => ("sensor: slow, then nothing", held.fail()),
+                    _ => ("sensor: slow", held.answer()),
+                }
             }
         };
         match done {
@@ -81,30 +89,5 @@ impl Wired {
             done => done.unwrap(),
         }
         what
-    }
-
-    /// Whoever reads it next waits.
-    fn hold(
-        id: SensorId,
-        fault: u8,
-        bus: &mut SimulatedBus,
-        rng: &mut fastrand::Rng,
-    ) -> (&'static str, Result<(), SensorError>) {
-        let stale = fault == 6;
-        if stale {
-            bus.leave_unread().unwrap();
-        }
-        let mut held = bus.hold(id).unwrap();
-        held.begun().unwrap();
-        thread::sleep(Duration::from_millis(rng.u64(..1500)));
-        match fault {
-            5 => ("sensor: pulled while it is read", held.unplug()),
-            6 => (
-                "sensor: slow, then stale",
-                held.answer_with(MilliCelsius(85_000)),
-            ),
-            7 => ("sensor: slow, then nothing", held.fail()),
-            _ => ("sensor: slow", held.answer()),
-        }
     }
 }
