@@ -72,20 +72,29 @@ fn main() {
     drain(program);
 }
 
-/// From its start to a reading in the spool, durably.
+/// From its start to a reading in the spool, durably. A server that is there wants
+/// a signature for the connection, of the same chip.
 fn start(program: &Path) {
-    for (chip, rule) in [("no delay", None), ("80 ms", Some(slow()))] {
-        let rounds: Vec<f64> = (0..ROUNDS)
-            .map(|_| {
-                let place = Place::new(rule.clone(), 1, "10s");
-                let start = Instant::now();
-                let agent = Running::start(program, &place);
-                agent.until(|page| page["readings_sealed_total"] >= 1.0);
-                start.elapsed().as_secs_f64()
-            })
-            .collect();
-        let name = format!("from its start to the first sealed reading, chip: {chip}");
-        alone(&name, "s", Some(Bar::AtMost(0.3)), &rounds);
+    let starts = [
+        ("chip: no delay, link up", None, true),
+        ("chip: 80 ms, link down", Some(slow()), false),
+        ("chip: 80 ms, link up", Some(slow()), true),
+    ];
+    for (how, rule, link) in starts {
+        let (mut times, mut processor) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let place = Place::new(rule.clone(), 1, "10s");
+            let _server = link.then(|| Server::start(&place));
+            let start = Instant::now();
+            let agent = Running::start(program, &place);
+            agent.until(|page| page["readings_sealed_total"] >= 1.0);
+            times.push(start.elapsed().as_secs_f64());
+            processor.push(agent.processor_seconds() * 1e3);
+        }
+        let name = format!("from its start to the first sealed reading, {how}");
+        alone(&name, "s", Some(Bar::AtMost(0.3)), &times);
+        let name = format!("{name}, the processor's time");
+        alone(&name, "ms", None, &processor);
     }
 }
 
@@ -106,6 +115,9 @@ fn memory(program: &Path) {
         })
         .collect();
     print_memory("idle", Some(Bar::AtMost(12.0)), &idle);
+    let of_chip: Vec<f64> = idle.iter().map(|of| of.of_chip).collect();
+    let name = "memory, idle, PSS of the simulated chip's library";
+    alone(name, "MiB", None, &of_chip);
 
     let place = Place::new(None, 1, "10s");
     eprintln!("writing a million records");
@@ -129,93 +141,73 @@ fn memory(program: &Path) {
     print_memory(name, Some(Bar::AtMost(12.0)), &waiting);
 }
 
-/// A hundred readings a second and a chip that does not keep up singly; then
-/// readings that have a record each.
+/// A hundred readings a second and chips that can't sign each; then readings that
+/// have a record each, or nearly.
 fn pace(program: &Path) {
-    let slow: Vec<Pace> = (0..PACES)
-        .map(|_| Pace::of(program, &Place::new(Some(slow()), 10, "100ms"), 2, 20))
-        .collect();
-    let each = |of: fn(&Pace) -> f64, paces: &[Pace]| paces.iter().map(of).collect::<Vec<_>>();
-    let sustained = Some(Bar::AtLeast(99.0));
-    let sealed = "sealed of 100 readings a second";
-    alone(
-        &format!("{sealed}, chip: 80 ms"),
-        "readings/s",
-        sustained,
-        &each(|pace| pace.sealed, &slow),
-    );
-    alone(
-        &format!("{sealed}, chip: 80 ms, the oldest when the server has it"),
-        "s",
-        Some(Bar::AtMost(1.0)),
-        &each(|pace| pace.oldest, &slow),
-    );
-    alone(
-        &format!("{sealed}, chip: 80 ms, in a record"),
-        "readings",
-        None,
-        &each(|pace| pace.in_a_record, &slow),
-    );
-
-    // So long that it is as tired as it gets.
     let tired = Rule::new("sign", Fault::Throttle(Throttle::default()));
-    let tired: Vec<Pace> = (0..PACES)
-        .map(|_| {
-            Pace::of(
-                program,
-                &Place::new(Some(tired.clone()), 10, "100ms"),
-                20,
-                20,
-            )
-        })
-        .collect();
-    alone(
-        &format!("{sealed}, chip: throttled to 520 ms"),
-        "readings/s",
-        sustained,
-        &each(|pace| pace.sealed, &tired),
-    );
-    alone(
-        &format!("{sealed}, chip: throttled to 520 ms, the oldest when the server has it"),
-        "s",
-        None,
-        &each(|pace| pace.oldest, &tired),
-    );
-    alone(
-        &format!("{sealed}, chip: throttled to 520 ms, in a record"),
-        "readings",
-        None,
-        &each(|pace| pace.in_a_record, &tired),
-    );
-
-    let singly: Vec<Pace> = (0..PACES)
-        .map(|_| Pace::of(program, &Place::new(None, 1, "20ms"), 2, 10))
-        .collect();
-    for (of, paces) in [
-        ("100 readings/s, chip: 80 ms", &slow),
-        ("50 readings/s, a record each", &singly),
-    ] {
-        alone(
-            &format!("{of}, the processor's time for 1,000"),
-            "s",
+    let (all, soon) = (Some(Bar::AtLeast(99.0)), Some(Bar::AtMost(1.0)));
+    // With a second or so before it is measured; the throttled chip takes longer to
+    // be as slow as it gets.
+    let paces = [
+        (
+            "100 readings/s, chip: 80 ms",
+            Some(slow()),
+            10,
+            "100ms",
+            2,
+            all,
+            soon,
+        ),
+        (
+            "100 readings/s, chip: throttled to 520 ms",
+            Some(tired),
+            10,
+            "100ms",
+            20,
+            all,
             None,
-            &each(|pace| pace.processor, paces),
-        );
-        alone(
-            &format!("{of}, written by the kernel's count"),
-            "B/reading",
+        ),
+        (
+            "50 readings/s, chip: no delay",
             None,
-            &each(|pace| pace.to_disk, paces),
-        );
-        alone(
-            &format!("{of}, written by the spool's count"),
-            "B/reading",
+            1,
+            "20ms",
+            2,
             None,
-            &each(|pace| pace.by_spool, paces),
-        );
+            None,
+        ),
+    ];
+    for (name, rule, sensors, interval, before, all, soon) in paces {
+        let rounds: Vec<Pace> = (0..PACES)
+            .map(|_| {
+                Pace::of(
+                    program,
+                    &Place::new(rule.clone(), sensors, interval),
+                    before,
+                )
+            })
+            .collect();
+        let row = |what: &str, unit, bar, of: fn(&Pace) -> f64| {
+            let values: Vec<f64> = rounds.iter().map(of).collect();
+            alone(&format!("{name}, {what}"), unit, bar, &values);
+        };
+        row("sealed", "readings/s", all, |pace| pace.sealed);
+        row("the oldest when the server has it", "s", soon, |pace| {
+            pace.oldest
+        });
+        row("in a record", "readings", None, |pace| pace.in_a_record);
+        row("the processor's time for 1,000", "ms", None, |pace| {
+            pace.processor
+        });
+        row("written, the kernel's count", "B/reading", None, |pace| {
+            pace.to_disk
+        });
+        row("written, the spool's count", "B/reading", None, |pace| {
+            pace.by_spool
+        });
+        let memory: Vec<Memory> = rounds.into_iter().map(|pace| pace.memory).collect();
+        print_memory(name, None, &memory);
     }
-    let memory: Vec<Memory> = slow.into_iter().map(|pace| pace.memory).collect();
-    print_memory("100 readings/s, chip: 80 ms", None, &memory);
 }
 
 /// From the moment at which the server listens again to the first message of the
@@ -299,7 +291,7 @@ struct Pace {
     /// Seconds from the sensor to the server, at most.
     oldest: f64,
     in_a_record: f64,
-    /// Seconds for a thousand readings.
+    /// Milliseconds for a thousand readings.
     processor: f64,
     /// Bytes for a reading.
     to_disk: f64,
@@ -308,8 +300,8 @@ struct Pace {
 }
 
 impl Pace {
-    /// Waits for some seconds, and measures for some more.
-    fn of(program: &Path, place: &Place, before: u64, seconds: u64) -> Self {
+    /// Waits for so many seconds, then measures.
+    fn of(program: &Path, place: &Place, before: u64) -> Self {
         let server = Server::start(place);
         let agent = Running::start(program, place);
         agent.until(|page| page["readings_sealed_total"] >= 1.0);
@@ -320,7 +312,7 @@ impl Pace {
         server.arrived();
         let look = || (agent.metrics(), agent.used());
         let (first, used) = look();
-        thread::sleep(Duration::from_secs(seconds));
+        thread::sleep(MEASURED);
         let (last, used_then) = look();
         let arrived = server.arrived();
         let (ended, sealed_then) = agent.next_record();
@@ -336,7 +328,7 @@ impl Pace {
             sealed: (sealed_then - sealed) / (ended - began).as_secs_f64(),
             oldest: oldest.as_secs_f64(),
             in_a_record: readings / records as f64,
-            processor: (used_then.processor - used.processor) * 1e3 / readings,
+            processor: (used_then.processor - used.processor) * 1e6 / readings,
             to_disk: (used_then.written - used.written) / readings,
             by_spool: more("spool_written_bytes_total") / readings,
             memory,
@@ -550,6 +542,18 @@ impl Running {
             rss: kib(&rollup, "Rss:"),
             of_chip,
         }
+    }
+
+    /// Of the threads that it has, more exactly than [`used`](Self::used).
+    fn processor_seconds(&self) -> f64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let nanoseconds = threads.unwrap().filter_map(|thread| {
+            // one may have ended meanwhile
+            let stat = fs::read_to_string(thread.unwrap().path().join("schedstat")).ok()?;
+            let (running, _) = stat.split_once(' ')?;
+            running.parse::<f64>().ok()
+        });
+        nanoseconds.sum::<f64>() / 1e9
     }
 
     fn used(&self) -> Used {
@@ -881,8 +885,6 @@ fn print_memory(when: &str, bar: Option<Bar>, rounds: &[Memory]) {
         None,
         &each(|of| of.rss),
     );
-    let of_chip = format!("memory, {when}, PSS of the simulated chip's library");
-    alone(&of_chip, "MiB", None, &each(|of| of.of_chip));
 }
 
 fn alone(name: &str, unit: &str, bar: Option<Bar>, rounds: &[f64]) {
@@ -909,8 +911,9 @@ const ANSWER: &str = r#"{"message":"OK"}"#;
 
 /// Starts of the program whose memory is looked at.
 const STARTS: usize = 5;
-/// Rounds of some seconds at one pace.
+/// Rounds at one pace, and for how long each is measured.
 const PACES: usize = 3;
+const MEASURED: Duration = Duration::from_secs(20);
 /// Rounds of a drain, and records in each.
 const DRAINS: usize = 7;
 const DRAINED: u64 = 10_000;
