@@ -16,7 +16,7 @@ use zk_spool::{Spool, SyncPolicy};
 use self::inbox::{Closing, Inbox, Refused, Sweep};
 use self::module::{Measured, Module};
 use self::pulse::Pulse;
-use self::sealing::{Receipts, Sealing};
+use self::sealing::{MAX_BODY, Receipts, Sealing};
 use self::threads::{Alarm, Bell, Thread};
 use crate::Error;
 use crate::clock::{self, Clock, Y2020_MS};
@@ -343,6 +343,7 @@ impl Agent {
             started: None,
             receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
+            largest: MAX_BODY,
             counted: 0,
             recoveries: config.events.module,
             out_since: None,

@@ -138,17 +138,6 @@ impl Clock {
         self.last = offset(now.time, now.since_boot_ms).map(|offset| (offset, now.clock));
     }
 
-    /// By how many milliseconds times have to be put forward that were taken when
-    /// the system's clock was [`system_offset`] ahead of the uptime, to be by the
-    /// clock of a record that is made now. 0 if no clock was set in between.
-    pub(crate) fn shift(&self, taken: i64) -> i64 {
-        let now = self.now();
-        match offset(now.time, now.since_boot_ms).map(|offset| offset.saturating_sub(taken)) {
-            Some(shift) if shift.unsigned_abs() >= STEP_MS => shift,
-            _ => 0,
-        }
-    }
-
     #[cfg(test)]
     pub(crate) fn with_kernel(
         self,
@@ -177,6 +166,22 @@ impl fmt::Debug for Clock {
             .field("last", &self.last)
             .finish_non_exhaustive()
     }
+}
+
+/// By how many milliseconds times have to be put forward that were taken when the
+/// system's clock was [`system_offset`] ahead of the uptime, to be by the clock of a
+/// record of this moment. 0 if no clock was set in between.
+pub(crate) fn shift(taken: i64, now: &Moment) -> i64 {
+    match offset(now.time, now.since_boot_ms).map(|offset| offset.saturating_sub(taken)) {
+        Some(shift) if shift.unsigned_abs() >= STEP_MS => shift,
+        _ => 0,
+    }
+}
+
+/// How far a moment's clock is ahead of its uptime, in milliseconds.
+#[cfg(test)]
+pub(crate) fn ahead(now: &Moment) -> i64 {
+    offset(now.time, now.since_boot_ms).unwrap_or(0)
 }
 
 /// The system's clock minus uptime, in milliseconds.

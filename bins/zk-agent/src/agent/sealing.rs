@@ -10,17 +10,17 @@ use jiff::SignedDuration;
 use p256::ecdsa::Signature;
 use p256::ecdsa::signature::Signer;
 use zk_envelope::{
-    Content, DeviceEvent, LossReason, LossReceipt, PreviousStream, Report, Sealer, SequenceRange,
-    StreamId, Timestamp,
+    Content, DeviceEvent, LossReason, LossReceipt, Moment, PreviousStream, Report, Sealer,
+    SequenceRange, StreamId, Timestamp,
 };
 use zk_hsm::Class;
-use zk_sensors::{Reading, Readings};
+use zk_sensors::Reading;
 use zk_spool::{AppendError, Spool};
 
 use super::inbox::{Inbox, Sweep, Taken};
 use super::{Event, Progress};
 use crate::Error;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::files::Reminder;
 use crate::socket::{Answer, Data};
 
@@ -41,6 +41,8 @@ pub(super) struct Sealing<K> {
     pub(super) receipts_wait: bool,
     /// The last loss that metrics have counted.
     pub(super) counted: u64,
+    /// The most bytes in a body of readings: [`MAX_BODY`], or what the spool takes.
+    pub(super) largest: usize,
     /// Whether it is worth a record that the key signs again.
     pub(super) recoveries: bool,
     /// Since when the key has not signed.
@@ -139,10 +141,7 @@ impl<K: Signer<Signature>> Sealing<K> {
             waiting_bytes: stats.bytes,
             sensors: self.progress.sensors.load(Ordering::Relaxed),
         });
-        if self
-            .append(Content::Report(&beat), &[], Room::Usual)?
-            .is_none()
-        {
+        if self.append(Content::Report(&beat), Room::Usual)?.is_none() {
             self.progress.tell(Event::GivenUp(&[]));
         }
         Ok(())
@@ -152,7 +151,7 @@ impl<K: Signer<Signature>> Sealing<K> {
     fn event(&mut self, event: DeviceEvent) -> Result<(), Error> {
         let event = Report::DeviceEvent(event);
         if self
-            .append(Content::Report(&event), &[], Room::Receipts)?
+            .append(Content::Report(&event), Room::Receipts)?
             .is_none()
         {
             self.progress.tell(Event::GivenUp(&[]));
@@ -170,7 +169,7 @@ impl<K: Signer<Signature>> Sealing<K> {
             content_type: &data.content_type,
             body: &data.body,
         };
-        let answer = match self.append(content, &[], Room::Usual) {
+        let answer = match self.append(content, Room::Usual) {
             Ok(Some(sequence)) => {
                 if self.spool.stats()?.unsynced > 0 {
                     self.spool.sync()?;
@@ -249,7 +248,8 @@ impl<K: Signer<Signature>> Sealing<K> {
         let report = Report::LossReceipt(receipt);
         let mut taken = None;
         if self.start_stream()? {
-            taken = self.seal_until_signed(Content::Report(&report), &[], Room::Receipts)?;
+            let now = self.clock.now();
+            taken = self.seal_until_signed(&now, Content::Report(&report), &[], Room::Receipts)?;
         }
         if taken.is_none() {
             self.progress.tell(Event::GivenUp(&[]));
@@ -261,76 +261,110 @@ impl<K: Signer<Signature>> Sealing<K> {
     /// Readings by the clock of their record's header, whatever the system's said
     /// when they were taken: an anchor goes before them then.
     pub(super) fn sweeps(&mut self, sweeps: Vec<Sweep>) -> Result<(), Error> {
-        let mut readings = Vec::new();
-        for sweep in sweeps {
-            let shift = SignedDuration::from_millis(self.clock.shift(sweep.offset));
-            readings.extend(sweep.readings.into_iter().map(|reading| Reading {
-                at: reading.at.saturating_add(shift).unwrap_or(reading.at),
-                ..reading
-            }));
+        let mut waiting: Vec<(Reading, i64)> = Vec::new();
+        for Sweep { readings, offset } in sweeps {
+            waiting.extend(readings.into_iter().map(|reading| (reading, offset)));
         }
-        self.readings(readings)
-    }
-
-    pub(super) fn readings(&mut self, mut readings: Vec<Reading>) -> Result<(), Error> {
-        while !readings.is_empty() {
-            let (body, taken) = body_of(&readings).ok_or(Error::ThreadEnded)?;
-            let rest = readings.split_off(taken);
-            let batch = Readings { readings };
-            readings = rest;
-            let count = batch.readings.len() as u64;
+        while !waiting.is_empty() {
+            let now = self.moment(Room::Usual);
+            let dated = |(reading, offset): &(Reading, i64)| {
+                let shift = now.as_ref().ok().and_then(|now| now.as_ref());
+                let shift = shift.map_or(0, |now| clock::shift(*offset, now));
+                let at = reading
+                    .at
+                    .saturating_add(SignedDuration::from_millis(shift));
+                Reading {
+                    at: at.unwrap_or(reading.at),
+                    ..*reading
+                }
+            };
+            let mut readings: Vec<Reading> = waiting.iter().map(dated).collect();
+            let (body, taken) = body_of(&readings, self.largest).ok_or(Error::ThreadEnded)?;
             let content = Content::Data {
                 content_type: "application/json",
                 body: &body,
             };
-            match self.append(content, &batch.readings, Room::Usual) {
+            let outcome = match now {
+                Ok(Some(now)) => {
+                    self.seal_until_signed(&now, content, &readings[..taken], Room::Usual)
+                }
+                Ok(None) => Ok(None),
+                Err(error) => Err(error),
+            };
+            match outcome {
                 Ok(Some(_)) => {
+                    self.receipts_wait = false;
+                    let count = taken as u64;
                     self.progress.sealed.fetch_add(count, Ordering::Relaxed);
                 }
                 Ok(None) => {
-                    self.progress.give_up(&batch.readings);
+                    readings.truncate(taken);
+                    self.progress.give_up(&readings);
                     // The spool has counted the record: for one of them.
                     self.progress.uncounted.fetch_sub(1, Ordering::Relaxed);
                     self.count_given_up()?;
                 }
+                Err(Error::Spool(zk_spool::Error::TooLarge { .. })) if taken > 1 => {
+                    // So small is the spool: from now on its records are, too.
+                    self.largest = body.len() / 2;
+                    continue;
+                }
                 Err(error) => {
-                    self.progress.give_up(&batch.readings);
                     self.progress.give_up(&readings);
                     return Err(error);
                 }
             }
+            waiting.drain(..taken);
         }
         Ok(())
     }
 
-    /// A record, of these readings if any, and before it an anchor if the clock
-    /// was set. `None`: the spool is full, and has counted it.
-    pub(super) fn append(
-        &mut self,
-        content: Content<'_>,
-        readings: &[Reading],
-        room: Room,
-    ) -> Result<Option<u64>, Error> {
+    /// Readings that were taken by the clock as it is.
+    #[cfg(test)]
+    pub(super) fn readings(&mut self, readings: Vec<Reading>) -> Result<(), Error> {
+        let offset = clock::ahead(&self.clock.now());
+        self.sweeps(vec![Sweep { readings, offset }])
+    }
+
+    /// A record, and before it an anchor if the clock was set. `None`: the spool is
+    /// full, and has counted it.
+    fn append(&mut self, content: Content<'_>, room: Room) -> Result<Option<u64>, Error> {
+        let Some(now) = self.moment(room)? else {
+            return Ok(None);
+        };
+        let taken = self.seal_until_signed(&now, content, &[], room)?;
+        self.receipts_wait &= taken.is_none();
+        Ok(taken)
+    }
+
+    /// The moment of the next record, after what has to be before it: the first
+    /// record of the stream, and an anchor if the clock was set. `None`: there is no
+    /// room for these, which the spool has counted as one.
+    fn moment(&mut self, room: Room) -> Result<Option<Moment>, Error> {
         if !self.start_stream()? {
             return Ok(None);
         }
-        let now = self.clock.now();
-        if let Some(anchor) = self.clock.anchor(&now) {
-            tracing::info!(?anchor, "the clock was set");
-            let anchored = self.seal_until_signed(Content::Report(&anchor), &[], room)?;
-            if anchored.is_none() {
-                return Ok(None);
+        loop {
+            let now = self.clock.now();
+            let anchor = self.clock.anchor(&now);
+            if let Some(anchor) = &anchor {
+                let report = Content::Report(anchor);
+                if self.seal_until_signed(&now, report, &[], room)?.is_none() {
+                    return Ok(None);
+                }
+                tracing::info!(?anchor, "the clock was set");
+            }
+            self.clock.follow(&now);
+            // While the key signed that, the clock may have been set once more.
+            if anchor.is_none() {
+                *self
+                    .progress
+                    .clock
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(now.clock);
+                return Ok(Some(now));
             }
         }
-        *self
-            .progress
-            .clock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(now.clock);
-        self.clock.follow(&now);
-        let taken = self.seal_until_signed(content, readings, room)?;
-        self.receipts_wait &= taken.is_none();
-        Ok(taken)
     }
 
     /// The first record of a stream says which stream it takes the place of; if
@@ -342,18 +376,21 @@ impl<K: Signer<Signature>> Sealing<K> {
                 last: before.last_sequence,
             });
             let started = Report::DeviceEvent(DeviceEvent::StreamStarted { previous });
+            let now = self.clock.now();
             let sequence =
-                self.seal_until_signed(Content::Report(&started), &[], Room::Receipts)?;
+                self.seal_until_signed(&now, Content::Report(&started), &[], Room::Receipts)?;
             self.started = sequence.map(|sequence| sequence..=sequence);
         }
         Ok(self.started.is_some())
     }
 
     /// Tries until the key signs, and returns the record's number; `None`: there
-    /// is no room for it. A key that is out for good, or stuck, is an error, and
+    /// is no room for it. However long that takes, the record is of that moment, by
+    /// whose clock its body is. A key that is out for good, or stuck, is an error, and
     /// so is one that does not sign while the agent is to stop.
     fn seal_until_signed(
         &mut self,
+        now: &Moment,
         content: Content<'_>,
         readings: &[Reading],
         room: Room,
@@ -361,17 +398,12 @@ impl<K: Signer<Signature>> Sealing<K> {
         let mut pause = Duration::from_millis(50);
         loop {
             let Self {
-                sealer,
-                key,
-                clock,
-                spool,
-                ..
+                sealer, key, spool, ..
             } = self;
             self.progress.sealer.works();
-            // The clocks are read last, so that times rise with the numbers.
             let seal = |sequence| {
                 sealer
-                    .seal(&*key, &clock.now(), sequence, content)
+                    .seal(&*key, now, sequence, content)
                     .map(|e| e.to_bytes())
             };
             let outcome = match room {
@@ -565,9 +597,9 @@ fn continues(one: &zk_spool::Loss, next: &zk_spool::Loss) -> bool {
         && one.last.checked_add(1) == Some(next.first)
 }
 
-/// The body of a record of the first of these readings, of [`MAX_BODY`] bytes at
-/// most, and how many they are.
-fn body_of(readings: &[Reading]) -> Option<(Vec<u8>, usize)> {
+/// The body of a record of the first of these readings, at least one, of so many
+/// bytes at most, and how many they are.
+fn body_of(readings: &[Reading], largest: usize) -> Option<(Vec<u8>, usize)> {
     let mut body = br#"{"readings":["#.to_vec();
     let mut taken = 0;
     for reading in readings {
@@ -576,7 +608,7 @@ fn body_of(readings: &[Reading]) -> Option<(Vec<u8>, usize)> {
             body.push(b',');
         }
         serde_json::to_writer(&mut body, reading).ok()?;
-        if taken > 0 && body.len() + END.len() > MAX_BODY {
+        if taken > 0 && body.len() + END.len() > largest {
             body.truncate(start);
             break;
         }

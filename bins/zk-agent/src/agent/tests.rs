@@ -99,6 +99,7 @@ impl Device {
             started: None,
             receipts: Receipts::new(&self.spool, self.cap),
             receipts_wait: false,
+            largest: MAX_BODY,
             counted: 0,
             recoveries: true,
             out_since: None,

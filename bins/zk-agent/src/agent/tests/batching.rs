@@ -169,6 +169,20 @@ fn no_record_of_readings_is_longer_than_it_may_be() {
     }
 }
 
+/// A spool that takes no record of that length gets shorter ones.
+#[test]
+fn a_small_spool_gets_small_records() {
+    let device = Device::new(zk_spool::Options {
+        cap: 16 * 1024,
+        full: zk_spool::Full::DropOldest,
+        ..zk_spool::Options::default()
+    });
+    let mut sealing = device.sealing(clock(), || None);
+    sealing.readings(vec![reading(1); 2000]).unwrap();
+    assert_eq!(device.count(|progress| &progress.sealed), 2000);
+    assert_eq!(device.count(|progress| &progress.given_up), 0);
+}
+
 /// Nothing waits for a sealer that does not take anything: what is too much is
 /// given up, and counted.
 #[test]

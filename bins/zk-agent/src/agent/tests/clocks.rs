@@ -181,6 +181,37 @@ fn readings_that_waited_while_the_clock_was_set_are_dated_by_the_new_one() {
     assert_eq!(batch.readings[2..], as_taken);
 }
 
+/// Nor does a clock that is set while the record waits for its key part the two.
+#[test]
+fn a_record_that_waits_for_its_key_stays_by_the_clock_of_its_readings() {
+    let device = Device::new(zk_spool::Options::default());
+    let hands = Hands::new();
+    let (calls, ahead) = (AtomicI64::new(0), Arc::clone(&hands.ahead));
+    let set: Timestamp = "2026-11-26T12:00:00.000Z".parse().unwrap();
+    // the first is the record that begins the stream
+    let mut sealing = device.sealing(hands.clock(), move || {
+        (calls.fetch_add(1, Ordering::Relaxed) == 1).then(|| {
+            ahead.store(set.as_millis().try_into().unwrap(), Ordering::Relaxed);
+            away()
+        })
+    });
+    for _ in 0..2 {
+        sealing.sweeps(vec![hands.sweep(&device)]).unwrap();
+    }
+    let records = device.records();
+    let kinds: Vec<_> = records.iter().map(|record| record.header().kind).collect();
+    use Kind::{Data, DeviceEvent};
+    assert_eq!(kinds, [DeviceEvent, Data, Kind::TimeAnchor, Data]);
+    for record in records.iter().filter(|record| record.header().kind == Data) {
+        let batch: Readings = serde_json::from_slice(record.body()).unwrap();
+        for reading in &batch.readings {
+            let made = record.header().time.as_millis();
+            let at = u64::try_from(reading.at.as_millisecond()).unwrap();
+            assert!(made.abs_diff(at) < 60_000, "{made} {reading:?}");
+        }
+    }
+}
+
 /// A machine that does not know what time it is asks its security module.
 #[test]
 fn the_modules_clock_stands_in_for_one_that_was_never_set() {

@@ -120,6 +120,7 @@ impl Evidence {
             started: None,
             receipts: Receipts::new(&spool, cap),
             receipts_wait: false,
+            largest: MAX_BODY,
             counted: 0,
             recoveries: true,
             out_since: None,
