@@ -1,8 +1,7 @@
 //! Every reading that was captured, held against what the owner finds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::thread;
+use std::path::PathBuf;
 
 use zk_envelope::{LossReason, LossReceipt, Report, StreamId, TimeAnchor};
 use zk_reader::{Record, State, all_times};
@@ -81,7 +80,7 @@ pub(crate) async fn settle(system: &System, journals: &[(PathBuf, bool)], offset
 
     let mut lives: Vec<Life> = Vec::new();
     for (path, _) in journals {
-        let _named = Named(path);
+        println!("holding against {}", path.display());
         lives.push(Life::of(&journal::read(path), &mut streams));
     }
     let mut sums = Sums::default();
@@ -93,12 +92,11 @@ pub(crate) async fn settle(system: &System, journals: &[(PathBuf, bool)], offset
     for (life, (path, windowed)) in lives.iter().zip(journals) {
         // What was in memory when the agent was killed: the newest readings, all in
         // a row.
-        let _named = Named(path);
         let lost = life.captured.len() - life.done;
         if life.end == End::Killed {
             assert!(lost <= IN_MEMORY, "{lost}");
         } else {
-            assert_eq!(lost, 0, "in memory at an orderly end");
+            assert_eq!(lost, 0, "{}: in memory at an orderly end", path.display());
         }
         sums.lost_in_memory += lost;
         sums.most_in_memory = sums.most_in_memory.max(lost);
@@ -174,17 +172,6 @@ pub(crate) async fn settle(system: &System, journals: &[(PathBuf, bool)], offset
     assert!(named <= sums.given_up_units + sums.killed as u64, "{named}");
 
     audit(system, &streams, newest, &counted, sums.anchors).await;
-}
-
-/// Says by which journal it was that something is wrong.
-struct Named<'a>(&'a Path);
-
-impl Drop for Named<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            println!("by {}", self.0.display());
-        }
-    }
 }
 
 /// What was appended without the journal's knowing: one record for each agent that

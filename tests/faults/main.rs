@@ -27,14 +27,14 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
-use zk_agent::{Agent, Config, Event};
+use zk_agent::{Agent, Config};
 use zk_gateway::{Gateway, Overrides, Tls};
 use zk_hsm_sim::{Device, Model};
 use zk_sensors::SimulatedBus;
@@ -98,24 +98,10 @@ fn role_agent() {
         ahead_ms,
     });
     let (observer, failed) = (Arc::clone(&journal), Arc::clone(&journal));
-    // The clock is set between two records. Set while one is made, or waits for the
-    // key, it leaves the readings there dated by the clock of before.
-    let clock_to_be = Arc::new(Mutex::new(None));
-    let to_be = Arc::clone(&clock_to_be);
     let config = Config::read(&file).unwrap();
     let agent = Agent::start_observed(
         &config,
-        move |event| {
-            observer.event(event);
-            if let Event::Sealed { readings, .. } = event
-                && readings.len() < FULL_RECORD
-                && let Some(ahead) = to_be.lock().unwrap().take()
-            {
-                observer.line(&Line::ClockToBe(ahead));
-                clock::set(ahead);
-                observer.line(&Line::ClockIs(ahead));
-            }
-        },
+        move |event| observer.event(event),
         move || {
             failed.line(&Line::Failed);
             println!("failed");
@@ -137,7 +123,10 @@ fn role_agent() {
         if line == "link" {
             agent.link_returned();
         } else if let Some(ahead) = line.strip_prefix("clock ") {
-            *clock_to_be.lock().unwrap() = Some(ahead.parse().unwrap());
+            let ahead = ahead.parse().unwrap();
+            journal.line(&Line::ClockToBe(ahead));
+            clock::set(ahead);
+            journal.line(&Line::ClockIs(ahead));
         } else if let Some(grace) = line.strip_prefix("stop ") {
             let outcome = agent.stop(Duration::from_millis(grace.parse().unwrap()));
             match outcome {
@@ -613,8 +602,6 @@ impl World {
     }
 }
 
-/// Readings in a record that is followed by one of the same sweeps, at least.
-const FULL_RECORD: usize = 256;
 /// A chip that hangs for longer than ten seconds counts as stuck, and after a minute
 /// as broken; that is another test's.
 const HANGS_AT_MOST: Duration = Duration::from_secs(3);
