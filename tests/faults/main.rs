@@ -505,8 +505,7 @@ impl World {
     /// A new process with other settings for its spool, which stays.
     fn start_agent(&mut self) {
         let full = ["reject", "drop-oldest"][self.journals.len() % 2];
-        // The least holds one record of the size that batches grow to, 48 KiB.
-        let cap = self.rng.choice(["56KiB", "64KiB", "512KiB"]).unwrap();
+        let cap = self.rng.choice(["16KiB", "64KiB", "512KiB"]).unwrap();
         let sync = ["\"each\"", "\"each\"", "{ every = \"50ms\" }"];
         let sync = self.rng.choice(sync).unwrap();
         let mut table = "";
