@@ -84,7 +84,8 @@ impl<K: Signer<Signature>> Sealing<K> {
 
     pub(super) fn run(&mut self, inbox: &Inbox) -> Result<(), Error> {
         self.begin()?;
-        let mut next_heartbeat = Instant::now();
+        // What was read first does not wait for a sign of life to be signed.
+        let mut next_heartbeat = Instant::now() + self.heartbeat.min(FIRST_BEAT);
         loop {
             if Instant::now() >= next_heartbeat {
                 self.beat()?;
@@ -680,5 +681,7 @@ const READINGS_GATHERED: usize = 512;
 const MOST_BEHIND: u32 = 10;
 /// Bytes that a receipt takes in the spool, about.
 const RECEIPT: u64 = 1024;
+/// How long the first heartbeat waits for the first readings, which go first.
+const FIRST_BEAT: Duration = Duration::from_secs(1);
 /// A key that is stuck for so long is given up: systemd starts the agent anew.
 const STUCK: Duration = Duration::from_secs(60);
