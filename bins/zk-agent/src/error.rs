@@ -127,6 +127,13 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn hsm(uri: &str, source: zk_hsm::Error) -> Self {
+        Self::Hsm {
+            uri: uri.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
     pub(crate) fn file(path: &Path, source: std::io::Error) -> Self {
         Self::File {
             path: path.into(),

@@ -18,7 +18,7 @@ use zk_sensors::Reading;
 use zk_spool::{AppendError, Spool};
 
 use super::inbox::{Inbox, Sweep, Taken};
-use super::{Event, Progress};
+use super::progress::{Event, Progress};
 use crate::Error;
 use crate::clock::{self, Clock};
 use crate::files::Reminder;

@@ -1,18 +1,21 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 
 use p256::ecdsa::Signature;
 use p256::ecdsa::signature::{Error as SignatureError, Signer};
 use tempfile::TempDir;
-use zk_envelope::{ClockQuality, Envelope, Kind, LossReason, OwnerKey, Timestamp};
+use zk_envelope::{ClockQuality, Envelope, Kind, LossReason, OwnerKey, Report, Timestamp};
 use zk_hsm::{Operation, create_soft_key};
-use zk_sensors::{Readings, SensorId, SimulatedBus};
+use zk_sensors::{Quality, Reading, Readings, SensorId, SimulatedBus};
 
+use super::inbox::Sweep;
 use super::sealing::*;
 use super::threads::*;
 use super::*;
+use crate::clock;
 
 mod batching;
 mod clocks;

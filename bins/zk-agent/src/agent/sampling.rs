@@ -1,0 +1,84 @@
+//! The thread that reads the sensors.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use zk_sensors::{Quality, W1Bus};
+
+use super::inbox::{Closing, Inbox, Refused, Sweep};
+use super::progress::{Event, Progress};
+use crate::clock;
+
+/// Reads all sensors at each interval until told to stop.
+pub(super) fn sample(
+    mut bus: W1Bus,
+    mut interval: Duration,
+    stopped: &Receiver<Duration>,
+    inbox: &Inbox,
+    progress: &Progress,
+) {
+    let _at_the_end = Closing(inbox);
+    let mut next = Instant::now();
+    // What keeps the sensors from being read, and when that was last said.
+    let mut trouble: Option<(String, Instant)> = None;
+    loop {
+        let wait = next.saturating_duration_since(Instant::now());
+        progress.sampler.waits();
+        match stopped.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(other) => {
+                interval = other;
+                next = next.min(Instant::now() + interval);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        progress.sampler.works();
+        // A sweep that takes longer than the interval delays the next one; it
+        // does not make up for it afterwards by two of the same moment.
+        next = (next + interval).max(Instant::now() + interval / 2);
+        // One clock for all of it, whatever is set meanwhile.
+        let offset = clock::system_offset();
+        let readings = match bus.read_all(|| clock::time_of(offset)) {
+            Ok(readings) => readings,
+            Err(error) => {
+                let error = error.to_string();
+                let said = trouble
+                    .as_ref()
+                    .is_some_and(|(before, at)| *before == error && at.elapsed() < SAID_AGAIN);
+                if !said {
+                    tracing::warn!(error, "cannot read the sensors; trying every {interval:?}");
+                    trouble = Some((error, Instant::now()));
+                }
+                continue;
+            }
+        };
+        if trouble.take().is_some() {
+            tracing::info!("the sensors can be read again");
+        }
+        progress.tell(Event::Captured(&readings));
+        let count = readings.len() as u64;
+        let well = readings
+            .iter()
+            .filter(|reading| reading.quality == Quality::Ok)
+            .count();
+        for reading in &readings {
+            progress.qualities.add(reading.quality.as_str(), 1);
+        }
+        progress.sensors.store(well as u64, Ordering::Relaxed);
+        progress.sampled.fetch_add(count, Ordering::Relaxed);
+        if readings.is_empty() {
+            continue;
+        }
+        match inbox.offer(Sweep { readings, offset }) {
+            Ok(()) => {}
+            // The key has not signed for so long that memory would fill up.
+            Err(Refused::Full(sweep)) => progress.give_up(&sweep.readings),
+            Err(Refused::Closed) => return,
+        }
+    }
+}
+
+/// How often the log repeats why the sensors can't be read.
+const SAID_AGAIN: Duration = Duration::from_secs(600);
