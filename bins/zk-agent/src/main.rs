@@ -6,7 +6,6 @@ use std::error::Error as _;
 use std::io::{self, IsTerminal};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,22 +38,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            let mut said = error.to_string();
-            eprintln!("zk-agent: {said}");
-            let mut cure = None;
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                // Many errors tell their cause themselves.
-                if !said.contains(&error.to_string()) {
-                    said = error.to_string();
-                    eprintln!("  because: {said}");
-                }
-                cure = io_error(error).and_then(cure_of).or(cure);
-                cause = error.source();
-            }
-            if let Some(cure) = cure {
-                eprintln!("  next: {cure}");
-            }
+            zk_cli::tell_error("zk-agent", &error);
             let no_config = matches!(&error, Error::File { path, .. } if *path == arguments.config);
             let usage = no_config
                 || matches!(
@@ -70,28 +54,6 @@ fn main() -> ExitCode {
                 );
             ExitCode::from(if usage { 2 } else { 1 })
         }
-    }
-}
-
-fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
-    let shared = || error.downcast_ref::<Arc<io::Error>>().map(AsRef::as_ref);
-    error.downcast_ref().or_else(shared)
-}
-
-/// What to do about a file that can't be used.
-fn cure_of(error: &io::Error) -> Option<&'static str> {
-    match error.kind() {
-        io::ErrorKind::NotFound => Some("check the path; a relative one begins where you are"),
-        io::ErrorKind::PermissionDenied => {
-            Some("run this as the file's owner, or have the owner permit it")
-        }
-        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
-            Some("check the path: a file is needed where a directory is, or the other way round")
-        }
-        io::ErrorKind::AlreadyExists => Some("choose another path, or move away what is there"),
-        io::ErrorKind::InvalidData => Some("this is no text file; check the path"),
-        io::ErrorKind::StorageFull => Some("the disk is full: free some space, and try again"),
-        _ => None,
     }
 }
 

@@ -1,15 +1,12 @@
-use std::ffi::OsStr;
 use std::fmt;
-use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::TypedValueParser;
-use clap::error::ErrorKind;
-use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
+use zk_cli::KeyUri;
 use zk_envelope::DeviceId;
 use zk_hsm::{HsmUri, MAX_RANDOM};
 use zk_publish::Target;
@@ -62,30 +59,6 @@ impl Common {
     /// Whether the configuration is where it usually is, as nobody had to say.
     pub(crate) fn is_usual(&self) -> bool {
         self.config == Path::new(USUAL_CONFIG)
-    }
-}
-
-/// Parses the key's URI. What is wrong with one is said without the URI: a PIN
-/// may stand in it where none belongs.
-#[derive(Clone)]
-struct KeyUri;
-
-impl TypedValueParser for KeyUri {
-    type Value = HsmUri;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        _: Option<&Arg>,
-        value: &OsStr,
-    ) -> Result<HsmUri, clap::Error> {
-        let refused = |problem: &dyn Display| {
-            let help = "For more information, try '--help'.";
-            let text = format!("invalid value for '--hsm <URI>': {problem}\n\n{help}\n");
-            clap::Error::raw(ErrorKind::ValueValidation, text).with_cmd(command)
-        };
-        let text = value.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
-        text.parse().map_err(|error| refused(&error))
     }
 }
 
@@ -419,7 +392,7 @@ impl FromStr for RecordName {
     }
 }
 
-impl Display for RecordName {
+impl fmt::Display for RecordName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.stream, self.sequence)
     }

@@ -1,13 +1,12 @@
 //! `zk-ctl`: arguments, what is printed where, exit code.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stderr)]
 
-use std::error::Error as _;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::filter::LevelFilter;
+use zk_cli::{tell, tell_error};
 use zk_ctl::{Arguments, Outcome, Output};
 
 fn main() -> ExitCode {
@@ -24,27 +23,16 @@ fn main() -> ExitCode {
             if let Err(error) = print(&outcome, arguments.json)
                 && error.kind() != io::ErrorKind::BrokenPipe
             {
-                eprintln!("zk-ctl: cannot write to standard output: {error}");
+                tell(&format!("zk-ctl: cannot write to standard output: {error}"));
                 return ExitCode::FAILURE;
             }
             for hint in outcome.hints {
-                eprintln!("{hint}");
+                tell(&hint);
             }
             ExitCode::from(outcome.exit)
         }
         Err(error) => {
-            let mut said = error.to_string();
-            eprintln!("zk-ctl: {said}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                // many errors tell their cause themselves
-                let text = error.to_string();
-                if !said.contains(&text) {
-                    eprintln!("  because: {text}");
-                    said = text;
-                }
-                cause = error.source();
-            }
+            tell_error("zk-ctl", &error);
             ExitCode::from(error.exit_code())
         }
     }

@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
+use zk_cli::clipped;
 use zk_envelope::Timestamp;
 use zk_verify::{Findings, Gap, Origin, StreamFindings};
 
-use crate::text::{alarm, clipped, clock_error, counted, event_in_words, loss, span};
+use crate::text::{alarm, clock_error, counted, event_in_words, loss, span};
 
 /// What an audit found, in words: a line that says it all, then the details.
 ///

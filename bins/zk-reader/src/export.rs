@@ -4,10 +4,11 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use csv::{Terminator, WriterBuilder};
+use zk_cli::escaped;
 use zk_envelope::Header;
 
 use crate::reader::{Record, State};
-use crate::text::{alarm, dated, escaped, explain};
+use crate::text::{alarm, dated, explain};
 
 /// Writes records as CSV (RFC 4180): a heading, then a row for each sensor
 /// reading, each ended by CR LF.

@@ -76,4 +76,4 @@ pub use quarantine::{
 };
 pub use reader::{Dates, Delivery, Reader, Record, Records, State, Wanted, all_times};
 pub use registry::{Difference, Registry};
-pub use text::{Table, printable};
+pub use text::Table;

@@ -6,16 +6,14 @@ mod commands;
 mod config;
 mod passphrase;
 
-use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
+use zk_cli::tell_error;
 use zk_reader::arguments::{Arguments, Command, Common, Quarantine};
-use zk_reader::printable;
 
 use crate::config::Settings;
 
@@ -59,47 +57,10 @@ fn main() -> ExitCode {
         }
         Err(Failure::Failed(error)) => {
             if !is_broken_pipe(&error) {
-                eprintln!("zk-reader: {}", printable(&told(&error)));
+                tell_error("zk-reader", error.as_ref());
             }
             ExitCode::FAILURE
         }
-    }
-}
-
-/// The error, its causes as far as it doesn't tell them itself, and what to do.
-fn told(error: &anyhow::Error) -> String {
-    let mut told = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !told.contains(&cause) {
-            told = format!("{told}: {cause}");
-        }
-    }
-    let files = error.chain().filter_map(io_error);
-    match files.last().and_then(cure) {
-        Some(cure) => format!("{told}; {cure}"),
-        None => told,
-    }
-}
-
-fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
-    let shared = || error.downcast_ref::<Arc<io::Error>>().map(AsRef::as_ref);
-    error.downcast_ref().or_else(shared)
-}
-
-/// What to do about a file that can't be used.
-fn cure(error: &io::Error) -> Option<&'static str> {
-    match error.kind() {
-        io::ErrorKind::NotFound => Some("check the path; a relative one begins where you are"),
-        io::ErrorKind::PermissionDenied => {
-            Some("run this as the file's owner, or have the owner permit it")
-        }
-        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
-            Some("check the path: a file is needed where a directory is, or the other way round")
-        }
-        io::ErrorKind::AlreadyExists => Some("choose another path, or move away what is there"),
-        io::ErrorKind::InvalidData => Some("this is no text file; check the path"),
-        io::ErrorKind::StorageFull => Some("the disk is full: free some space, and try again"),
-        _ => None,
     }
 }
 

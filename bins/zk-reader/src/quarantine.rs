@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use zk_cli::clipped;
 use zk_envelope::Message;
 use zk_store::{Quarantined, Replayed};
 
 use crate::json::{hex, line};
-use crate::text::{clipped, counted, dump};
+use crate::text::{counted, dump};
 
 /// The names of the columns of [`quarantine_rows`].
 #[must_use]

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use zk_cli::escaped;
 use zk_envelope::{DeviceId, KeyId, KeyState, TrustFile};
 use zk_verify::DeviceRecord;
 
-use crate::text::{escaped, key_state};
+use crate::text::key_state;
 
 /// The devices that anybody knows of, and what the store says wrong of them.
 ///

@@ -6,6 +6,7 @@
 use std::fmt::{self, Write as _};
 
 use jiff::SignedDuration;
+use zk_cli::{clipped, escaped};
 use zk_envelope::{
     ClockBefore, ClockQuality, DeviceEvent, DeviceId, Header, KeyState, Kind, LossReason,
     RecipientId, Report, TimeAnchor, TrustFile,
@@ -365,53 +366,6 @@ pub(crate) fn dump(bytes: &[u8]) -> String {
         let _ = writeln!(out, "{:pad$}  {text}", "", pad = (16 - row.len()) * 3);
     }
     out
-}
-
-/// Text that may hold what others chose, made fit for a terminal: all but plain
-/// letters is escaped, and lines after the first are indented, so that none of
-/// them can pose as another.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    let lines: Vec<_> = text.lines().map(|line| escaped(line).to_string()).collect();
-    lines.join("\n    ")
-}
-
-/// Text of others with everything escaped that a terminal would not simply
-/// show: control characters, line ends, those that have no width or turn the
-/// direction of writing.
-pub(crate) fn escaped(text: &str) -> Escaped<'_> {
-    Escaped {
-        text,
-        max: usize::MAX,
-    }
-}
-
-/// The same, of the first `max` characters.
-pub(crate) fn clipped(text: &str, max: usize) -> Escaped<'_> {
-    Escaped { text, max }
-}
-
-#[derive(Clone, Copy)]
-pub(crate) struct Escaped<'a> {
-    text: &'a str,
-    max: usize,
-}
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut chars = self.text.chars();
-        for c in chars.by_ref().take(self.max) {
-            match c {
-                '"' | '\'' | '\\' => f.write_char(c)?,
-                _ => write!(f, "{}", c.escape_debug())?,
-            }
-        }
-        if chars.next().is_some() {
-            f.write_str("…")
-        } else {
-            Ok(())
-        }
-    }
 }
 
 pub(crate) fn alarm(kind: &AlarmKind) -> String {

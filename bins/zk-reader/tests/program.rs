@@ -839,7 +839,7 @@ async fn refuses_wrong_passphrases_and_open_keys() {
     let refused = run(&world, &["list", "--passphrase-file", "wrong"]);
     assert_eq!((code(&refused), out(&refused)), (1, ""));
     let said = err(&refused);
-    let start = "zk-reader: owner.pem: the key does not open with the passphrase in wrong: ";
+    let start = "zk-reader: owner.pem: the key does not open with the passphrase in wrong\n";
     let said_path = said.replace(
         &format!("{}/.config/zk/../../", world.dir.path().display()),
         "",

@@ -1,12 +1,9 @@
-use std::ffi::OsStr;
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::builder::TypedValueParser;
-use clap::error::ErrorKind;
-use clap::{Arg, ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use rustls_pki_types::ServerName;
+use zk_cli::KeyUri;
 use zk_envelope::DeviceId;
 use zk_hsm::HsmUri;
 use zk_provision::Architecture;
@@ -345,30 +342,6 @@ pub(crate) struct DeviceAdd {
 
     #[command(flatten)]
     pub(crate) passphrase: PassphraseSource,
-}
-
-/// Parses the key's URI. What is wrong with one is said without the URI: a PIN
-/// may stand in it where none belongs.
-#[derive(Clone)]
-pub(crate) struct KeyUri;
-
-impl TypedValueParser for KeyUri {
-    type Value = HsmUri;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        _: Option<&Arg>,
-        value: &OsStr,
-    ) -> Result<HsmUri, clap::Error> {
-        let refused = |problem: &dyn Display| {
-            let help = "For more information, try '--help'.";
-            let text = format!("invalid value for '--hsm <URI>': {problem}\n\n{help}\n");
-            clap::Error::raw(ErrorKind::ValueValidation, text).with_cmd(command)
-        };
-        let text = value.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
-        text.parse().map_err(|error| refused(&error))
-    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -24,11 +24,10 @@ use serde_json::{Value, json};
 use zk_hsm::{BackendKind, HsmUri};
 
 use crate::Outcome;
-use crate::arguments::KeyUri;
-use crate::outcome::printable;
 use keys::Keys;
 use plain::Held;
 use sealed::Sealed;
+use zk_cli::{KeyUri, escaped};
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum CredentialsCommand {
@@ -291,7 +290,7 @@ fn forget(dir: &Path, name: &Name) -> anyhow::Result<Outcome> {
             hints.push(format!(
                 "Which access key it was can't be told ({}). These there are in AWS: aws iam \
                  list-access-keys --user-name USER",
-                printable(&format!("{problem:#}"))
+                escaped(&format!("{problem:#}"))
             ));
             None
         }

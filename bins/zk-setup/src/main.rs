@@ -1,16 +1,15 @@
 //! `zk-setup`: arguments, what is printed where, exit code.
 #![forbid(unsafe_code)]
 
-use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Parser;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use zk_cli::{tell, tell_error};
 use zk_setup::Arguments;
 
 fn main() -> ExitCode {
@@ -64,56 +63,8 @@ fn main() -> ExitCode {
             ExitCode::from(if outcome.findings { 3 } else { 0 })
         }
         Err(error) => {
-            let mut said = error.to_string();
-            tell(&format!("zk-setup: {}", printable(&said)));
-            for cause in error.chain().skip(1).map(ToString::to_string) {
-                // many errors tell their cause themselves
-                if !said.contains(&cause) {
-                    tell(&format!("  because: {}", printable(&cause)));
-                    said = cause;
-                }
-            }
-            let files = error.chain().filter_map(io_error);
-            if let Some(cure) = files.last().and_then(cure) {
-                tell(&format!("  next: {cure}"));
-            }
+            tell_error("zk-setup", error.as_ref());
             ExitCode::FAILURE
         }
-    }
-}
-
-/// A line to standard error, if anybody is there: `eprintln!` would panic.
-fn tell(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// Text that may hold what a store or a file says, made fit for a terminal.
-fn printable(text: &str) -> String {
-    let shown = |c: char| match c {
-        '\n' | '"' | '\'' | '\\' => c.to_string(),
-        _ => c.escape_debug().to_string(),
-    };
-    text.chars().map(shown).collect()
-}
-
-fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
-    let shared = || error.downcast_ref::<Arc<io::Error>>().map(AsRef::as_ref);
-    error.downcast_ref().or_else(shared)
-}
-
-/// What to do about a file that can't be used.
-fn cure(error: &io::Error) -> Option<&'static str> {
-    match error.kind() {
-        io::ErrorKind::NotFound => Some("check the path; a relative one begins where you are"),
-        io::ErrorKind::PermissionDenied => {
-            Some("run this as the file's owner, or have the owner permit it")
-        }
-        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
-            Some("check the path: a file is needed where a directory is, or the other way round")
-        }
-        io::ErrorKind::AlreadyExists => Some("choose another path, or move away what is there"),
-        io::ErrorKind::InvalidData => Some("this is no text file; check the path"),
-        io::ErrorKind::StorageFull => Some("the disk is full: free some space, and try again"),
-        _ => None,
     }
 }

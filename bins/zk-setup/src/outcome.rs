@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
+use zk_cli::escaped;
 use zk_envelope::{DeviceId, KeyState, Timestamp};
 use zk_provision::{
     Action, AddedDevice, AuthorityEntry, AwsSetup, Checked, Desired, DesiredDevice, DeviceEntry,
@@ -253,7 +254,7 @@ pub(crate) fn checked(found: &[Checked]) -> Outcome {
     let good = found.len() - bad - warnings;
     let mut text: Vec<_> = found
         .iter()
-        .map(|one| conspicuous(one).unwrap_or_else(|| format!("ok       {}", printable(&one.what))))
+        .map(|one| conspicuous(one).unwrap_or_else(|| format!("ok       {}", escaped(&one.what))))
         .collect();
     text.push(format!("{good} ok, {warnings} to look at, {bad} wrong"));
     let object = |one: &Checked| {
@@ -283,8 +284,8 @@ fn conspicuous(one: &Checked) -> Option<String> {
     };
     Some(format!(
         "{state:<8} {}: {}\n         next: {cure}",
-        printable(&one.what),
-        printable(cause)
+        escaped(&one.what),
+        escaped(cause)
     ))
 }
 
@@ -380,10 +381,10 @@ pub(crate) fn line(step: &Step) -> String {
 }
 
 fn told(action: &str, step: &Step) -> String {
-    let what = format!("{action:<8} {}", printable(&step.item.to_string()));
+    let what = format!("{action:<8} {}", escaped(&step.item.to_string()));
     match step.reason.as_str() {
         "" => what,
-        reason => format!("{what}  ({})", printable(reason)),
+        reason => format!("{what}  ({})", escaped(reason)),
     }
 }
 
@@ -430,15 +431,6 @@ fn changes(plan: &Plan, wanted: impl Fn(&Step) -> bool) -> Vec<Value> {
         .filter(|step| wanted(step))
         .map(object)
         .collect()
-}
-
-/// Text that may hold what a store or a file says, made fit for a terminal.
-pub(crate) fn printable(text: &str) -> String {
-    let shown = |c: char| match c {
-        '"' | '\'' | '\\' => c.to_string(),
-        _ => c.escape_debug().to_string(),
-    };
-    text.chars().map(shown).collect()
 }
 
 pub(crate) fn authorities(setup: &LocalSetup, steps: &[Step], next: &str) -> Outcome {

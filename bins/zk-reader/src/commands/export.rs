@@ -143,7 +143,7 @@ impl Export<'_> {
             };
             told += &format!("; {done}: {refused} refused, {sealed} sealed, {damaged} damaged");
         }
-        eprintln!("zk-reader: {}", zk_reader::printable(&told));
+        eprintln!("zk-reader: {}", zk_cli::printable(&told));
         self.tally.report();
     }
 }

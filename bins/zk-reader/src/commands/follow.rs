@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io::{BufWriter, StdoutLock, Write};
 
+use zk_cli::printable;
 use zk_envelope::DeviceId;
-use zk_reader::{Follow, Following, Reach, Reader, Registry, Table, all_times, printable};
+use zk_reader::{Follow, Following, Reach, Reader, Registry, Table, all_times};
 
 use super::{Tally, alarms, known_device, now, of_device, open, outcome, output, stopped, table};
 use crate::config::Settings;

@@ -5,10 +5,10 @@ use std::io::Write;
 use std::ops::RangeInclusive;
 
 use anyhow::anyhow;
+use zk_cli::printable;
 use zk_envelope::Timestamp;
 use zk_reader::{
-    printable, quarantine_heading, quarantine_json, quarantine_page, quarantine_rows, replay_json,
-    replay_row,
+    quarantine_heading, quarantine_json, quarantine_page, quarantine_rows, replay_json, replay_row,
 };
 use zk_store::{Quarantined, Store, StoreError};
 use zk_verify::topic_of;
