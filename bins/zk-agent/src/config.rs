@@ -11,7 +11,6 @@ use documented::DocumentedFields;
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::de::DeTable;
-use tracing_subscriber::EnvFilter;
 use zk_envelope::DeviceId;
 
 use crate::{Error, arguments};
@@ -370,7 +369,9 @@ impl Config {
             let detail = format!("names {owners}: 1 to 8 are allowed");
             return Err(("owners.files", detail));
         }
-        log_filter(&self.log.filter).map_err(|detail| ("log.filter", detail))
+        zk_cli::log_filter(&self.log.filter)
+            .map(drop)
+            .map_err(|detail| ("log.filter", format!("is {:?}: {detail}", self.log.filter)))
     }
 }
 
@@ -480,19 +481,6 @@ pub(crate) fn line_of(text: &str, key: &str) -> Option<usize> {
         .and_then(|keys| keys.get_key_value(key));
     let at = key.map_or(heading.span(), |(key, _)| key.span()).start;
     Some(text[..at].matches('\n').count() + 1)
-}
-
-/// A filter of log lines.
-///
-/// # Errors
-/// What is wrong with it, and what to give instead.
-pub(crate) fn log_filter(text: &str) -> Result<(), String> {
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!(
-            "is {text:?}: {error}; give a level or a filter, such as info or info,zk_publish=debug"
-        )),
-    }
 }
 
 /// A checked duration without its sign.

@@ -15,7 +15,10 @@ use sd_notify::NotifyState;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use zk_agent::arguments::Arguments;
 use zk_agent::{Agent, Config, Error, Finding, Log, LogFormat, Metrics, Watch, check, template};
 
@@ -164,7 +167,7 @@ enum Told {
 }
 
 /// Takes up what can be changed in a running agent, and says what can't.
-fn reload(agent: &Agent, config: &Config, set_filter: &impl Fn(EnvFilter)) -> Result<(), Error> {
+fn reload(agent: &Agent, config: &Config, set_filter: &impl Fn(Targets)) -> Result<(), Error> {
     let filter = log_filter(&config.log)?;
     for key in agent.reload(config)? {
         tracing::warn!(
@@ -264,33 +267,28 @@ impl Drop for Watchdog {
 }
 
 /// Returns what changes the filter.
-fn start_logging(log: &Log) -> Result<impl Fn(EnvFilter) + use<>, Error> {
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(log_filter(log)?)
+fn start_logging(log: &Log) -> Result<impl Fn(Targets) + use<>, Error> {
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
-    let set: Box<dyn Fn(EnvFilter)> = match log.format {
-        LogFormat::Text => {
-            let logs = logs.map_event_format(|format| Repeats::new(format, false));
-            let logs = logs.with_filter_reloading();
-            let handle = logs.reload_handle();
-            logs.init();
-            Box::new(move |filter| drop(handle.reload(filter)))
-        }
-        LogFormat::Json => {
-            let logs = logs.json();
-            let logs = logs.map_event_format(|format| Repeats::new(format, true));
-            let logs = logs.with_filter_reloading();
-            let handle = logs.reload_handle();
-            logs.init();
-            Box::new(move |filter| drop(handle.reload(filter)))
-        }
+    let lines = match log.format {
+        LogFormat::Text => lines
+            .map_event_format(|format| Repeats::new(format, false))
+            .boxed(),
+        LogFormat::Json => lines
+            .json()
+            .map_event_format(|format| Repeats::new(format, true))
+            .boxed(),
     };
-    Ok(set)
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(log)?);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .init();
+    Ok(move |filter| drop(handle.reload(filter)))
 }
 
-fn log_filter(log: &Log) -> Result<EnvFilter, Error> {
-    EnvFilter::try_new(&log.filter)
+fn log_filter(log: &Log) -> Result<Targets, Error> {
+    zk_cli::log_filter(&log.filter)
         .map_err(|error| Error::Setting(format!("log.filter is {:?}: {error}", log.filter)))
 }
 

@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Shows the whole system on this machine: no chip, no Pi, no account, no root.
 ///
@@ -47,12 +50,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let Arguments { dir, hsm, serve } = Arguments::parse();
-    let logs = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
-    tracing_subscriber::fmt()
-        .with_env_filter(logs)
+    let filter = std::env::var("RUST_LOG").ok();
+    let filter = filter.and_then(|filter| zk_cli::log_filter(&filter).ok());
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter.unwrap_or_default()))
         .init();
     let outcome = tokio::runtime::Runtime::new()
         .map_err(anyhow::Error::from)

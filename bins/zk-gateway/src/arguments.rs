@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use zk_store::StoreUri;
 
 use crate::loopback;
@@ -43,8 +43,8 @@ pub struct Arguments {
     pub prefix: Option<String>,
 
     /// What to log: a level, or a filter such as info,zk_gateway=debug
-    #[arg(long, env = "ZK_GATEWAY_LOG", default_value = "info", value_parser = log_filter)]
-    pub log: String,
+    #[arg(long, env = "ZK_GATEWAY_LOG", default_value = "info", value_parser = zk_cli::log_filter)]
+    pub log: Targets,
 
     /// How to log, always to standard error
     #[arg(long, env = "ZK_GATEWAY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -80,8 +80,3 @@ reads certificates and key anew.
 Exit codes: 0 stopped as told, 2 arguments, 3 configuration, 4 certificates or
 key, 5 address, 6 store, 1 anything else. The middle ones don't mend themselves
 by a restart.";
-
-fn log_filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text).map_err(|error| error.to_string())?;
-    Ok(text.to_owned())
-}

@@ -13,7 +13,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use zk_gateway::arguments::{Arguments, LogFormat};
 use zk_gateway::{Config, Error, Gateway, Limits, Overrides, Tls, TlsFiles, run, run_metrics};
 use zk_store::{Options, Store, StoreUri};
@@ -193,15 +195,16 @@ fn tell_systemd(state: &[NotifyState<'_>]) {
 }
 
 fn log_to_stderr(arguments: &Arguments) {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&arguments.log))
-        .with_writer(io::stderr);
-    match arguments.log_format {
-        LogFormat::Text => log
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match arguments.log_format {
+        LogFormat::Text => lines
             .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .init(),
-        LogFormat::Json => log.json().init(),
-    }
+            .boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(arguments.log.clone()))
+        .init();
 }
 
 /// When an expiring certificate is worth a warning.

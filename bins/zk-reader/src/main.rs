@@ -6,13 +6,17 @@ mod commands;
 mod config;
 mod passphrase;
 
+use std::env;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use tracing_subscriber::EnvFilter;
-use zk_cli::tell_error;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use zk_cli::{log_filter, tell_error};
 use zk_reader::arguments::{Arguments, Command, Common, Quarantine};
 
 use crate::config::Settings;
@@ -40,11 +44,18 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 fn main() -> ExitCode {
     let Arguments { common, command } = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    // One that is wrong is none.
+    let filter = env::var("RUST_LOG").ok();
+    let filter = filter.and_then(|filter| log_filter(&filter).ok());
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(
+            lines.with_filter(
+                filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN)),
+            ),
+        )
         .init();
     match run(common, command) {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

@@ -14,9 +14,13 @@ use std::sync::Arc;
 
 #[cfg(feature = "hsm")]
 mod key;
+#[cfg(feature = "log")]
+mod log;
 
 #[cfg(feature = "hsm")]
 pub use key::KeyUri;
+#[cfg(feature = "log")]
+pub use log::log_filter;
 
 /// A line to standard error, if anybody is there: `eprintln!` would panic.
 pub fn tell(line: &str) {
