@@ -36,6 +36,7 @@ mod config;
 mod error;
 mod files;
 mod metrics;
+mod serve;
 mod socket;
 
 pub use agent::{Agent, Event, Status, Watch, receipt_of};
