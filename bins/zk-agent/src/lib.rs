@@ -44,9 +44,9 @@ pub use check::{Finding, check};
 pub use clock::Clock;
 pub use config::{
     Config, Device, Engine, Events, Full, Heartbeat, Log, LogFormat, MetricsTable, Owners, Sensors,
-    SocketTable, SpoolTable, Sync, Target, loopback, template,
+    SocketTable, SpoolTable, Sync, Target, log_filter, loopback, template,
 };
-pub use error::Error;
+pub use error::{Error, with_causes};
 pub use files::{certificates, check_certificate, owner, roots};
 pub use metrics::Metrics;
 pub use socket::MAX_DATA;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::process::{Gid, getegid, geteuid, getgroups};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -111,28 +113,11 @@ impl Name {
 /// A socket for the agent's user and the members of `group`. Nobody can connect before it
 /// has its mode.
 fn bind(path: &Path, group: Option<u32>) -> io::Result<(UnixListener, Name)> {
-    let address = SocketAddrUnix::new(path)?;
-    let socket = || {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-    };
-    match fs::symlink_metadata(path) {
-        Ok(there) if there.file_type().is_socket() => {
-            // What answers like this was left behind by an agent that was killed; at
-            // anything else somebody listens, or it is not known that nobody does.
-            match rustix::net::connect(socket()?, &address) {
-                Err(Errno::CONNREFUSED) => fs::remove_file(path)?,
-                _ => return Err(io::ErrorKind::AddrInUse.into()),
-            }
-        }
-        Ok(_) => {
-            let why = "there is something else at this path, which is left alone";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
-        }
-        Err(_) => {}
+    if left_behind(path)? {
+        fs::remove_file(path)?;
     }
     let listener = socket()?;
-    rustix::net::bind(&listener, &address)?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
     let there = fs::symlink_metadata(path)?;
     let name = Name {
         path: path.into(),
@@ -154,6 +139,42 @@ fn bind(path: &Path, group: Option<u32>) -> io::Result<(UnixListener, Name)> {
             Err(error)
         }
     }
+}
+
+/// Whether a socket is at this path that an agent which was killed left behind. An error
+/// if there can be none: because somebody listens there, or something else is there.
+pub(crate) fn left_behind(path: &Path) -> io::Result<bool> {
+    let address = SocketAddrUnix::new(path)?;
+    let Ok(there) = fs::symlink_metadata(path) else {
+        return Ok(false);
+    };
+    if !there.file_type().is_socket() {
+        let why = "there is something else at this path, which is left alone";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+    }
+    match rustix::net::connect(socket()?, &address) {
+        // Anything else says that somebody listens, or that it can't be known.
+        Err(Errno::CONNREFUSED) => Ok(true),
+        _ => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
+}
+
+/// Whether this user may give a file to this group.
+pub(crate) fn may_give(group: u32) -> bool {
+    let own = |id: Gid| id.as_raw() == group;
+    geteuid().is_root()
+        || own(getegid())
+        || getgroups().is_ok_and(|groups| groups.into_iter().any(own))
 }
 
 /// A group of this system, by its name or number.
