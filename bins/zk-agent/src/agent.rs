@@ -95,7 +95,7 @@ impl Agent {
         // Flags may have changed what was read.
         config
             .check()
-            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
+            .map_err(|(key, detail)| Error::Setting { key, detail })?;
         let uri: HsmUri = config.device.hsm.parse()?;
         let hsm = Hsm::open(&uri, zk_hsm::Options::default())
             .map_err(|source| Error::hsm(&config.device.hsm, source))?;
@@ -113,7 +113,8 @@ impl Agent {
             .map(|f| owner(f))
             .collect::<Result<Vec<_>, _>>()?;
         let stream = StreamId(spool.stream().0);
-        let sealer = Sealer::new(config.device.id.clone(), stream, hsm.public_key(), &owners)?;
+        let sealer = Sealer::new(config.device.id.clone(), stream, hsm.public_key(), &owners)
+            .map_err(|error| Error::owners(&error))?;
         let clock = Clock::new(SystemTime::now)?;
         let inbox = Arc::new(Inbox::new(READINGS_WAITING));
         let measured = Arc::new(Measured::default());
@@ -251,7 +252,7 @@ impl Agent {
     pub fn reload(&self, config: &Config) -> Result<Vec<String>, Error> {
         config
             .check()
-            .map_err(|(key, detail)| Error::Setting(format!("{key} {detail}")))?;
+            .map_err(|(key, detail)| Error::Setting { key, detail })?;
         let parts = &*self.watch.0;
         let mut held = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         // Its own name is that of this process's device, whatever the file says now.
@@ -361,11 +362,12 @@ pub(crate) fn spool_options(config: &Config) -> Result<zk_spool::Options, Error>
         config::Engine::Sled => zk_spool::Engine::Sled,
         #[cfg(not(feature = "sled"))]
         config::Engine::Sled => {
-            return Err(Error::Setting(
-                "spool.engine is \"sled\", and this program was built without it: build it with \
-                 --features sled, or give \"log\" and another spool.dir"
+            return Err(Error::Setting {
+                key: "spool.engine",
+                detail: "is \"sled\", and this program was built without it: build it with \
+                         --features sled, or give \"log\" and another spool.dir"
                     .to_owned(),
-            ));
+            });
         }
     };
     Ok(zk_spool::Options {

@@ -1,14 +1,20 @@
 //! The command line, for the program and for its manual.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
-use clap::{Args, CommandFactory, Parser};
+use clap::error::{ContextKind, ContextValue};
+use clap::parser::ValueSource;
+use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser};
 use jiff::SignedDuration;
 use zk_envelope::DeviceId;
 
-use crate::config::{self, Config, Engine, Full, LogFormat, loopback};
+use crate::config::{self, Config, Engine, Full, LogFormat, line_of, loopback};
+use crate::error::in_file;
 
 /// Reads sensors, seals each reading with the device's key, keeps it on disk
 /// and publishes it, oldest first.
@@ -228,6 +234,99 @@ pub struct Overrides {
         value_name = "FORMAT"
     )]
     pub log_format: Option<LogFormat>,
+    /// The keys that are given here, each with its flag or variable.
+    #[arg(skip)]
+    given: BTreeMap<String, String>,
+}
+
+/// Where the value of a key stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// In the file.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Where in it; `None` if the key does not stand there.
+        line: Option<usize>,
+    },
+    /// It is given by a flag or a variable, of this name.
+    Given(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => f.write_str(&in_file(path, *line)),
+            Self::Given(by) => f.write_str(by),
+        }
+    }
+}
+
+impl Arguments {
+    /// The arguments of this process.
+    ///
+    /// # Errors
+    /// What is wrong with them, and with which flag or variable; or that help was asked
+    /// for: let it end the process.
+    pub fn of_this_process() -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(std::env::args_os());
+        let matches = matches.map_err(|error| name_variable(error, &command))?;
+        let mut arguments = Self::from_arg_matches(&matches)?;
+        for argument in command.get_arguments() {
+            let id = argument.get_id().as_str();
+            let by = match matches.value_source(id) {
+                Some(ValueSource::CommandLine) => {
+                    argument.get_long().map(|flag| format!("--{flag}"))
+                }
+                Some(ValueSource::EnvVariable) => variable(argument),
+                _ => None,
+            };
+            if let Some(by) = by {
+                arguments.overrides.given.insert(id.to_owned(), by);
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// Where the value of a key such as `device.id` stands.
+    #[must_use]
+    pub fn place(&self, key: &str) -> Place {
+        if let Some(by) = self.overrides.given.get(key) {
+            return Place::Given(by.clone());
+        }
+        if key == "log.filter" && common_filter().is_some() {
+            return Place::Given(COMMON_FILTER.to_owned());
+        }
+        let text = fs::read_to_string(&self.config).unwrap_or_default();
+        Place::File {
+            path: self.config.clone(),
+            line: line_of(&text, key),
+        }
+    }
+}
+
+fn variable(argument: &Arg) -> Option<String> {
+    Some(argument.get_env()?.to_string_lossy().into_owned())
+}
+
+/// An error of a value speaks of its flag, also if it comes from the variable.
+fn name_variable(mut error: clap::Error, command: &Command) -> clap::Error {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let argument = command
+        .get_arguments()
+        .find(|argument| argument.to_string() == *shown);
+    let flag = argument.and_then(Arg::get_long).unwrap_or_default();
+    let flag = format!("--{flag}");
+    let on_command_line = std::env::args().any(|given| given.split('=').next() == Some(&flag));
+    if !on_command_line && let Some(variable) = argument.and_then(variable) {
+        let tip = format!("the value is that of the variable {variable}").into();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    error
 }
 
 impl Overrides {
@@ -264,7 +363,7 @@ impl Overrides {
         config.socket.listen = self.socket.clone().or(config.socket.listen);
         config.socket.group = self.socket_group.clone().or(config.socket.group);
         // what other programs of this system are told, too
-        let common = std::env::var("RUST_LOG").ok().filter(|log| !log.is_empty());
+        let common = common_filter();
         put(
             self.log.as_ref().or(common.as_ref()),
             &mut config.log.filter,
@@ -273,6 +372,13 @@ impl Overrides {
         config
     }
 }
+
+fn common_filter() -> Option<String> {
+    let filter = std::env::var(COMMON_FILTER).ok();
+    filter.filter(|filter| !filter.is_empty())
+}
+
+const COMMON_FILTER: &str = "RUST_LOG";
 
 /// What goes before a key of the file, as a sentence.
 pub(crate) fn over(table: &str, key: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! Whether the agent would start: all that can be seen without starting it.
 
-use std::fs;
+use std::io;
+use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -9,11 +10,12 @@ use rustix::fs::{Access, access};
 use serde_json::{Value, json};
 use x509_cert::der::Decode;
 use zk_envelope::{Envelope, OwnerPublicKey, Sealer, StreamId};
-use zk_hsm::{Hsm, HsmUri};
+use zk_hsm::{BackendKind, Hsm, HsmUri};
 
-use crate::config::{Config, line_of};
+use crate::arguments::{Arguments, Place};
+use crate::config::{Config, Engine};
 use crate::files::{certificates, check_certificate, owner, roots};
-use crate::{Error, agent, socket};
+use crate::{Error, agent, socket, with_causes};
 
 /// What [`check`] found about one key of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +23,8 @@ use crate::{Error, agent, socket};
 pub struct Finding {
     /// The key, as in `device.certificate`.
     pub key: &'static str,
-    /// Its line in the file; `None` if it does not stand there.
-    pub line: Option<usize>,
+    /// Where its value stands.
+    pub place: Place,
     /// Whether the agent starts all the same.
     pub starts: bool,
     /// What is wrong.
@@ -35,9 +37,14 @@ impl Finding {
     /// One object, for a script. Members may be added, none goes away.
     #[must_use]
     pub fn to_json(&self) -> Value {
+        let (line, by) = match &self.place {
+            Place::File { line, .. } => (*line, None),
+            Place::Given(by) => (None, Some(by)),
+        };
         json!({
             "key": self.key,
-            "line": self.line,
+            "line": line,
+            "by": by,
             "starts": self.starts,
             "what": self.what,
             "cure": self.cure,
@@ -45,32 +52,32 @@ impl Finding {
     }
 }
 
-/// Looks at everything that `config` names, whose file is at `path`: what would keep
-/// the agent from starting here, and what will need somebody soon. Empty: all is
-/// right.
+/// Looks at everything that `config` names, which `arguments` made of the file and of
+/// themselves: what would keep the agent from starting here, and what will need
+/// somebody soon. Empty: all is right.
 ///
 /// The key is opened, and asked for no signature. Nothing is written, nothing is sent,
 /// and a running agent isn't disturbed.
 #[must_use]
-pub fn check(path: &Path, config: &Config) -> Vec<Finding> {
+pub fn check(arguments: &Arguments, config: &Config) -> Vec<Finding> {
     let mut check = Check {
-        text: fs::read_to_string(path).unwrap_or_default(),
+        arguments,
         found: Vec::new(),
     };
     check.all(config);
     check.found
 }
 
-struct Check {
-    text: String,
+struct Check<'a> {
+    arguments: &'a Arguments,
     found: Vec<Finding>,
 }
 
-impl Check {
+impl Check<'_> {
     fn all(&mut self, config: &Config) {
         // flags may have changed what was read
         if let Err((key, detail)) = config.check() {
-            self.wrong(key, format!("{key} {detail}"), "give it such a value");
+            self.wrong(key, format!("it {detail}"), "give it such a value");
         }
         let topic = format!("Zymkey/{}", config.device.id);
         if let Err(error) = zk_publish::Target::new(&config.target.endpoint, &topic) {
@@ -87,12 +94,13 @@ impl Check {
                 &owners,
             );
             if let Err(error) = sealer {
-                self.wrong("owners.files", told(&error), "name each owner once");
+                self.wrong("owners.files", with_causes(&error), "name each owner once");
             }
         }
         self.roots(config);
         self.sensors(config);
         self.spool(config);
+        self.metrics(config);
         self.socket(config);
     }
 
@@ -107,7 +115,7 @@ impl Check {
             Ok(uri) => uri,
             Err(error) => {
                 let cure = "zymkey:slot=0 is the usual one";
-                self.wrong("device.hsm", told(&error), cure);
+                self.wrong("device.hsm", with_causes(&error), cure);
                 return None;
             }
         };
@@ -120,15 +128,22 @@ impl Check {
             {
                 self.soon(
                     "device.hsm",
-                    format!("not looked at: {}", told(&error)),
+                    format!("not looked at: {}", with_causes(&error)),
                     "the service itself has its credentials: see what systemctl status zk-agent \
                      says",
                 );
                 None
             }
             Err(error) => {
-                let cure = "is the module there, and may this user use it? zk-ctl doctor says more";
-                self.wrong("device.hsm", format!("{uri}: {}", told(&error)), cure);
+                let cure = match uri.backend() {
+                    BackendKind::Soft => "the file has to be there, of mode 0600, and this user's",
+                    _ => "is the module there, and may this user use it? zk-ctl doctor says more",
+                };
+                self.wrong(
+                    "device.hsm",
+                    format!("{uri}: {}", with_causes(&error)),
+                    cure,
+                );
                 None
             }
         }
@@ -160,7 +175,7 @@ impl Check {
             && let Err(error) = key.client_config(chain, none, &[])
         {
             let cure = "use the certificate that was issued for this key";
-            self.wrong(name, format!("{path}: {}", told(&error)), cure);
+            self.wrong(name, format!("{path}: {}", with_causes(&error)), cure);
         }
     }
 
@@ -204,24 +219,39 @@ impl Check {
     fn spool(&mut self, config: &Config) {
         let cure = "give another spool.dir, or see that the agent's user may write there";
         if let Err(error) = agent::spool_options(config) {
-            self.wrong("spool.engine", error.to_string(), "give \"log\"");
+            let cure = "give \"log\", and another spool.dir";
+            self.wrong("spool.engine", error.to_string(), cure);
             return;
         }
         let dir = &config.spool.dir;
+        let other_engine = |found: &str| {
+            format!(
+                "{}: records of the engine {found} wait there",
+                dir.display()
+            )
+        };
+        let keep = "keep the engine until they are published, or give another spool.dir";
         match zk_spool::inspect(dir) {
+            Ok(Some(spool)) if config.spool.engine == Engine::Sled && spool.segments > 0 => {
+                self.wrong("spool.engine", other_engine("log"), keep);
+            }
             Ok(Some(spool)) => self.waiting(config, &spool),
+            Err(zk_spool::Error::NotInspectable { engine, .. })
+                if config.spool.engine == Engine::Log =>
+            {
+                self.wrong("spool.engine", other_engine(engine), keep);
+            }
             Ok(None) | Err(zk_spool::Error::NotInspectable { .. }) => {}
             Err(error) => {
-                let what = format!("{}: {}", dir.display(), told(&error));
+                let what = format!("{}: {}", dir.display(), with_causes(&error));
                 return self.wrong("spool.dir", what, cure);
             }
         }
         // itself, or the first that is there of those it lies in
         let there = dir.ancestors().find(|place| place.exists());
         if let Some(there) = there
-            && let Err(error) = access(there, Access::WRITE_OK | Access::EXEC_OK)
+            && let Err(what) = writable(there)
         {
-            let what = format!("{}: {}", there.display(), std::io::Error::from(error));
             self.wrong("spool.dir", what, cure);
         }
     }
@@ -253,21 +283,74 @@ impl Check {
         }
     }
 
+    fn metrics(&mut self, config: &Config) {
+        let name = "metrics.listen";
+        let Some(address) = config.metrics.listen else {
+            return;
+        };
+        match TcpListener::bind(address) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let what = format!("somebody listens at {address}");
+                self.soon(name, what, IF_NOT_THE_AGENT);
+            }
+            Err(error) => {
+                let cure = "give it an address of this machine, and a port of 1024 or more";
+                self.wrong(name, format!("{address}: {error}"), cure);
+            }
+        }
+    }
+
     fn socket(&mut self, config: &Config) {
+        let name = "socket.listen";
         let Some(path) = &config.socket.listen else {
             return;
         };
-        if let Some(group) = &config.socket.group
-            && let Err(error) = socket::group_id(group)
-        {
-            let cure = "make it with groupadd --system, or leave socket.group out";
-            self.wrong("socket.group", error.to_string(), cure);
+        match config.socket.group.as_deref().map(socket::group_id) {
+            None => {}
+            Some(Ok(group)) if socket::may_give(group) => {}
+            Some(Ok(_)) => {
+                let what = "this user is none of its members".to_owned();
+                let cure =
+                    "usermod -aG GROUP zk-agent, and start it anew; or leave socket.group out";
+                self.wrong("socket.group", what, cure);
+            }
+            Some(Err(error)) => {
+                let cure = "make it with groupadd --system, or leave socket.group out";
+                let what = match error {
+                    Error::Group { group } => format!("there is no group {group} in /etc/group"),
+                    error => with_causes(&error),
+                };
+                self.wrong("socket.group", what, cure);
+            }
         }
-        if !path.parent().is_some_and(Path::is_dir) {
-            // systemd makes it when the service starts
+        let absolute = std::path::absolute(path);
+        let path = absolute.as_deref().unwrap_or(path);
+        let dir = path.parent().unwrap_or(path);
+        if !dir.is_dir() {
             let what = format!("{}: its directory is not there", path.display());
+            // systemd makes it when the service starts
+            if dir == Path::new(RUNTIME_DIRECTORY) {
+                let cure = "the unit makes it when it starts; by hand: mkdir, and chown zk-agent";
+                return self.soon(name, what, cure);
+            }
             let cure = "the unit makes /run/zk-agent; make any other one for the agent's user";
-            self.soon("socket.listen", what, cure);
+            return self.wrong(name, what, cure);
+        }
+        match socket::left_behind(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let what = format!("somebody listens at {}", path.display());
+                self.soon(name, what, IF_NOT_THE_AGENT);
+            }
+            Err(error) => {
+                let cure = "give another path, of 107 characters at most, where nothing is";
+                self.wrong(name, format!("{}: {error}", path.display()), cure);
+            }
+        }
+        if let Err(what) = writable(dir) {
+            let cure = "give it a directory of the agent's user, such as /run/zk-agent";
+            self.wrong(name, what, cure);
         }
     }
 
@@ -276,7 +359,7 @@ impl Check {
         match outcome {
             Ok(value) => Some(value),
             Err(error) => {
-                self.wrong(key, told(&error), cure);
+                self.wrong(key, with_causes(&error), cure);
                 None
             }
         }
@@ -293,7 +376,7 @@ impl Check {
     fn finding(&mut self, key: &'static str, starts: bool, what: String, cure: &str) {
         self.found.push(Finding {
             key,
-            line: line_of(&self.text, key),
+            place: self.arguments.place(key),
             starts,
             what,
             cure: cure.to_owned(),
@@ -301,19 +384,17 @@ impl Check {
     }
 }
 
-/// An error with its causes, where it does not say them itself.
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = cause.source();
-    }
-    text
+/// Whether this user may make files in a directory; what is wrong if not.
+fn writable(dir: &Path) -> Result<(), String> {
+    access(dir, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| format!("{}: {}", dir.display(), io::Error::from(error)))
 }
+
+const IF_NOT_THE_AGENT: &str = "if that is not the agent itself, which runs, it does not start: \
+                                give another one, or end what has it";
+
+/// As in the unit.
+const RUNTIME_DIRECTORY: &str = "/run/zk-agent";
 
 /// When an expiring certificate is worth a word.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);

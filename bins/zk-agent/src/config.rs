@@ -11,6 +11,7 @@ use documented::DocumentedFields;
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::de::DeTable;
+use tracing_subscriber::filter::Targets;
 use zk_envelope::DeviceId;
 
 use crate::{Error, arguments};
@@ -148,7 +149,11 @@ pub struct SpoolTable {
     #[serde(default)]
     pub engine: Engine,
     /// The most that it may take on disk.
-    #[serde(default = "default_cap", serialize_with = "size")]
+    #[serde(
+        default = "default_cap",
+        deserialize_with = "size_of",
+        serialize_with = "size"
+    )]
     pub cap: ByteSize,
     /// What happens then: `drop-oldest`, or `reject` what is new. Either way signed
     /// receipts name what is lost.
@@ -307,6 +312,23 @@ impl Default for Log {
     }
 }
 
+impl Log {
+    /// The filter.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub fn targets(&self) -> Result<Targets, Error> {
+        let key = "log.filter";
+        self.filter()
+            .map_err(|detail| Error::Setting { key, detail })
+    }
+
+    fn filter(&self) -> Result<Targets, String> {
+        let text = &self.filter;
+        zk_cli::log_filter(text).map_err(|problem| format!("is {text:?}: {problem}"))
+    }
+}
+
 impl Config {
     /// Reads agent.toml and makes its paths absolute.
     ///
@@ -315,28 +337,53 @@ impl Config {
     /// [`Error::File`].
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let wrong = |detail: String| Error::Config {
+        let wrong = |line, detail| Error::Config {
             path: path.into(),
+            line,
             detail,
         };
-        let mut config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let at = |key: &str, detail: String| wrong(line_of(&text, key), format!("{key} {detail}"));
+        let mut config: Self = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map(|span| line_at(&text, span.start));
+            wrong(line, error.to_string().trim_end().to_owned())
+        })?;
         let absolute = std::path::absolute(path).map_err(|e| Error::file(path, e))?;
         let base = absolute.parent().unwrap_or(&absolute);
-        let paths = [
-            &mut config.device.certificate,
-            &mut config.target.roots,
-            &mut config.sensors.root,
-            &mut config.spool.dir,
-        ];
-        let paths = paths.into_iter().chain(&mut config.owners.files);
-        for path in paths.chain(&mut config.socket.listen) {
+        for (key, path) in config.paths() {
+            // it would be the directory itself
+            if path.as_os_str().is_empty() {
+                return Err(at(
+                    key,
+                    "is empty: give it a path, or leave it out".to_owned(),
+                ));
+            }
             *path = base.join(&*path);
         }
-        config.check().map_err(|(key, detail)| {
-            let line = line_of(&text, key).map_or(String::new(), |line| format!("line {line}: "));
-            wrong(format!("{line}{key} {detail}"))
-        })?;
+        config.check().map_err(|(key, detail)| at(key, detail))?;
         Ok(config)
+    }
+
+    /// All paths, with their keys.
+    fn paths(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+        let paths = [
+            ("device.certificate", &mut self.device.certificate),
+            ("target.roots", &mut self.target.roots),
+            ("sensors.root", &mut self.sensors.root),
+            ("spool.dir", &mut self.spool.dir),
+        ];
+        let owners = self.owners.files.iter_mut();
+        let socket = self.socket.listen.iter_mut();
+        paths
+            .into_iter()
+            .chain(owners.map(|file| ("owners.files", file)))
+            .chain(socket.map(|path| ("socket.listen", path)))
+    }
+
+    /// The key that names this path.
+    pub(crate) fn names(&self, path: &Path) -> Option<&'static str> {
+        let mut config = self.clone();
+        let found = config.paths().find(|(_, named)| *named == path);
+        found.map(|(key, _)| key)
     }
 
     /// What the types do not say: the key that is wrong, and what is allowed.
@@ -364,23 +411,29 @@ impl Config {
             let detail = format!("is {volts}: it is in volts, 0.1 to 10 are allowed");
             return Err(("events.battery", detail));
         }
+        let cap = self.spool.cap;
+        if cap < LEAST_CAP {
+            return Err((
+                "spool.cap",
+                format!("is {cap}: at least {LEAST_CAP} are needed"),
+            ));
+        }
         let owners = self.owners.files.len();
         if !(1..=8).contains(&owners) {
             let detail = format!("names {owners}: 1 to 8 are allowed");
             return Err(("owners.files", detail));
         }
-        zk_cli::log_filter(&self.log.filter)
+        self.log
+            .filter()
             .map(drop)
-            .map_err(|detail| ("log.filter", format!("is {:?}: {detail}", self.log.filter)))
+            .map_err(|detail| ("log.filter", detail))
     }
 }
 
 impl Config {
     /// The keys whose values are others in `other`.
     pub(crate) fn changed(&self, other: &Self) -> Result<Vec<String>, Error> {
-        let table = |config: &Self| {
-            toml::Table::try_from(config).map_err(|error| Error::Setting(error.to_string()))
-        };
+        let table = |config: &Self| toml::Table::try_from(config).map_err(|e| unwritten(&e));
         let (own, other) = (table(self)?, table(other)?);
         let mut changed = Vec::new();
         for table in own.keys() {
@@ -405,16 +458,15 @@ impl Config {
 /// with an example, all others commented out, with what holds without them.
 ///
 /// # Errors
-/// [`Error::Setting`]: none that is known of.
+/// [`Error::Config`]: none that is known of.
 pub fn template() -> Result<String, Error> {
-    let made = |error: &dyn std::error::Error| Error::Setting(error.to_string());
-    let mut config: Config = toml::from_str(LEAST).map_err(|error| made(&error))?;
+    let mut config: Config = toml::from_str(LEAST).map_err(|e| unwritten(&e))?;
     config.events.battery = Some(2.5);
     config.metrics.listen = Some(SocketAddr::from(([127, 0, 0, 1], 9465)));
     config.socket.listen = Some("/run/zk-agent/publish.sock".into());
     config.socket.group = Some("zk-publish".to_owned());
-    let least: toml::Table = toml::from_str(LEAST).map_err(|error| made(&error))?;
-    let all = toml::to_string(&config).map_err(|error| made(&error))?;
+    let least: toml::Table = toml::from_str(LEAST).map_err(|e| unwritten(&e))?;
+    let all = toml::to_string(&config).map_err(|e| unwritten(&e))?;
 
     let mut text = TEMPLATE_HEAD.to_owned();
     let mut table = "";
@@ -434,6 +486,15 @@ pub fn template() -> Result<String, Error> {
         }
     }
     Ok(text)
+}
+
+/// Of what is written here, and not read.
+fn unwritten(error: &dyn std::error::Error) -> Error {
+    Error::Config {
+        path: "agent.toml".into(),
+        line: None,
+        detail: error.to_string(),
+    }
 }
 
 /// What the types say of a key.
@@ -480,7 +541,12 @@ pub(crate) fn line_of(text: &str, key: &str) -> Option<usize> {
         .as_table()
         .and_then(|keys| keys.get_key_value(key));
     let at = key.map_or(heading.span(), |(key, _)| key.span()).start;
-    Some(text[..at].matches('\n').count() + 1)
+    Some(line_at(text, at))
+}
+
+fn line_at(text: &str, at: usize) -> usize {
+    let before = text.as_bytes().iter().take(at);
+    before.filter(|byte| **byte == b'\n').count() + 1
 }
 
 /// A checked duration without its sign.
@@ -514,6 +580,9 @@ where
 const SHORTEST: SignedDuration = SignedDuration::from_millis(10);
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
 
+/// A spool takes no less.
+const LEAST_CAP: ByteSize = ByteSize::kib(16);
+
 fn default_cap() -> ByteSize {
     ByteSize::mib(256)
 }
@@ -523,6 +592,12 @@ fn displayed<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+/// `256MiB`, or bytes.
+fn size_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    let size = ByteSize::deserialize(deserializer);
+    size.map_err(|_| de::Error::custom("give a size such as \"256MiB\", or a number of bytes"))
 }
 
 /// As a person writes it: `256MiB`.

@@ -2,16 +2,20 @@ use std::path::{Path, PathBuf};
 
 use zk_envelope::DeviceId;
 
+use crate::config::Config;
+
 /// Why the agent does not start, or stops.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// agent.toml is wrong.
-    #[error("{}: {detail}", path.display())]
+    #[error("{}: {detail}", in_file(path, *line))]
     Config {
         /// The file.
         path: PathBuf,
-        /// Line, what is wrong and what is allowed.
+        /// Where in it.
+        line: Option<usize>,
+        /// What is wrong and what is allowed.
         detail: String,
     },
     /// A record could not be sealed, and trying again does not help.
@@ -89,8 +93,13 @@ pub enum Error {
         detail: String,
     },
     /// A setting, perhaps given by a flag, is outside of what is allowed.
-    #[error("{0}")]
-    Setting(String),
+    #[error("{key} {detail}")]
+    Setting {
+        /// The key, as in `sensors.interval`.
+        key: &'static str,
+        /// What it is, and what is allowed.
+        detail: String,
+    },
     /// The socket for data of other programs.
     #[error(
         "socket {}: {source}; give another socket.listen, whose directory is there and the \
@@ -127,6 +136,69 @@ pub enum Error {
 }
 
 impl Error {
+    /// The program's exit status: 2 if a restart does not help, which is so for the
+    /// configuration and for files that it names, and else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        use std::io::ErrorKind::{
+            InvalidData, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+        };
+        match self {
+            Self::Config { .. }
+            | Self::Group { .. }
+            | Self::HsmUri(_)
+            | Self::OtherDevice { .. }
+            | Self::OtherSpool { .. }
+            | Self::Pem { .. }
+            | Self::Setting { .. }
+            | Self::Target(_)
+            | Self::Spool(
+                zk_spool::Error::InvalidOptions { .. }
+                | zk_spool::Error::NotASpool { .. }
+                | zk_spool::Error::OtherEngine { .. },
+            ) => 2,
+            Self::File { source, .. } => match source.kind() {
+                InvalidData | IsADirectory | NotADirectory | NotFound | PermissionDenied => 2,
+                _ => 1,
+            },
+            _ => 1,
+        }
+    }
+
+    /// The key of `config`, as in `device.certificate`, that keeps the agent from
+    /// starting by this error, if it is one of them.
+    #[must_use]
+    pub fn key(&self, config: &Config) -> Option<&'static str> {
+        match self {
+            Self::Config { .. }
+            | Self::Envelope(_)
+            | Self::Thread(_)
+            | Self::ThreadEnded
+            | Self::Unsealed { .. } => None,
+            Self::File { path, .. } | Self::Pem { path, .. } => config.names(path),
+            Self::Group { .. } => Some("socket.group"),
+            Self::Hsm { source, .. } => match **source {
+                zk_hsm::Error::CertificateMismatch { .. } => Some("device.certificate"),
+                _ => Some("device.hsm"),
+            },
+            Self::HsmUri(_) => Some("device.hsm"),
+            Self::Listen { .. } => Some("metrics.listen"),
+            Self::OtherDevice { .. } => Some("device.certificate"),
+            Self::OtherSpool { .. } | Self::Spool(_) => Some("spool.dir"),
+            Self::Setting { key, .. } => Some(key),
+            Self::Socket { .. } => Some("socket.listen"),
+            Self::Target(_) => Some("target.endpoint"),
+        }
+    }
+
+    /// Owners that nothing can be encrypted for together.
+    pub(crate) fn owners(error: &zk_envelope::Error) -> Self {
+        Self::Setting {
+            key: "owners.files",
+            detail: format!("can't be used together: {error}"),
+        }
+    }
+
     pub(crate) fn hsm(uri: &str, source: zk_hsm::Error) -> Self {
         Self::Hsm {
             uri: uri.to_owned(),
@@ -140,4 +212,25 @@ impl Error {
             source,
         }
     }
+}
+
+/// A place in a file, as editors and people take it: `agent.toml:12`.
+pub(crate) fn in_file(path: &Path, line: Option<usize>) -> String {
+    let path = path.display();
+    line.map_or_else(|| path.to_string(), |line| format!("{path}:{line}"))
+}
+
+/// An error with its causes, where it does not say them itself.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use x509_cert::der::oid::db::rfc4519::COMMON_NAME;
@@ -43,11 +43,24 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
     };
     let chain = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| wrong(e.to_string()))?;
+        .map_err(|error| wrong(pem_problem(&error)))?;
     if chain.is_empty() {
         Err(wrong("the file holds none".into()))
     } else {
         Ok(chain)
+    }
+}
+
+/// In words, where the library shows bytes.
+fn pem_problem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "it breaks off before an END line; copy it again, all of it".to_owned()
+        }
+        pem::Error::IllegalSectionStart { .. } => {
+            "a BEGIN line is not right; copy it again, all of it".to_owned()
+        }
+        error => error.to_string(),
     }
 }
 

@@ -36,6 +36,7 @@ mod config;
 mod error;
 mod files;
 mod metrics;
+mod serve;
 mod socket;
 
 pub use agent::{Agent, Event, Status, Watch, receipt_of};
@@ -45,7 +46,7 @@ pub use config::{
     Config, Device, Engine, Events, Full, Heartbeat, Log, LogFormat, MetricsTable, Owners, Sensors,
     SocketTable, SpoolTable, Sync, Target, loopback, template,
 };
-pub use error::Error;
+pub use error::{Error, with_causes};
 pub use files::{certificates, check_certificate, owner, roots};
 pub use metrics::Metrics;
 pub use socket::MAX_DATA;

@@ -2,15 +2,14 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
-use std::error::Error as _;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use clap::Parser;
+use rustix::process::geteuid;
 use sd_notify::NotifyState;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -20,87 +19,150 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use zk_agent::arguments::Arguments;
-use zk_agent::{Agent, Config, Error, Finding, Log, LogFormat, Metrics, Watch, check, template};
+use zk_agent::{
+    Agent, Config, Error, Finding, Log, LogFormat, Metrics, Watch, check, template, with_causes,
+};
+use zk_cli::{tell, tell_error};
 
 mod repeats;
 
 use repeats::{ON_REQUEST, Repeats};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of_this_process().unwrap_or_else(|error| error.exit());
     let outcome = if arguments.config_template {
-        template().map(|text| {
-            print!("{text}");
-            ExitCode::SUCCESS
-        })
+        template()
+            .map_err(Failure::from)
+            .and_then(|text| print(&text, 0))
     } else if arguments.check_config {
         check_config(&arguments)
     } else {
         run(&arguments).map(|()| ExitCode::SUCCESS)
     };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            zk_cli::tell_error("zk-agent", &error);
-            let no_config = matches!(&error, Error::File { path, .. } if *path == arguments.config);
-            let usage = no_config
-                || matches!(
-                    error,
-                    Error::Config { .. }
-                        | Error::Group { .. }
-                        | Error::HsmUri(_)
-                        | Error::OtherDevice { .. }
-                        | Error::OtherSpool { .. }
-                        | Error::Pem { .. }
-                        | Error::Setting(_)
-                        | Error::Target(_)
-                );
-            ExitCode::from(if usage { 2 } else { 1 })
+    outcome.unwrap_or_else(|failure| failure.tell())
+}
+
+/// Why the program ends.
+struct Failure {
+    error: Error,
+    /// The key that it is about, and where it stands.
+    place: Option<String>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, place: None }
+    }
+}
+
+impl Failure {
+    /// An error with this configuration.
+    fn with(arguments: &Arguments, config: &Config, error: Error) -> Self {
+        let place = error.key(config).map(|key| {
+            let place = arguments.place(key);
+            // Many errors begin with the key themselves.
+            match error.to_string().starts_with(key) {
+                true => place.to_string(),
+                false => format!("{place}: {key}"),
+            }
+        });
+        Self { error, place }
+    }
+
+    /// In one line, for the log.
+    fn to_line(&self) -> String {
+        let said = with_causes(&self.error);
+        let place = self.place.as_ref();
+        place.map_or_else(|| said.clone(), |place| format!("{place}: {said}"))
+    }
+
+    fn tell(&self) -> ExitCode {
+        let Self { error, place } = self;
+        let who = place.as_ref();
+        let who = who.map_or_else(
+            || "zk-agent".to_owned(),
+            |place| format!("zk-agent: {place}"),
+        );
+        tell_error(&who, error);
+        if matches!(error, Error::Config { .. }) {
+            tell("  next: zk-agent --config-template prints all keys, with what each is for");
         }
+        ExitCode::from(error.exit_code())
+    }
+}
+
+/// To standard output; nobody there, such as a pager that has ended, is no failure.
+fn print(text: &str, status: u8) -> Result<ExitCode, Failure> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+            let path = "standard output".into();
+            Err(Error::File { path, source }.into())
+        }
+        _ => Ok(ExitCode::from(status)),
     }
 }
 
 /// Says whether the agent would start. Whatever keeps it from that is told, not only
 /// the first.
-fn check_config(arguments: &Arguments) -> Result<ExitCode, Error> {
+fn check_config(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let file = arguments.config.display();
+    if geteuid().is_root() {
+        eprintln!(
+            "zk-agent: looked at as root, who may see and write more than the service: sudo -u \
+             zk-agent zk-agent --check-config"
+        );
+    }
     let config = match Config::read(&arguments.config) {
         Ok(config) => arguments.overrides.over(config),
         Err(error) if arguments.json => {
-            let what = error.to_string();
+            let line = match &error {
+                Error::Config { line, .. } => *line,
+                _ => None,
+            };
             let finding = json!({
-                "key": null, "line": null, "starts": false, "what": what, "cure": null,
+                "key": null, "line": line, "by": null, "starts": false,
+                "what": with_causes(&error),
+                "cure": "zk-agent --config-template prints all keys, with what each is for",
             });
-            println!("{}", json!({ "starts": false, "findings": [finding] }));
-            return Ok(ExitCode::from(2));
+            let found = json!({ "starts": false, "findings": [finding] });
+            return print(&format!("{found}\n"), 2);
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
-    let findings = check(&arguments.config, &config);
+    let findings = check(arguments, &config);
     let starts = findings.iter().all(|finding| finding.starts);
+    let status = if starts { 0 } else { 2 };
     if arguments.json {
         let findings: Vec<_> = findings.iter().map(Finding::to_json).collect();
-        println!("{}", json!({ "starts": starts, "findings": findings }));
-    } else {
-        for finding in &findings {
-            let line = finding.line.map(|line| format!(":{line}"));
-            let line = line.unwrap_or_default();
-            let kind = if finding.starts { "warning: " } else { "" };
-            println!("{file}{line}: {kind}{}: {}", finding.key, finding.what);
-            println!("  next: {}", finding.cure);
-        }
-        if starts {
-            println!("{file}: the agent starts with it");
-        }
+        let found = json!({ "starts": starts, "findings": findings });
+        return print(&format!("{found}\n"), status);
     }
-    Ok(ExitCode::from(if starts { 0 } else { 2 }))
+    let mut text = String::new();
+    for Finding {
+        key,
+        place,
+        starts,
+        what,
+        cure,
+        ..
+    } in &findings
+    {
+        let kind = if *starts { "warning: " } else { "" };
+        text += &format!("{place}: {kind}{key}: {what}\n  next: {cure}\n");
+    }
+    if starts {
+        text += &format!("{file}: the agent starts with it\n");
+    }
+    print(&text, status)
 }
 
-fn run(arguments: &Arguments) -> Result<(), Error> {
+fn run(arguments: &Arguments) -> Result<(), Failure> {
     let read = || Config::read(&arguments.config).map(|file| arguments.overrides.over(file));
     let config = read()?;
-    let set_filter = start_logging(&config.log)?;
-    let listener = config.metrics.listen.map(listen).transpose()?;
+    let with = |error| Failure::with(arguments, &config, error);
+    let set_filter = start_logging(&config.log).map_err(with)?;
+    let listener = config.metrics.listen.map(listen).transpose();
+    let listener = listener.map_err(with)?;
 
     // A signal, or the agent that cannot go on: whichever comes first.
     let (tell, told) = channel();
@@ -118,7 +180,8 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     });
     let agent = Agent::start(&config, move || {
         let _ = tell.send(Told::End);
-    })?;
+    })
+    .map_err(with)?;
     let metrics = match listener {
         Some(listener) => Some(Metrics::serve(listener, agent.watch())?),
         None => None,
@@ -128,10 +191,14 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     // An error would mean that no sender is left; the signals' thread keeps one.
     while let Ok(Told::Reload) = told.recv() {
         notify_all(&[NotifyState::Reloading, now()]);
-        match read().and_then(|config| reload(&agent, &config, &set_filter)) {
+        let reloaded = read().map_err(Failure::from).and_then(|config| {
+            let outcome = reload(&agent, &config, &set_filter);
+            outcome.map_err(|error| Failure::with(arguments, &config, error))
+        });
+        match reloaded {
             Ok(()) => tracing::info!("the configuration holds as it is now"),
-            Err(error) => {
-                let error = with_causes(&error);
+            Err(failure) => {
+                let error = failure.to_line();
                 tracing::error!(target: ON_REQUEST, error, "going on with the configuration as it was");
             }
         }
@@ -168,29 +235,16 @@ enum Told {
 
 /// Takes up what can be changed in a running agent, and says what can't.
 fn reload(agent: &Agent, config: &Config, set_filter: &impl Fn(Targets)) -> Result<(), Error> {
-    let filter = log_filter(&config.log)?;
+    let filter = config.log.targets()?;
     for key in agent.reload(config)? {
         tracing::warn!(
+            target: ON_REQUEST,
             key,
             "this changes when the agent is started anew, and not before"
         );
     }
     set_filter(filter);
     Ok(())
-}
-
-fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        // Many errors tell their cause themselves.
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What systemd, since 253, wants to know of a reload besides that there is one.
@@ -280,16 +334,11 @@ fn start_logging(log: &Log) -> Result<impl Fn(Targets) + use<>, Error> {
             .map_event_format(|format| Repeats::new(format, true))
             .boxed(),
     };
-    let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(log)?);
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(log.targets()?);
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .init();
     Ok(move |filter| drop(handle.reload(filter)))
-}
-
-fn log_filter(log: &Log) -> Result<Targets, Error> {
-    zk_cli::log_filter(&log.filter)
-        .map_err(|error| Error::Setting(format!("log.filter is {:?}: {error}", log.filter)))
 }
 
 /// How long it goes on publishing after it was told to stop.

@@ -5,36 +5,33 @@ use std::convert::Infallible;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use crate::Error;
 use crate::agent::{Status, Watch};
+use crate::serve::{AGE, Server, http, next};
 
 /// Serves metrics at `/metrics`, in Prometheus' text format 0.0.4, and health
 /// at `/healthz`, from a thread of its own until dropped.
 ///
 /// Health is 200 and `ok`, with a line for each of [`Watch::notices`], or 503 and
-/// what somebody has to look after, a line each (see [`Watch::troubles`]). A link that is down is no trouble: the
-/// agent is made for that.
+/// what somebody has to look after, a line each (see [`Watch::troubles`]). A link that
+/// is down is no trouble: the agent is made for that.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Dropped to stop the thread.
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _server: Server,
 }
 
 impl Metrics {
@@ -45,38 +42,14 @@ impl Metrics {
     /// [`Error::Thread`].
     pub fn serve(listener: TcpListener, watch: Watch) -> Result<Self, Error> {
         listener.set_nonblocking(true).map_err(Error::Thread)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Error::Thread)?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new()
-            .name("metrics".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        // A sender that is gone says the same as one that sends.
-                        _ = stopped => {}
-                        () = run(listener, &watch) => {}
-                    }
-                });
-            })
-            .map_err(Error::Thread)?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Metrics {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the metrics' thread panicked: this is a defect, please report it");
-        }
+        let server = Server::spawn("metrics", async move |stopped| {
+            tokio::select! {
+                // A sender that is gone says the same as one that sends.
+                _ = stopped => {}
+                () = run(listener, &watch) => {}
+            }
+        })?;
+        Ok(Self { _server: server })
     }
 }
 
@@ -88,17 +61,8 @@ async fn run(listener: TcpListener, watch: &Watch) {
     };
     let places = Arc::new(Semaphore::new(MAX_SCRAPERS));
     loop {
-        // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection for metrics");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
-            }
+        let Some((stream, place)) = next(&places, listener.accept()).await else {
+            continue;
         };
         let watch = watch.clone();
         tokio::spawn(async move {
@@ -106,12 +70,7 @@ async fn run(listener: TcpListener, watch: &Watch) {
                 let response = answer(&watch, &request);
                 async { Ok::<_, Infallible>(response) }
             });
-            let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(SILENCE)
-                .max_buf_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(stream), service);
-            // Whoever sends nothing, or does not read, is not waited for.
+            let serving = http().serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = tokio::time::timeout(AGE, serving).await {
                 tracing::debug!(%error, "a metrics connection ended");
             }
@@ -556,10 +515,5 @@ fn since_epoch(time: SystemTime) -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// Connections at a time, how long each may be silent, and how old it gets.
+/// Connections at a time.
 const MAX_SCRAPERS: usize = 8;
-const SILENCE: Duration = Duration::from_secs(30);
-const AGE: Duration = Duration::from_secs(600);
-
-/// A request's line and headers, in bytes.
-const MAX_HEAD: usize = 8 * 1024;

@@ -15,8 +15,8 @@ use tracing_subscriber::registry::LookupSpan;
 /// Writes warnings and errors as `format` does, but the same one again only after a
 /// while, with how often it was not said meanwhile, as `repeats`.
 ///
-/// The same: from one place in the program, with one text as `error`; where there is
-/// none, with texts that differ in numbers alone.
+/// The same: from one place in the program, with one text as `error` or `event`; where
+/// there is none, with texts that differ in numbers alone.
 pub(crate) struct Repeats<F> {
     format: F,
     /// Whether it writes an object in a line.
@@ -100,7 +100,7 @@ where
 /// What of an event tells it from others of its place.
 #[derive(Default)]
 struct Text {
-    error: Option<String>,
+    own: Option<String>,
     rest: String,
 }
 
@@ -110,14 +110,14 @@ impl From<Text> for String {
             rest.retain(|character| !character.is_ascii_digit());
             rest
         };
-        text.error.unwrap_or_else(|| without_numbers(text.rest))
+        text.own.unwrap_or_else(|| without_numbers(text.rest))
     }
 }
 
 impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "error" {
-            self.error = Some(format!("{value:?}"));
+        if matches!(field.name(), "error" | "event") {
+            self.own = Some(format!("{value:?}"));
         } else {
             // A text takes whatever is written.
             let _ = write!(self.rest, "{}={value:?} ", field.name());
@@ -211,6 +211,9 @@ mod tests {
                 fails("no answer", 7);
                 tracing::error!(target: ON_REQUEST, "asked");
                 tracing::error!(target: ON_REQUEST, "asked");
+                for circuit in [1, 2, 1] {
+                    tracing::warn!(event = ?("broken", circuit), "it has changed");
+                }
             };
             if json {
                 let logs = logs.json().map_event_format(|format| Repeats {
@@ -232,7 +235,8 @@ mod tests {
             assert_eq!(with("lost"), 1);
             assert_eq!(with("this is no error"), 3);
             assert_eq!(with("asked"), 2);
-            assert_eq!(lines.len(), 9);
+            assert_eq!(with("it has changed"), 2);
+            assert_eq!(lines.len(), 11);
             let again = &lines[6];
             if json {
                 let again: serde_json::Value = serde_json::from_str(again).unwrap();

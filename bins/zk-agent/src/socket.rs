@@ -3,29 +3,32 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::process::{Gid, getegid, geteuid, getgroups};
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use zk_envelope::StreamId;
 use zk_sensors::Readings;
 
 use crate::Error;
 use crate::config::SocketTable;
+use crate::serve::{AGE, SILENCE, Server, http, next};
 
 /// The most bytes of data in a record of its own: 62 KiB. A message has at most
 /// 128 KiB (`zk_envelope::MAX_MESSAGE`) and carries everything in hexadecimal; this
@@ -51,13 +54,12 @@ pub(crate) enum Answer {
     TooLarge,
 }
 
-/// Takes data on a socket from a thread of its own, until dropped.
+/// Takes data on a socket until dropped.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    path: PathBuf,
-    /// Dropped to stop the thread.
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// Ends before the name goes.
+    server: Option<Server>,
+    name: Name,
 }
 
 impl Socket {
@@ -68,62 +70,111 @@ impl Socket {
         offer: impl Fn(Data) -> bool + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let group = group.map(group_id).transpose()?;
-        let listener = bind(path, group).map_err(|source| Error::Socket {
+        let (listener, name) = bind(path, group).map_err(|source| Error::Socket {
             path: path.into(),
             source,
         })?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Error::Thread)?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new()
-            .name("socket".into())
-            .spawn(move || {
-                runtime.block_on(run(listener, Arc::new(offer), stopped));
-            })
-            .map_err(Error::Thread)?;
+        let serve = async move |stopped| run(listener, Arc::new(offer), stopped).await;
+        let server = Server::spawn("socket", serve)?;
         tracing::info!(path = %path.display(), "taking data of other programs");
         Ok(Self {
-            path: path.into(),
-            stop: Some(stop),
-            thread: Some(thread),
+            server: Some(server),
+            name,
         })
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the socket's thread panicked: this is a defect, please report it");
-        }
-        // It may be gone already.
-        let _ = fs::remove_file(&self.path);
+        drop(self.server.take());
+        self.name.remove();
     }
 }
 
-/// A socket for the agent's user and the members of `group`.
-fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
-    let left = fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
-    // Of an agent that runs, or left behind by one that was killed.
-    if left && UnixStream::connect(path).is_ok() {
-        return Err(io::ErrorKind::AddrInUse.into());
-    } else if left {
+/// Where a socket is found, for as long as it is this one.
+#[derive(Debug)]
+struct Name {
+    path: PathBuf,
+    /// The file system and the file there.
+    file: (u64, u64),
+}
+
+impl Name {
+    fn remove(&self) {
+        let there = fs::symlink_metadata(&self.path);
+        // Of another agent, if somebody removed this one's.
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == self.file) {
+            // It may be gone already.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A socket for the agent's user and the members of `group`. Nobody can connect before it
+/// has its mode.
+fn bind(path: &Path, group: Option<u32>) -> io::Result<(UnixListener, Name)> {
+    if left_behind(path)? {
         fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
-    chown(path, None, group).map_err(|error| {
-        let why = format!(
-            "it can't be given its group, of which the agent's user has to be one: {error}"
-        );
-        io::Error::new(error.kind(), why)
-    })?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let listener = socket()?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
+    let there = fs::symlink_metadata(path)?;
+    let name = Name {
+        path: path.into(),
+        file: (there.dev(), there.ino()),
+    };
+    let opened = chown(path, None, group)
+        .map_err(|error| {
+            let why = format!(
+                "it can't be given its group, of which the agent's user has to be one: {error}"
+            );
+            io::Error::new(error.kind(), why)
+        })
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o660)))
+        .and_then(|()| Ok(rustix::net::listen(&listener, BACKLOG)?));
+    match opened {
+        Ok(()) => Ok((listener.into(), name)),
+        Err(error) => {
+            name.remove();
+            Err(error)
+        }
+    }
+}
+
+/// Whether a socket is at this path that an agent which was killed left behind. An error
+/// if there can be none: because somebody listens there, or something else is there.
+pub(crate) fn left_behind(path: &Path) -> io::Result<bool> {
+    let address = SocketAddrUnix::new(path)?;
+    let Ok(there) = fs::symlink_metadata(path) else {
+        return Ok(false);
+    };
+    if !there.file_type().is_socket() {
+        let why = "there is something else at this path, which is left alone";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+    }
+    match rustix::net::connect(socket()?, &address) {
+        // Anything else says that somebody listens, or that it can't be known.
+        Err(Errno::CONNREFUSED) => Ok(true),
+        _ => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
+}
+
+/// Whether this user may give a file to this group.
+pub(crate) fn may_give(group: u32) -> bool {
+    let own = |id: Gid| id.as_raw() == group;
+    geteuid().is_root()
+        || own(getegid())
+        || getgroups().is_ok_and(|groups| groups.into_iter().any(own))
 }
 
 /// A group of this system, by its name or number.
@@ -160,7 +211,7 @@ async fn run(
         let accepted = tokio::select! {
             // A sender that is gone says the same as one that sends.
             _ = &mut stopped => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = next(&places, listener.accept()) => accepted,
         };
         let Some((stream, place)) = accepted else {
             continue;
@@ -172,16 +223,9 @@ async fn run(
                 let (offer, ending) = (Arc::clone(&offer), last.clone());
                 async move { Ok::<_, Infallible>(answer(request, &*offer, ending).await) }
             });
-            let mut serving = pin!(
-                http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(SILENCE)
-                    .max_buf_size(MAX_HEAD)
-                    .serve_connection(TokioIo::new(stream), service)
-            );
+            let mut serving = pin!(http().serve_connection(TokioIo::new(stream), service));
             let ended = tokio::select! {
                 ended = &mut serving => ended,
-                // Whoever sends nothing, or does not read, is not waited for.
                 () = sleep(AGE) => Ok(()),
                 _ = ending.changed() => {
                     serving.as_mut().graceful_shutdown();
@@ -197,23 +241,6 @@ async fn run(
     drop(end);
     // All of them: nobody is connected any more.
     let _ = timeout(2 * LAST_WORDS, places.acquire_many(MAX_PEERS)).await;
-}
-
-/// The next connection, and its place among the few that there are.
-async fn accept(
-    listener: &tokio::net::UnixListener,
-    places: &Arc<Semaphore>,
-) -> Option<(tokio::net::UnixStream, OwnedSemaphorePermit)> {
-    // The semaphore is never closed.
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, place)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection for data");
-            sleep(Duration::from_secs(1)).await;
-            None
-        }
-    }
 }
 
 /// `POST /records`: one record of the body, of the content type that the header says.
@@ -381,14 +408,10 @@ impl SocketTable {
 /// The content type of the agent's own readings.
 const READINGS: &str = "application/json";
 
-/// Connections at a time, how long each may be silent, and how old it gets.
+/// Connections at a time, and those that wait to be one of them.
 const MAX_PEERS: u32 = 16;
-const SILENCE: Duration = Duration::from_secs(30);
-const AGE: Duration = Duration::from_secs(600);
+const BACKLOG: i32 = 128;
 
 /// How long data that waits when the agent ends has to be sealed, and then its sender
 /// to read the answer.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// A request's line and headers, in bytes.
-const MAX_HEAD: usize = 8 * 1024;

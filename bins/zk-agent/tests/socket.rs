@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 
 use support::{Daemon, PATIENCE, Place, is_whole, metrics, started_with, until};
@@ -304,6 +304,18 @@ fn while_the_key_does_not_sign_data_waits_and_so_does_its_sender() {
     assert_eq!(bodies, [&b"before"[..], b"waits"]);
 }
 
+/// Somebody removed its socket, and another agent has one there now.
+#[test]
+fn at_the_end_it_removes_its_own_socket_alone() {
+    let place = Place::new();
+    with_socket(&place);
+    let (first, _) = start(&place);
+    fs::remove_file(place.path("publish.sock")).unwrap();
+    let _other = UnixListener::bind(place.path("publish.sock")).unwrap();
+    assert_eq!(first.terminate().1.code(), Some(0));
+    assert!(place.path("publish.sock").exists());
+}
+
 #[test]
 fn a_socket_that_was_left_behind_is_replaced_and_nothing_else_is() {
     let place = Place::new();
@@ -329,12 +341,30 @@ fn a_socket_that_was_left_behind_is_replaced_and_nothing_else_is() {
     refused(&other, ["publish.sock", "in use"], 1);
     assert_eq!(daemon.terminate().1.code(), Some(0));
 
+    let agent = place.path("agent.toml");
     fs::write(place.path("publish.sock"), "a file").unwrap();
-    refused(&place.path("agent.toml"), ["publish.sock", "in use"], 1);
+    refused(&agent, ["publish.sock", "something else"], 1);
     assert_eq!(
         fs::read_to_string(place.path("publish.sock")).unwrap(),
         "a file"
     );
+    fs::remove_file(place.path("publish.sock")).unwrap();
+    std::os::unix::fs::symlink("nowhere", place.path("publish.sock")).unwrap();
+    refused(&agent, ["publish.sock", "something else"], 1);
+    fs::remove_file(place.path("publish.sock")).unwrap();
+    // at sockets of another kind somebody listens, too
+    let other = UnixDatagram::bind(place.path("publish.sock")).unwrap();
+    refused(&agent, ["publish.sock", "in use"], 1);
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.connect(place.path("publish.sock")).unwrap();
+    drop(other);
+    fs::remove_file(place.path("publish.sock")).unwrap();
+    // and at one where so many wait already that nobody else may
+    let busy = UnixListener::bind(place.path("publish.sock")).unwrap();
+    rustix::net::listen(&busy, 0).unwrap();
+    let _first = UnixStream::connect(place.path("publish.sock")).unwrap();
+    refused(&agent, ["publish.sock", "in use"], 1);
+    drop(busy);
     place.reconfigure("[socket]", "[socket]\ngroup = \"no-such-group\"");
     refused(
         &place.path("agent.toml"),

@@ -1,8 +1,11 @@
 //! What the agent says when it can't start, as a person meets it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+use std::convert::Infallible;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -10,6 +13,7 @@ use std::time::Duration;
 use zk_agent::{Agent, Config};
 use zk_envelope::OwnerKey;
 use zk_hsm::create_soft_key;
+use zk_spool::Spool;
 
 const GOOD: &str = r#"
 [device]
@@ -92,12 +96,12 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
         (
             "\"10s\"",
             "\"1ms\"",
-            vec!["line 15: sensors.interval", "at least 10ms"],
+            vec!["agent.toml:15: sensors.interval", "at least 10ms"],
         ),
         (
             "\"5m\"",
             "\"25h\"",
-            vec!["line 25: heartbeat.interval", "at most 24h"],
+            vec!["agent.toml:25: heartbeat.interval", "at most 24h"],
         ),
         (
             "[heartbeat]",
@@ -107,7 +111,7 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
         (
             "\"1s\"",
             "\"9000000000h\"",
-            vec!["line 22: spool.sync.every", "at most 24h"],
+            vec!["agent.toml:22: spool.sync.every", "at most 24h"],
         ),
         (
             "\"reject\"",
@@ -123,7 +127,7 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
         (
             "[\"owner.pub.pem\"]",
             "[]",
-            vec!["line 12: owners.files", "1 to 8"],
+            vec!["agent.toml:12: owners.files", "1 to 8"],
         ),
         (
             "[target]",
@@ -283,6 +287,167 @@ fn a_configuration_is_checked_without_a_start() {
     fs::write(dir.path().join("spool"), "a file").unwrap();
     let all = found(GOOD, &[]);
     assert_eq!((all[1].0.as_str(), all[1].1), ("spool.dir", Some(19)));
+}
+
+/// As it is while the agent runs that has them.
+#[test]
+fn what_is_in_use_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    provision(dir.path(), "pi-01");
+    let _socket = UnixListener::bind(dir.path().join("a.sock")).unwrap();
+    let metrics = TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = metrics
+        .local_addr()
+        .map(|address| (metrics, address))
+        .unwrap();
+    let more = format!(
+        "[metrics]\nlisten = \"{}\"\n[socket]\nlisten = \"a.sock\"\n",
+        metrics.1
+    );
+    let (output, said) = agent_with(dir.path(), &(GOOD.to_owned() + &more), &["--check-config"]);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for key in ["metrics.listen", "socket.listen"] {
+        let part = format!("warning: {key}: somebody listens at");
+        assert!(text.contains(&part), "{text}");
+    }
+}
+
+/// The records that wait are of the other engine.
+#[test]
+fn a_spool_of_another_engine_is_seen_by_the_check() {
+    let dir = tempfile::tempdir().unwrap();
+    provision(dir.path(), "pi-01");
+    for (has, engine) in [
+        ("log", zk_spool::Engine::Log),
+        ("sled", zk_spool::Engine::Sled),
+    ] {
+        let options = zk_spool::Options {
+            engine,
+            ..zk_spool::Options::default()
+        };
+        let spool = Spool::open(dir.path().join(has), options).unwrap();
+        spool
+            .append_with(|_| Ok::<_, Infallible>(b"x".to_vec()))
+            .unwrap();
+        spool.close().unwrap();
+        for asked in ["log", "sled"] {
+            let text = GOOD.replace("\"spool\"", &format!("\"{has}\"\nengine = \"{asked}\""));
+            let (output, said) = agent_with(dir.path(), &text, &["--check-config"]);
+            let text = String::from_utf8(output.stdout).unwrap();
+            let expected = if has == asked { 0 } else { 2 };
+            assert_eq!(output.status.code(), Some(expected), "{text}{said}");
+            let told = text.contains("agent.toml:20: spool.engine: ");
+            assert_eq!(told, has != asked, "{text}");
+        }
+    }
+}
+
+/// What a start would meet the check meets, too, at the same place; and the other way
+/// round.
+#[test]
+fn what_the_check_says_is_what_a_start_does() {
+    let socket = |path: &str| format!("[socket]\nlisten = \"{path}\"\n[heartbeat]");
+    let long = socket(&format!("{}.sock", "s".repeat(200)));
+    let cases: [(&str, &str, &[&str], &str, i32); 13] = [
+        ("\"1MiB\"", "\"1KiB\"", &[], "agent.toml:20: spool.cap", 2),
+        ("\"1MiB\"", "-1", &[], "agent.toml:20: ", 2),
+        ("\"spool\"", "\"\"", &[], "agent.toml:19: spool.dir", 2),
+        (
+            "\"spool\"",
+            "\"key.pem/spool\"",
+            &[],
+            "agent.toml:19: spool.dir",
+            1,
+        ),
+        (
+            "\"roots.pem\"",
+            "\"no.pem\"",
+            &[],
+            "agent.toml:9: target.roots",
+            2,
+        ),
+        (
+            "\"cert.pem\"",
+            "\"half.pem\"",
+            &[],
+            "agent.toml:5: device.certificate",
+            2,
+        ),
+        (
+            "[\"owner.pub.pem\"]",
+            "[\"owner.pub.pem\", \"owner.pub.pem\"]",
+            &[],
+            "agent.toml:12: owners.files",
+            2,
+        ),
+        ("[heartbeat]", &long, &[], "agent.toml:25: socket.listen", 1),
+        (
+            "[heartbeat]",
+            &socket("no/a.sock"),
+            &[],
+            "agent.toml:25: socket.listen",
+            1,
+        ),
+        (
+            "[heartbeat]",
+            &socket("sys"),
+            &[],
+            "agent.toml:25: socket.listen",
+            1,
+        ),
+        (
+            "",
+            "",
+            &["--interval", "1ms"],
+            "--interval: sensors.interval",
+            2,
+        ),
+        ("", "", &["--owner", "/no.pem"], "--owner: owners.files", 2),
+        ("", "", &["--hsm", "soft:/no.pem"], "--hsm: device.hsm", 1),
+    ];
+    for (from, to, flags, place, status) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        provision(dir.path(), "pi-01");
+        fs::create_dir_all(dir.path().join("sys/bus/w1/devices")).unwrap();
+        let whole = fs::read_to_string(dir.path().join("cert.pem")).unwrap();
+        fs::write(dir.path().join("half.pem"), &whole[..200]).unwrap();
+        let text = GOOD.replacen(from, to, 1);
+        let checked = agent_with(dir.path(), &text, &[&["--check-config"], flags].concat());
+        let output = String::from_utf8(checked.0.stdout).unwrap() + &checked.1;
+        assert_eq!(checked.0.status.code(), Some(2), "{place}: {output}");
+        assert!(output.contains(place), "no {place:?} in {output}");
+        let (output, said) = agent_with(dir.path(), &text, flags);
+        assert_eq!(output.status.code(), Some(status), "{place}: {said}");
+        assert!(said.contains(place), "no {place:?} in {said}");
+    }
+}
+
+#[test]
+fn a_value_of_a_variable_is_shown_as_the_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    provision(dir.path(), "pi-01");
+    let file = dir.path().join("agent.toml");
+    fs::write(&file, GOOD.replace("DIR", dir.path().to_str().unwrap())).unwrap();
+    for (variable, value, status) in [
+        ("ZK_AGENT_INTERVAL", "often", 2),
+        ("ZK_AGENT_SPOOL_FULL", "panic", 2),
+        ("ZK_AGENT_INTERVAL", "1ms", 2),
+        ("ZK_AGENT_ENDPOINT", "a:0", 2),
+        ("RUST_LOG", "zk=loud", 2),
+        ("ZK_AGENT_HSM", "soft:/no.pem", 1),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_zk-agent"))
+            .env(variable, value)
+            .arg("--config")
+            .arg(&file)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{said}");
+        assert!(said.contains(variable), "no {variable} in {said}");
+        assert!(!said.contains("agent.toml:"), "{said}");
+    }
 }
 
 /// A sensor whose file never answers: the thread that reads it is stuck.

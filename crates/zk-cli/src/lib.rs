@@ -27,21 +27,22 @@ pub fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Tells an error on standard error: what happened, then its causes as far as it
+/// Tells an error on standard error: `whose` it is, a program's or of a place in what it
+/// was given; what happened, then its causes as far as it
 /// doesn't tell them itself, and what to do if a file is behind it.
 ///
 /// ```text
 /// zk-setup: cannot read pi-01.csr
 ///   because: No such file or directory (os error 2)
-///   next: check the path; a relative one begins where you are
+///   next: check the path: is all of it there?
 /// ```
-pub fn tell_error(program: &str, error: &(dyn Error + 'static)) {
-    tell(&told(program, error));
+pub fn tell_error(whose: &str, error: &(dyn Error + 'static)) {
+    tell(&told(whose, error));
 }
 
-fn told(program: &str, error: &(dyn Error + 'static)) -> String {
+fn told(whose: &str, error: &(dyn Error + 'static)) -> String {
     let mut said = error.to_string();
-    let mut told = format!("{program}: {}", printable(&said));
+    let mut told = format!("{whose}: {}", printable(&said));
     let mut next = None;
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -67,7 +68,7 @@ fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
 /// What to do about a file that can't be used.
 fn cure(error: &io::Error) -> Option<&'static str> {
     match error.kind() {
-        io::ErrorKind::NotFound => Some("check the path; a relative one begins where you are"),
+        io::ErrorKind::NotFound => Some("check the path: is all of it there?"),
         io::ErrorKind::PermissionDenied => {
             Some("run this as the file's owner, or have the owner permit it")
         }
@@ -157,7 +158,7 @@ mod tests {
         assert_eq!(
             told("zk", &error),
             "zk: cannot start\n  because: no key\n  because: entity not found\n  \
-             next: check the path; a relative one begins where you are"
+             next: check the path: is all of it there?"
         );
     }
 
@@ -167,7 +168,7 @@ mod tests {
         assert_eq!(
             told("zk", &error),
             "zk: key.pem: entity not found\n  \
-             next: check the path; a relative one begins where you are"
+             next: check the path: is all of it there?"
         );
     }
 
