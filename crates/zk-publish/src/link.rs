@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 /// Says each time that the network may be back: an address or a way out is new,
 /// or an interface carries again. Ends with an error if the kernel tells nothing.
@@ -15,17 +17,68 @@ pub(crate) async fn watch(returned: watch::Sender<()>) -> io::Result<()> {
     let socket = subscribe()?;
     let mut network = Network::default();
     let mut datagram = vec![0; LARGEST];
+    let mut pace = Pace::default();
+    // When it is said what was heard.
+    let mut due = None;
     loop {
-        let is_back = match socket.recv(&mut datagram).await {
+        let received = tokio::select! {
+            received = socket.recv(&mut datagram) => received,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                due = None;
+                tracing::debug!("the network has changed: it may be back");
+                returned.send_replace(());
+                continue;
+            }
+        };
+        let is_back = match received {
             Ok(length) => network.is_back(datagram.get(..length).unwrap_or_default()),
             // So much has happened that some of it was not told.
             Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => true,
             Err(error) => return Err(error),
         };
-        if is_back {
-            tracing::debug!("the network has changed: it may be back");
-            returned.send_replace(());
+        if is_back && due.is_none() {
+            due = Some(pace.next(Instant::now()));
         }
+    }
+}
+
+/// How soon news are passed on: at once, and less and less often while there are more
+/// and more of them. Each costs a connection, with a signature.
+#[derive(Debug)]
+struct Pace {
+    last: Option<Instant>,
+    /// From the last one to the next.
+    pause: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            last: None,
+            pause: SHORTEST,
+        }
+    }
+}
+
+impl Pace {
+    /// When to pass on what has come now, after all of before was.
+    fn next(&mut self, now: Instant) -> Instant {
+        let last = self
+            .last
+            .filter(|last| now < *last + QUIET.max(2 * self.pause));
+        let due = match last {
+            Some(last) => {
+                let due = now.max(last + self.pause);
+                self.pause = (2 * self.pause).min(LONGEST);
+                due
+            }
+            None => {
+                self.pause = SHORTEST;
+                now
+            }
+        };
+        self.last = Some(due);
+        due
     }
 }
 
@@ -43,11 +96,14 @@ fn subscribe() -> io::Result<UdpSocket> {
 /// renewed, a router that advertises itself.
 #[derive(Debug, Default)]
 struct Network {
-    /// Addresses and ways out, each as the bytes that tell it from others.
-    known: BTreeSet<Vec<u8>>,
-    /// Interfaces that carry nothing, by their index.
-    down: BTreeSet<[u8; 4]>,
+    /// Addresses and ways out: the interface, and the bytes that tell them from others.
+    known: BTreeSet<(Index, Vec<u8>)>,
+    /// Interfaces that carry nothing.
+    down: BTreeSet<Index>,
 }
+
+/// Of an interface, as the kernel has it; zeros for none.
+type Index = [u8; 4];
 
 impl Network {
     fn is_back(&mut self, datagram: &[u8]) -> bool {
@@ -69,10 +125,13 @@ impl Network {
                     return Some(self.down.remove(&index));
                 }
                 bounded(&mut self.down).insert(index);
+                self.forget(index);
                 return Some(false);
             }
             DELETED_LINK => {
-                self.down.remove(body.get(4..)?.first_chunk::<4>()?);
+                let index = *body.get(4..)?.first_chunk()?;
+                self.down.remove(&index);
+                self.forget(index);
                 return Some(false);
             }
             NEW_ADDRESS | NEW_ROUTE => true,
@@ -87,9 +146,8 @@ impl Network {
                     return Some(false);
                 }
                 let mut key = vec![b'a', family];
-                key.extend(index);
                 key.extend(attributes(body.get(8..)?, &[IFA_ADDRESS, IFA_LOCAL]));
-                key
+                (index, key)
             }
             // struct rtmsg: family 1, destination's length 1, source's 1, tos 1,
             // table 1, protocol 1, scope 1, type 1, flags 4
@@ -98,10 +156,13 @@ impl Network {
                 if length != 0 || kind != UNICAST {
                     return Some(false);
                 }
+                let attributes_in = body.get(12..)?;
+                let interface = attributes(attributes_in, &[RTA_OIF]);
+                let index = interface.get(2..).and_then(<[u8]>::first_chunk);
                 let mut key = vec![b'r', family, table];
-                let which = [RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE];
-                key.extend(attributes(body.get(12..)?, &which));
-                key
+                let which = [RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE];
+                key.extend(attributes(attributes_in, &which));
+                (index.copied().unwrap_or_default(), key)
             }
         };
         if is_new {
@@ -110,6 +171,12 @@ impl Network {
             self.known.remove(&key);
             Some(false)
         }
+    }
+
+    /// Whatever comes back with this interface is news: the kernel drops the ways out
+    /// of one that is set down without a word.
+    fn forget(&mut self, index: Index) {
+        self.known.retain(|(of, _)| *of != index);
     }
 }
 
@@ -192,6 +259,13 @@ const RTA_TABLE: u16 = 15;
 const LARGEST: usize = 32 * 1024;
 const MOST_KNOWN: usize = 4096;
 
+/// Between one time that news are passed on and the next. A link that returns has
+/// some: the interface, its address, a way out.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+/// After so long without any, the next are passed on at once again.
+const QUIET: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::host_endian_bytes)]
@@ -267,6 +341,12 @@ mod tests {
         assert!(network.is_back(&route(NEW_ROUTE, 0, 2)));
         assert!(!network.is_back(&route(DELETED_ROUTE, 0, 1)));
         assert!(network.is_back(&route(NEW_ROUTE, 0, 1)));
+        // of an interface that goes down, and of another one
+        assert!(!network.is_back(&link(NEW_LINK, 3, 1)));
+        assert!(!network.is_back(&route(NEW_ROUTE, 0, 1)));
+        assert!(!network.is_back(&link(NEW_LINK, 2, 1)));
+        assert!(network.is_back(&link(NEW_LINK, 2, RUNNING | 1)));
+        assert!(network.is_back(&route(NEW_ROUTE, 0, 1)));
     }
 
     #[test]
@@ -291,6 +371,33 @@ mod tests {
         let other = address(NEW_ADDRESS, 0, 8, 60);
         assert!(network.is_back(&[known.clone(), other.clone()].concat()));
         assert!(!network.is_back(&[known, other].concat()));
+    }
+
+    #[test]
+    fn a_link_that_returns_is_told_of_at_once_and_one_that_flaps_ever_less_often() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let mut after = |ms| {
+            let due = pace.next(start + Duration::from_millis(ms));
+            (due - start).as_millis()
+        };
+        // its interface; two seconds later an address, and a way out with it
+        assert_eq!([after(0), after(2000), after(2001)], [0, 2000, 2100]);
+        assert_eq!([after(2150), after(2300)], [2300, 2700]);
+        // all is quiet in between
+        assert_eq!([after(5000), after(5000)], [5000, 5100]);
+        // three times in a second, for an hour
+        let mut said = BTreeSet::new();
+        let mut due = 0;
+        for ms in (10_000..3_610_000).step_by(333) {
+            if u128::from(ms) > due {
+                due = after(ms);
+                said.insert(due);
+            }
+        }
+        assert!(said.len() < 140, "{}", said.len());
+        let last = u128::from(3_610_000_u32 - 31_000);
+        assert!(said.last().is_some_and(|said| *said > last), "{said:?}");
     }
 
     proptest! {

@@ -56,8 +56,32 @@ fn records_of_1970_are_dated_by_the_anchor_of_their_boot() {
     assert_eq!(of_boot(3), None);
 }
 
+fn dated(dating: &Dating, since_boot_ms: u64) -> Dated {
+    let time = at("2026-11-20T00:00:00.000Z");
+    let header = header(1, since_boot_ms, time, ClockQuality::FreeRunning);
+    dating.date(&header).unwrap()
+}
+
 #[test]
-fn the_anchor_that_errs_least_counts_wherever_it_is() {
+fn of_the_anchors_before_and_after_a_record_the_one_that_errs_less_counts() {
+    let mut dating = Dating::default();
+    let noon = "2026-11-26T12:00:00.000Z";
+    let later = "2026-11-26T12:01:30.500Z";
+    anchor(&mut dating, 1, 10_000, noon, Some(900));
+    anchor(&mut dating, 1, 100_000, later, Some(10));
+    assert_eq!(dated(&dating, 20_000).error_ms, Some(10 + 40));
+    assert_eq!(dated(&dating, 20_000).time, at("2026-11-26T12:00:10.500Z"));
+    // later ones, too
+    assert_eq!(dated(&dating, 200_000).time, at("2026-11-26T12:03:10.500Z"));
+    // a day on, what it drifts is more than what the anchor errs
+    assert_eq!(dated(&dating, 86_500_000).error_ms, Some(10 + 43_200));
+}
+
+/// A time source that finds the clock 0.9 s off and lets it run faster until it is
+/// right does the same to the monotonic one: of what was before, an anchor after
+/// that knows no more than the first one did.
+#[test]
+fn an_anchor_dates_nothing_beyond_another_one() {
     let mut dating = Dating::default();
     anchor(
         &mut dating,
@@ -66,24 +90,49 @@ fn the_anchor_that_errs_least_counts_wherever_it_is() {
         "2026-11-26T12:00:00.000Z",
         Some(900),
     );
-    anchor(
-        &mut dating,
-        1,
-        100_000,
-        "2026-11-26T12:01:31.000Z",
-        Some(10),
-    );
-    let dated = |since_boot_ms| {
-        let time = at("2026-11-20T00:00:00.000Z");
-        let header = header(1, since_boot_ms, time, ClockQuality::FreeRunning);
-        dating.date(&header).unwrap()
-    };
-    assert_eq!(dated(10_000).error_ms, Some(10 + 45));
-    assert_eq!(dated(10_000).time, at("2026-11-26T12:00:01.000Z"));
-    // later ones, too
-    assert_eq!(dated(200_000).time, at("2026-11-26T12:03:11.000Z"));
-    // a day on, what it drifts is more than what the anchor errs
-    assert_eq!(dated(86_500_000).error_ms, Some(10 + 43_200));
+    anchor(&mut dating, 1, 70_000, "2026-11-26T12:01:00.000Z", Some(3));
+    let first = dated(&dating, 9_000);
+    assert_eq!(first.time, at("2026-11-26T11:59:59.000Z"));
+    assert_eq!(first.error_ms, Some(900 + 1));
+}
+
+/// A time source that lies and is put right: nothing says which of the two it was.
+#[test]
+fn anchors_that_contradict_each_other_are_believed_to_within_that() {
+    let hour = 3_600_000;
+    let lies = [
+        (10_000, "2026-11-26T15:00:10.000Z"),
+        // of another process
+        (11_000, "2026-11-26T15:00:11.000Z"),
+    ];
+    let right = [
+        (5_000, "2026-11-26T12:00:05.000Z"),
+        (20_000, "2026-11-26T12:00:20.000Z"),
+    ];
+    let orders = [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 3, 0, 2]];
+    for order in orders {
+        let mut dating = Dating::default();
+        for number in order {
+            let (since_boot_ms, time) = [lies, right].concat()[number];
+            anchor(&mut dating, 1, since_boot_ms, time, Some(16));
+        }
+        for since_boot_ms in [1_000, 7_000, 10_500, 15_000, 30_000] {
+            let Dated { time, error_ms } = dated(&dating, since_boot_ms);
+            let noon = at("2026-11-26T12:00:00.000Z").as_millis();
+            let apart = time.as_millis().abs_diff(noon + since_boot_ms);
+            assert!(
+                error_ms.unwrap() >= apart,
+                "{since_boot_ms}: {apart}, {error_ms:?}"
+            );
+            // forth and back
+            assert!(error_ms.unwrap() < 7 * hour, "{error_ms:?}");
+        }
+    }
+    let mut twice = Dating::default();
+    for _ in 0..2 {
+        anchor(&mut twice, 1, right[0].0, right[0].1, Some(16));
+    }
+    assert_eq!(dated(&twice, 5_000).error_ms, Some(16));
 }
 
 #[test]
@@ -135,5 +184,29 @@ proptest! {
         dating.anchor(&there, &TimeAnchor { before, error_ms });
         let unset = header(1, own, time, ClockQuality::Unknown);
         prop_assert!(dating.date(&unset).unwrap().error_ms >= Some(error));
+    }
+
+    /// In whatever order they come, and however often.
+    #[test]
+    fn the_order_of_anchors_means_nothing(
+        anchors in prop::collection::vec(
+            (0..100_u64, 0..=Timestamp::MAX.as_millis(), prop::option::of(any::<u64>())),
+            1..8,
+        ),
+        own in 0..100_u64,
+    ) {
+        let dating = |order: &mut dyn Iterator<Item = &(u64, u64, Option<u64>)>| {
+            let mut dating = Dating::default();
+            for (since_boot_ms, time, error_ms) in order {
+                let time = Timestamp::from_millis(*time).unwrap();
+                let there = header(1, *since_boot_ms, time, ClockQuality::FreeRunning);
+                let (before, error_ms) = (None, *error_ms);
+                dating.anchor(&there, &TimeAnchor { before, error_ms });
+            }
+            dating.date(&header(1, own, at("1970-01-01T00:00:00.000Z"), ClockQuality::Unknown))
+        };
+        let forwards = dating(&mut anchors.iter());
+        prop_assert_eq!(forwards, dating(&mut anchors.iter().rev()));
+        prop_assert_eq!(forwards, dating(&mut anchors.iter().chain(&anchors)));
     }
 }

@@ -1,15 +1,22 @@
 //! From a real spool to a server that misbehaves as told.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::net::TcpListener;
-use std::process::Command;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::server::{Act, PATIENCE, Pki, Seen, Server, TRACE_ID};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use rustls::{ALL_VERSIONS, ClientConfig};
 use tempfile::TempDir;
 use zk_publish::{Backoff, Options, Publisher, State, Status, Target, Timeouts};
@@ -589,38 +596,255 @@ fn nothing_goes_to_whatever_answers_in_the_servers_place() {
 #[test]
 #[ignore = "needs iproute2: apt-get install iproute2"]
 fn publishing_goes_on_when_the_kernel_tells_of_a_link() {
-    let mut command = Command::new("unshare");
-    // root may have a network of its own, and so may whoever is root in a
-    // namespace of users
-    if !rustix::process::geteuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    let output = command
-        .arg("--net")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "publisher::role_in_a_network_of_its_own"])
-        .arg("--nocapture")
-        .env("ZK_TEST_NETWORK", "its own")
+    let told = told_in_a_network_of_its_own("publisher::role_in_a_network_of_its_own");
+    assert!(told.contains("came and went"), "{told}");
+}
+
+/// Two networks with a cable between them, which is pulled and put in again.
+#[test]
+#[ignore = "needs iproute2: apt-get install iproute2"]
+fn publishing_goes_on_when_a_link_to_another_machine_returns() {
+    let told = told_in_a_network_of_its_own("publisher::role_at_the_end_of_a_cable");
+    assert!(told.contains("pulled and put in"), "{told}");
+    print!("{told}");
+}
+
+/// What this program says in that role, with a network for itself.
+fn told_in_a_network_of_its_own(role: &str) -> String {
+    let output = in_a_network_of_its_own(role)
         .output()
         .expect("unshare is missing; install it with: apt-get install util-linux");
     let said = String::from_utf8_lossy(&output.stderr);
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{told}");
     assert!(told.contains("1 passed"), "{told}");
-    assert!(told.contains("came and went"), "{told}");
+    told.into_owned()
 }
 
-/// The test above, once it is there.
+fn in_a_network_of_its_own(role: &str) -> Command {
+    let mut command = Command::new("unshare");
+    // root may have a network of its own, and so may whoever is root in a
+    // namespace of users
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .arg("--net")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", role, "--nocapture"])
+        .env("ZK_TEST_NETWORK", "its own");
+    command
+}
+
+fn ip(arguments: &str) {
+    run(Command::new("ip").args(arguments.split(' ')));
+}
+
+fn run(command: &mut Command) {
+    let status = command.status();
+    let status = status.expect("ip is missing; install it with: apt-get install iproute2");
+    assert!(status.success(), "{command:?}");
+}
+
+/// Another machine: a process that has nothing but a network and a socket there.
+struct Peer {
+    process: Child,
+    listener: TcpListener,
+    /// It ends with this.
+    _end: UnixStream,
+}
+
+impl Peer {
+    fn start() -> Self {
+        let (end, other) = UnixStream::pair().unwrap();
+        let process = in_a_network_of_its_own("publisher::role_of_a_peer")
+            .stdin(OwnedFd::from(other))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut sent = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let byte = &mut [IoSliceMut::new(&mut byte)];
+        recvmsg(&end, byte, &mut sent, RecvFlags::empty()).unwrap();
+        let listener = sent.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+            _ => None,
+        });
+        Self {
+            process,
+            listener: listener.unwrap().into(),
+            _end: end,
+        }
+    }
+
+    fn ip(&self, arguments: &str) {
+        let target = format!("--target={}", self.process.id());
+        let mut command = Command::new("nsenter");
+        command.args([&target, "--net", "ip"]);
+        run(command.args(arguments.split(' ')));
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+#[test]
+fn role_of_a_peer() {
+    if std::env::var_os("ZK_TEST_NETWORK").is_none() {
+        return;
+    }
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let sockets = [listener.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut sent = SendAncillaryBuffer::new(&mut space);
+    assert!(sent.push(SendAncillaryMessage::ScmRights(&sockets)));
+    let byte = [IoSlice::new(&[0])];
+    sendmsg(io::stdin(), &byte, &mut sent, SendFlags::empty()).unwrap();
+    // until the other end is closed
+    io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
+}
+
+#[test]
+fn role_at_the_end_of_a_cable() {
+    if std::env::var_os("ZK_TEST_NETWORK").is_none() {
+        return;
+    }
+    let world = World::new();
+    let peer = Peer::start();
+    let process = peer.process.id();
+    ip(&format!(
+        "link add v0 type veth peer name v1 netns {process}"
+    ));
+    ip("addr add 192.0.2.1/24 dev v0");
+    ip("link set v0 up");
+    peer.ip("addr add 192.0.2.2/24 dev v1");
+    peer.ip("link set v1 up");
+    let revoked = Arc::new(AtomicBool::new(false));
+    let server = Server::start_on(
+        peer.listener.try_clone().unwrap(),
+        world.pki.server_named("192.0.2.2", 2020..2100),
+        {
+            let revoked = Arc::clone(&revoked);
+            move |_, _| {
+                Act::Reply(if revoked.load(Ordering::Relaxed) {
+                    403
+                } else {
+                    200
+                })
+            }
+        },
+    );
+    let endpoint = format!("192.0.2.2:{}", server.address.port());
+    // As it is shipped: a cable out for so short that nothing was noticed.
+    let publisher = world.publish(&endpoint, Options::default());
+    world.append(1..=3);
+    until(&publisher, |status| status.records == 3);
+    let returns = |how: &str, publisher: &Publisher, returns: &dyn Fn(), records| {
+        let before = Instant::now();
+        returns();
+        until(publisher, |status| status.records == records);
+        println!("{how}: published after {:?}", before.elapsed());
+    };
+    peer.ip("link set v1 down");
+    world.append(4..=4);
+    returns(
+        "a request is under way",
+        &publisher,
+        &|| peer.ip("link set v1 up"),
+        4,
+    );
+    // A link that swallows everything, of which the kernel says nothing.
+    peer.ip("route add blackhole 192.0.2.1/32");
+    let before = Instant::now();
+    world.append(5..=5);
+    until(&publisher, |status| status.state == State::Offline);
+    println!(
+        "it swallows everything: noticed after {:?}",
+        before.elapsed()
+    );
+    returns(
+        "what swallowed everything is gone",
+        &publisher,
+        &|| peer.ip("route del blackhole 192.0.2.1/32"),
+        5,
+    );
+    drop(publisher);
+
+    // From here on no pause comes to an end by itself.
+    let options = Options {
+        timeouts: Timeouts {
+            // long enough for a second try at a connection
+            connect: Duration::from_secs(2),
+            response: Duration::from_millis(300),
+            ..Timeouts::default()
+        },
+        unreachable: AGES,
+        failing: AGES,
+        forbidden: AGES,
+        untrusted: AGES,
+        watch_link: true,
+        ..QUICK
+    };
+    let publisher = world.publish(&endpoint, options);
+    world.append(6..=6);
+    until(&publisher, |status| status.records == 1);
+    peer.ip("link set v1 down");
+    world.append(7..=7);
+    until(&publisher, |status| status.state == State::Offline);
+    returns("the cable", &publisher, &|| peer.ip("link set v1 up"), 2);
+    ip("link set v0 down");
+    world.append(8..=8);
+    until(&publisher, |status| status.state == State::Offline);
+    returns("the interface", &publisher, &|| ip("link set v0 up"), 3);
+
+    // The kernel forgets the ways out of an interface that goes down, and says nothing.
+    ip("route add default via 192.0.2.2");
+    ip("link set v0 down");
+    world.append(9..=9);
+    until(&publisher, |status| status.state == State::Offline);
+    peer.ip("addr del 192.0.2.2/24 dev v1");
+    let before = publisher.status().retries;
+    ip("link set v0 up");
+    until(&publisher, |status| status.retries > before);
+    peer.ip("addr add 192.0.2.2/24 dev v1");
+    returns(
+        "a way out that was there before",
+        &publisher,
+        &|| ip("route add default via 192.0.2.2"),
+        4,
+    );
+
+    // What another interface does all the time costs a server that wants nothing
+    // of this device few attempts, and the last of it is not forgotten.
+    revoked.store(true, Ordering::Relaxed);
+    world.append(10..=10);
+    let before = until(&publisher, |status| status.state == State::Forbidden).retries;
+    ip("link add other type veth peer name beside");
+    let comes_and_goes = || {
+        ip("addr add 198.51.100.1/24 dev other");
+        ip("addr del 198.51.100.1/24 dev other");
+    };
+    (0..300).for_each(|_| comes_and_goes());
+    let attempts = publisher.status().retries - before;
+    println!("{attempts} attempts while a link came and went 300 times");
+    assert!(attempts < 15);
+    revoked.store(false, Ordering::Relaxed);
+    comes_and_goes();
+    until(&publisher, |status| status.records == 5);
+    println!("pulled and put in");
+}
+
+/// The first of the two tests above, once it is there.
 #[test]
 fn role_in_a_network_of_its_own() {
     if std::env::var_os("ZK_TEST_NETWORK").is_none() {
         return;
     }
-    let ip = |arguments: &str| {
-        let status = Command::new("ip").args(arguments.split(' ')).status();
-        let status = status.expect("ip is missing; install it with: apt-get install iproute2");
-        assert!(status.success(), "ip {arguments}");
-    };
     let world = World::new();
     world.append(1..=3);
     // There is no address to bind yet, not even this machine's own.
