@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use clap::{Args, CommandFactory, Parser};
 use jiff::SignedDuration;
 use zk_envelope::DeviceId;
+use zk_sensors::Offset;
 
 use crate::config::{self, Config, Engine, Full, LogFormat, loopback};
 
@@ -105,6 +106,16 @@ pub struct Overrides {
         value_name = "DIR"
     )]
     pub sensors_root: Option<PathBuf>,
+    /// Degrees that are added to what a sensor measures, in place of all that the file
+    /// has; may be given again, or several with commas.
+    #[arg(
+        id = "sensors.offsets",
+        long = "offset",
+        env = "ZK_AGENT_OFFSETS",
+        value_name = "SENSOR=CELSIUS",
+        value_delimiter = ','
+    )]
+    pub offsets: Vec<Offset>,
     /// Where records wait.
     #[arg(
         id = "spool.dir",
@@ -250,6 +261,9 @@ impl Overrides {
         }
         put(self.interval.as_ref(), &mut config.sensors.interval);
         put(self.sensors_root.as_ref(), &mut config.sensors.root);
+        if !self.offsets.is_empty() {
+            config.sensors.offsets.clone_from(&self.offsets);
+        }
         put(self.spool.as_ref(), &mut config.spool.dir);
         put(self.spool_engine.as_ref(), &mut config.spool.engine);
         put(self.spool_cap.as_ref(), &mut config.spool.cap);
