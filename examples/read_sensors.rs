@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     wires.set(boiler, MilliCelsius(61_500))?;
     let mut bus = W1Bus::new(wires.root());
     // The boiler's was found to read 0.4 degrees too high.
-    bus.set_offset(boiler, MilliCelsius(-400))?;
+    bus.set_offsets(&["28-0000000a0002=-0.4".parse()?])?;
 
     println!("all is well");
     print_all(&mut bus)?;

@@ -8,7 +8,6 @@ use rustls::ClientConfig;
 use zk_envelope::{ClockQuality, Envelope, Sealer, StreamId, Timestamp};
 use zk_hsm::{Hsm, HsmUri};
 use zk_publish::Publisher;
-use zk_sensors::W1Bus;
 use zk_spool::{Spool, SyncPolicy};
 
 use self::inbox::Inbox;
@@ -48,8 +47,8 @@ pub use self::watch::{Status, Watch};
 /// measures.
 #[derive(Debug)]
 pub struct Agent {
-    /// Takes another interval for the sampler; dropped to stop it.
-    stop: Sender<Duration>,
+    /// Takes another interval and other offsets for the sampler; dropped to stop it.
+    stop: Sender<config::Sensors>,
     /// Dropped to stop whoever asks the key's module what it measures.
     _asked: Sender<()>,
     inbox: Arc<Inbox>,
@@ -161,12 +160,11 @@ impl Agent {
             ..Progress::default()
         });
         let (stop, stopped) = channel();
-        let interval = unsigned(config.sensors.interval);
-        let bus = W1Bus::new(&config.sensors.root);
         let sampler = {
             let (inbox, progress) = (Arc::clone(&inbox), Arc::clone(&progress));
+            let sensors = config.sensors.clone();
             Thread::spawn("sampler", &alarm, move || {
-                sample(bus, interval, &stopped, &inbox, &progress);
+                sample(&sensors, &stopped, &inbox, &progress);
             })?
         };
         let (asked, not_asked) = channel();
@@ -242,8 +240,8 @@ impl Agent {
     }
 
     /// Takes up another configuration, as far as that can be done in a running agent:
-    /// certificate and roots, which are read anew in any case, and the intervals of
-    /// sensors and heartbeat. Returns the keys that have changed otherwise: for them
+    /// certificate and roots, which are read anew in any case, the intervals of sensors
+    /// and heartbeat, and the sensors' offsets. Returns the keys that have changed otherwise: for them
     /// it has to be started anew.
     ///
     /// # Errors
@@ -260,7 +258,7 @@ impl Agent {
         parts.publisher.set_tls(tls);
         parts.certificate_expires.set(expires);
         // The sampler may be stuck, but it has not ended, or somebody was told.
-        let _ = self.stop.send(unsigned(config.sensors.interval));
+        let _ = self.stop.send(config.sensors.clone());
         self.inbox
             .set_heartbeat(unsigned(config.heartbeat.interval));
 
@@ -269,6 +267,7 @@ impl Agent {
             .clone_from(&config.device.certificate);
         held.target.roots.clone_from(&config.target.roots);
         held.sensors.interval = config.sensors.interval;
+        held.sensors.offsets.clone_from(&config.sensors.offsets);
         held.heartbeat = config.heartbeat.clone();
         held.log.filter.clone_from(&config.log.filter);
         held.changed(config)

@@ -12,6 +12,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser};
 use jiff::SignedDuration;
 use zk_envelope::DeviceId;
+use zk_sensors::Offset;
 
 use crate::config::{self, Config, Engine, Full, LogFormat, line_of, loopback};
 use crate::error::in_file;
@@ -111,6 +112,16 @@ pub struct Overrides {
         value_name = "DIR"
     )]
     pub sensors_root: Option<PathBuf>,
+    /// Degrees that are added to what a sensor measures, in place of all that the file
+    /// has; may be given again, or several with commas.
+    #[arg(
+        id = "sensors.offsets",
+        long = "offset",
+        env = "ZK_AGENT_OFFSETS",
+        value_name = "SENSOR=CELSIUS",
+        value_delimiter = ','
+    )]
+    pub offsets: Vec<Offset>,
     /// Where records wait.
     #[arg(
         id = "spool.dir",
@@ -349,6 +360,9 @@ impl Overrides {
         }
         put(self.interval.as_ref(), &mut config.sensors.interval);
         put(self.sensors_root.as_ref(), &mut config.sensors.root);
+        if !self.offsets.is_empty() {
+            config.sensors.offsets.clone_from(&self.offsets);
+        }
         put(self.spool.as_ref(), &mut config.spool.dir);
         put(self.spool_engine.as_ref(), &mut config.spool.engine);
         put(self.spool_cap.as_ref(), &mut config.spool.cap);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::de::DeTable;
 use tracing_subscriber::filter::Targets;
 use zk_envelope::DeviceId;
+use zk_sensors::{Offset, W1Bus};
 
 use crate::{Error, arguments};
 
@@ -35,6 +36,7 @@ use crate::{Error, arguments};
 /// [sensors]
 /// interval = "10s"
 /// root = "/sys"
+/// offsets = ["28-0000000a0001=-0.25"]
 ///
 /// [spool]
 /// dir = "/var/lib/zk-agent/spool"
@@ -136,6 +138,10 @@ pub struct Sensors {
     pub interval: SignedDuration,
     /// Where the kernel shows its buses: `/sys`, or a simulated tree.
     pub root: PathBuf,
+    /// What a calibration has found: degrees Celsius that are added to what a sensor
+    /// measures, such as `28-0000000a0001=-0.25`, with at most 3 decimals, at most 10
+    /// degrees either way. The readings have them in their values.
+    pub offsets: Vec<Offset>,
 }
 
 /// `[spool]`
@@ -274,6 +280,7 @@ impl Default for Sensors {
         Self {
             interval: SignedDuration::from_secs(10),
             root: "/sys".into(),
+            offsets: Vec::new(),
         }
     }
 }
@@ -417,6 +424,9 @@ impl Config {
                 "spool.cap",
                 format!("is {cap}: at least {LEAST_CAP} are needed"),
             ));
+        }
+        if let Err(error) = W1Bus::new(&self.sensors.root).set_offsets(&self.sensors.offsets) {
+            return Err(("sensors.offsets", format!("can't hold: {error}")));
         }
         let owners = self.owners.files.len();
         if !(1..=8).contains(&owners) {

@@ -4,10 +4,12 @@
 mod support;
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use support::{Place, metrics, until};
+use zk_sensors::Readings;
 
 const TAKEN_UP: &str = "the configuration holds as it is now";
 
@@ -127,3 +129,64 @@ fn what_cannot_change_is_named_and_what_is_wrong_changes_nothing() {
     until(address, |page| page["readings_sealed_total"] > sealed);
     assert_eq!(daemon.terminate().1.code(), Some(0));
 }
+
+/// The values are those that were measured, and what a calibration has found.
+#[test]
+fn readings_have_the_offsets_that_held_in_their_values() {
+    let place = Place::new();
+    place.reconfigure(
+        "root = \"sys\"",
+        "root = \"sys\"\noffsets = [\"28-0000000a0001=-0.25\", \"28-0000000a0009=1\"]",
+    );
+    let mut daemon = place.start();
+    let address = daemon.address();
+    let told = daemon.logged(OFFSETS);
+    assert_eq!(
+        told["offsets"],
+        "28-0000000a0001=-0.250 28-0000000a0009=1.000"
+    );
+    until(address, |page| page["readings_sealed_total"] >= 1.0);
+    let mut reload = |from: &str, to: &str| {
+        place.reconfigure(from, to);
+        daemon.signal(Signal::HUP);
+        let log = daemon.log_until(TAKEN_UP);
+        let restart = |line: &serde_json::Value| {
+            let said = line["message"].as_str().unwrap();
+            said.starts_with("this changes when")
+        };
+        assert!(!log.iter().any(restart), "{log:?}");
+        let sealed = metrics(address)["readings_sealed_total"];
+        until(address, |page| {
+            page["readings_sealed_total"] >= sealed + 5.0
+        });
+    };
+    reload("=-0.25\"", "=+0.125\"");
+    reload(
+        "offsets = [\"28-0000000a0001=+0.125\", \"28-0000000a0009=1\"]",
+        "",
+    );
+    assert_eq!(daemon.terminate().1.code(), Some(0));
+    // a flag goes before a variable, that before the file
+    let run = |flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zk-agent"));
+        command.env("ZK_AGENT_OFFSETS", "28-0000000a0009=1,28-0000000a0001=2");
+        let mut daemon = place.start_with(command.args(flags));
+        let address = daemon.address();
+        until(address, |page| page["readings_sealed_total"] >= 1.0);
+        assert_eq!(daemon.terminate().1.code(), Some(0));
+    };
+    run(&[]);
+    run(&["--offset", "28-0000000a0001=-3.5"]);
+
+    let mut values = Vec::new();
+    for record in place.records() {
+        if record.report().unwrap().is_none() {
+            let body: Readings = serde_json::from_slice(record.body()).unwrap();
+            values.extend(body.readings.iter().map(|reading| reading.value.unwrap().0));
+        }
+    }
+    values.dedup();
+    assert_eq!(values, [19_750, 20_125, 20_000, 22_000, 16_500]);
+}
+
+const OFFSETS: &str = "degrees that are added to what is measured";

@@ -99,6 +99,46 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
             vec!["agent.toml:15: sensors.interval", "at least 10ms"],
         ),
         (
+            "root = \"sys\"",
+            "root = \"sys\"\noffsets = [\"28-000005e2fdc3=-0,25\"]",
+            vec![
+                "line 17",
+                "28-000005e2fdc3=-0,25",
+                "SENSOR=CELSIUS",
+                "3 decimals",
+            ],
+        ),
+        (
+            "root = \"sys\"",
+            "root = \"sys\"\noffsets = [\n\"28-000005e2fdc3=1\",\n\"28-000005e2fdc3=2.5000\"]",
+            vec!["line 19", "28-000005e2fdc3=2.5000", "3 decimals"],
+        ),
+        (
+            "root = \"sys\"",
+            "root = \"sys\"\noffsets = [\"01-000005e2fdc3=-0.25\"]",
+            vec!["line 17", "01-000005e2fdc3", "family 10, 22, 28, 3b or 42"],
+        ),
+        (
+            "root = \"sys\"",
+            "root = \"sys\"\noffsets = [\"28-000005e2fdc3=-10.001\"]",
+            vec!["line 17", "28-000005e2fdc3", "-10.001", "at most 10"],
+        ),
+        (
+            "root = \"sys\"",
+            "root = \"sys\"\noffsets = [\"28-000005e2fdc3=1\", \"28-000005e2fdc3=1\"]",
+            vec!["agent.toml:17: sensors.offsets", "28-000005e2fdc3", "leave one"],
+        ),
+        (
+            "root = \"sys\"",
+            "root = \"sys\"\noffsets = { 28-000005e2fdc3 = 1.0 }",
+            vec!["line 17", "offsets", "sequence"],
+        ),
+        (
+            "root = \"sys\"",
+            "root = \"sys\"\noffsets = [0.25]",
+            vec!["line 17", "an offset such as 28-0000000a0001=-0.25"],
+        ),
+        (
             "\"5m\"",
             "\"25h\"",
             vec!["agent.toml:25: heartbeat.interval", "at most 24h"],
@@ -173,6 +213,12 @@ fn flags_have_the_same_bounds_as_the_file() {
         (["--interval", "9000000000h"], "at most 24h"),
         (["--endpoint", "https://localhost"], "host:port"),
         (["--hsm", "soft:key.pem"], "absolute path"),
+        (["--offset", "28-000005e2fdc3=11"], "at most 10"),
+        (["--offset", "28-000005e2fdc3=0,25"], "25"),
+        (
+            ["--offset", "28-000005e2fdc3=1,28-000005e2fdc3=1"],
+            "sensors.offsets",
+        ),
     ] {
         let (output, said) = agent_with(dir.path(), GOOD, &flags);
         assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");

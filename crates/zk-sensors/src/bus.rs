@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::error::SensorError;
 use crate::health::SensorHealth;
 use crate::id::SensorId;
+use crate::offset::Offset;
 use crate::reading::{MilliCelsius, Quality, Reading};
 use crate::scratchpad::Sample;
 use crate::thermometer::{Thermometer, number};
@@ -69,31 +70,45 @@ impl W1Bus {
         }
     }
 
-    /// From now on adds `offset` to what a sensor measures: what a calibration
-    /// has found it to be wrong by, with its sign turned. Zero ends that.
+    /// From now on adds these to what their sensors measure, and nothing to what
+    /// others do.
     ///
     /// The quality is judged before. A [`Quality::PowerOn`] value is no
     /// measurement and stays as it is, to be known by. A [`Reading`] does not say
-    /// that it has an offset in it: what the chip said is the value less
-    /// [`W1Bus::offset`].
+    /// that it has an offset in it; [`SensorHealth::measured`] is what the chip said.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    /// use zk_sensors::{MilliCelsius, SensorId, SimulatedBus, W1Bus};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let cellar: SensorId = "28-0000000a0001".parse()?;
+    /// let wires = SimulatedBus::create(dir.path(), &[cellar])?;
+    /// let mut bus = W1Bus::new(wires.root());
+    /// bus.set_offsets(&["28-0000000a0001=-0.25".parse()?])?;
+    ///
+    /// let readings = bus.read_all(SystemTime::now)?;
+    /// assert_eq!(readings[0].value, Some(MilliCelsius(19_750)));
+    /// assert_eq!(bus.health()[&cellar].measured, Some(MilliCelsius(20_000)));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`SensorError::BadOffset`] beyond ten degrees either way. A sound sensor
-    /// is right to half a degree, so that is a slip.
-    pub fn set_offset(
-        &mut self,
-        sensor: SensorId,
-        offset: MilliCelsius,
-    ) -> Result<(), SensorError> {
-        if offset.0.unsigned_abs() > MAX_OFFSET {
-            return Err(SensorError::BadOffset { sensor, offset });
+    /// [`SensorError::OffsetTooLarge`] beyond ten degrees either way: a sound sensor
+    /// is right to half a degree, so that is a slip. [`SensorError::OffsetTwice`].
+    /// Those that there were stay then.
+    pub fn set_offsets(&mut self, offsets: &[Offset]) -> Result<(), SensorError> {
+        let mut all = BTreeMap::new();
+        for offset in offsets {
+            let Offset { sensor, celsius } = offset.check()?;
+            if all.insert(sensor, celsius).is_some() {
+                return Err(SensorError::OffsetTwice { sensor });
+            }
         }
-        if offset.0 == 0 {
-            self.offsets.remove(&sensor);
-        } else {
-            self.offsets.insert(sensor, offset);
-        }
+        self.offsets = all;
         Ok(())
     }
 
@@ -144,13 +159,7 @@ impl W1Bus {
             .into_iter()
             .map(|reading| (reading.sensor, reading))
             .collect();
-        for reading in readings.values_mut() {
-            let offset = self.offset(reading.sensor);
-            if let Some(value) = &mut reading.value
-                && reading.quality != Quality::PowerOn
-            {
-                *value = MilliCelsius(value.0.saturating_add(offset.0));
-            }
+        for reading in readings.values() {
             let health = self.health.entry(reading.sensor);
             health.or_insert_with(|| SensorHealth::new(reading)).listed = self.sweep;
         }
@@ -163,7 +172,13 @@ impl W1Bus {
                     moment(&now),
                 )
             });
-            health.add(reading);
+            let measured = reading.value;
+            if let (Some(value), Some(offset)) = (&mut reading.value, self.offsets.get(sensor))
+                && reading.quality != Quality::PowerOn
+            {
+                *value = MilliCelsius(value.0.saturating_add(offset.0));
+            }
+            health.add(reading, measured);
         }
         Ok(readings.into_values().collect())
     }
@@ -494,9 +509,6 @@ const TRIGGER: &[u8; 8] = b"trigger\n";
 
 /// How many sensors that are gone are remembered.
 const MAX_GONE: usize = 256;
-
-/// The largest offset, in thousandths of a degree.
-const MAX_OFFSET: u32 = 10_000;
 
 /// For another program's conversion: no longer than one can be set to take.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);

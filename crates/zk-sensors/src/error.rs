@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::id::SensorId;
+use crate::offset::Offset;
 use crate::reading::MilliCelsius;
 
 /// What can go wrong in this crate.
@@ -33,15 +34,14 @@ pub enum SensorError {
         text: String,
     },
 
-    /// A calibration offset is larger than that of any sound sensor.
+    /// Text that should be an offset is not.
     #[error(
-        "an offset of {offset} degrees Celsius for {sensor} is no calibration: at most 10 either way"
+        "{text:?} is no offset: expected SENSOR=CELSIUS with a point and at most 3 decimals, as in \
+         28-0000000a0001=-0.25"
     )]
     BadOffset {
-        /// The sensor.
-        sensor: SensorId,
-        /// The offset.
-        offset: MilliCelsius,
+        /// The start of the text.
+        text: String,
     },
 
     /// Text that should be the name of a quality is not.
@@ -83,11 +83,7 @@ pub enum SensorError {
     },
 
     /// The bus directory cannot be listed.
-    #[error(
-        "cannot list the 1-Wire devices in {}: is 1-Wire enabled \
-         (on a Raspberry Pi: dtoverlay=w1-gpio in config.txt) and w1_therm loaded?",
-        path.display()
-    )]
+    #[error("cannot list the 1-Wire devices in {}: {source}{}", path.display(), hint_of_bus(source))]
     NoBus {
         /// The directory.
         path: PathBuf,
@@ -129,6 +125,23 @@ pub enum SensorError {
         source: io::Error,
     },
 
+    /// A calibration offset is larger than that of any sound sensor.
+    #[error(
+        "an offset of {} degrees Celsius for {} is no calibration: at most 10 either way",
+        offset.celsius, offset.sensor
+    )]
+    OffsetTooLarge {
+        /// The offset.
+        offset: Offset,
+    },
+
+    /// One sensor is given an offset twice.
+    #[error("{sensor} is given more than one offset: leave one")]
+    OffsetTwice {
+        /// The sensor.
+        sensor: SensorId,
+    },
+
     /// A file or directory of the simulated tree could not be made.
     #[error("cannot write the simulated 1-Wire tree at {}: give it an empty directory of its own", path.display())]
     Simulation {
@@ -153,6 +166,18 @@ pub enum SensorError {
         /// The sensor.
         sensor: SensorId,
     },
+}
+
+/// What to do when the devices can't be listed.
+fn hint_of_bus(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            "; is 1-Wire enabled (on a Raspberry Pi: dtoverlay=w1-gpio in config.txt) and w1_therm \
+             loaded?"
+        }
+        io::ErrorKind::PermissionDenied => "; by default everybody may: see to its mode",
+        _ => "",
+    }
 }
 
 /// What to do when a sensor's file can't be used.

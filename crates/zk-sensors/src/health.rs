@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 
-use crate::reading::{Quality, Reading};
+use crate::reading::{MilliCelsius, Quality, Reading};
 
 /// How a sensor has done since it was first seen: counters and a few marks, no
 /// history.
@@ -16,6 +16,9 @@ pub struct SensorHealth {
     pub since: Timestamp,
     /// Its last reading.
     pub last: Reading,
+    /// What the chip itself said then: the value of [`last`](Self::last) without an
+    /// offset.
+    pub measured: Option<MilliCelsius>,
     /// Its last reading that was [`Quality::Ok`].
     pub last_good: Option<Reading>,
     /// How many readings, up to the last, were not `ok` in a row.
@@ -31,6 +34,7 @@ impl SensorHealth {
             first_seen: first.at,
             since: first.at,
             last: *first,
+            measured: None,
             last_good: None,
             failures: 0,
             counts: [0; Quality::COUNT],
@@ -38,11 +42,13 @@ impl SensorHealth {
         }
     }
 
-    pub(crate) fn add(&mut self, reading: &Reading) {
+    /// `measured` is the reading's value without an offset.
+    pub(crate) fn add(&mut self, reading: &Reading, measured: Option<MilliCelsius>) {
         if reading.quality != self.last.quality {
             self.since = reading.at;
         }
         self.last = *reading;
+        self.measured = measured;
         if reading.quality == Quality::Ok {
             self.last_good = Some(*reading);
             self.failures = 0;

@@ -15,7 +15,7 @@
 //!   since when it has none;
 //! - [`W1Bus::list`]: what is on the buses, and of each [`Thermometer`] its
 //!   resolution, power, conversion time and features, to be read and set;
-//! - [`W1Bus::set_offset`]: what a calibration has found;
+//! - [`W1Bus::set_offsets`]: what a calibration has found;
 //! - [`SimulatedBus`]: a tree of files like the kernel's, on which things go wrong.
 //!
 //! ```
@@ -87,6 +87,7 @@ mod bus;
 mod error;
 mod health;
 mod id;
+mod offset;
 mod reading;
 mod scratchpad;
 mod simulated;
@@ -97,6 +98,7 @@ pub use bus::{Listing, W1Bus};
 pub use error::SensorError;
 pub use health::SensorHealth;
 pub use id::SensorId;
+pub use offset::Offset;
 pub use reading::{MilliCelsius, Quality, Reading, Readings};
 pub use simulated::{Curve, HeldReading, SimulatedBus};
 pub use thermometer::{ConversionTime, Features, Power, Thermometer};

@@ -37,8 +37,8 @@ pub struct Reading {
     /// [`W1Bus`](crate::W1Bus) gives whole milliseconds.
     pub at: Timestamp,
     /// The temperature, present exactly if [`Quality::has_value`] says so: what
-    /// the chip measured, and its [offset](crate::W1Bus::set_offset) if it has
-    /// one.
+    /// the chip measured, with its [offset](crate::W1Bus::set_offsets) added if it
+    /// has one.
     pub value: Option<MilliCelsius>,
     /// How far the value can be believed, or why there is none.
     pub quality: Quality,

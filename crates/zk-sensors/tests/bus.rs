@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use common::{id, put, read, summary, sweep};
 use zk_sensors::{
-    Curve, HeldReading, MilliCelsius, Quality, SensorError, SensorId, SimulatedBus, W1Bus,
+    Curve, HeldReading, MilliCelsius, Offset, Quality, SensorError, SensorId, SimulatedBus, W1Bus,
 };
 
 const A: &str = "28-0000000a0001";
@@ -639,16 +639,21 @@ fn an_offset_is_added_to_what_was_measured_and_to_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut wires = SimulatedBus::create(dir.path(), &[id(A), id(B)]).unwrap();
     let mut bus = W1Bus::new(dir.path());
-    let offset = MilliCelsius(-312);
-    bus.set_offset(id(A), offset).unwrap();
-    assert_eq!(
-        [bus.offset(id(A)), bus.offset(id(B))],
-        [offset, MilliCelsius(0)]
-    );
+    let offset = |sensor: &str, thousandths: i32| Offset {
+        sensor: id(sensor),
+        celsius: MilliCelsius(thousandths),
+    };
+    bus.set_offsets(&[offset(C, 500), offset(A, -312)]).unwrap();
+    let offsets = [A, B, C].map(|sensor| bus.offset(id(sensor)).0);
+    assert_eq!(offsets, [-312, 0, 500]);
     let first = |wires: &mut SimulatedBus, bus: &mut W1Bus, value: i32| {
         wires.set(id(A), MilliCelsius(value)).unwrap();
         let readings = summary(&sweep(bus));
         assert_eq!(readings[1], (B.to_owned(), Quality::Ok, Some(20_000)));
+        let health = &bus.health()[&id(A)];
+        assert_eq!(health.last.value.map(|value| value.0), readings[0].2);
+        // what the chip said is at hand
+        assert_eq!(health.measured, Some(MilliCelsius(value)));
         (readings[0].1, readings[0].2)
     };
     assert_eq!(
@@ -665,30 +670,44 @@ fn an_offset_is_added_to_what_was_measured_and_to_nothing_else() {
         (Quality::OutOfRange, Some(124_750))
     );
     // and counts as it was given out
-    assert_eq!(
-        bus.health()[&id(A)].last_good.unwrap().value,
-        Some(MilliCelsius(-55_312))
-    );
+    let health = &bus.health()[&id(A)];
+    let last_good = health.last_good.unwrap().value;
+    assert_eq!(last_good, Some(MilliCelsius(-55_312)));
     wires.power_on_value(id(A)).unwrap();
     assert_eq!(sweep(&mut bus)[0].value, Some(MilliCelsius(85_000)));
+    let measured = bus.health()[&id(A)].measured;
+    assert_eq!(measured, Some(MilliCelsius(85_000)));
     wires.empty(id(A)).unwrap();
     assert_eq!(sweep(&mut bus)[0].value, None);
+    assert_eq!(bus.health()[&id(A)].measured, None);
 
-    bus.set_offset(id(A), MilliCelsius(0)).unwrap();
-    assert_eq!(
-        first(&mut wires, &mut bus, 20_000),
-        (Quality::Ok, Some(20_000))
-    );
+    // others take their place, all at once or not at all
+    bus.set_offsets(&[offset(B, -10_000)]).unwrap();
     for far in [10_001, -10_001, i32::MAX, i32::MIN] {
-        let error = bus.set_offset(id(A), MilliCelsius(far)).unwrap_err();
+        let wrong = offset(A, far);
+        let error = bus.set_offsets(&[offset(A, 1), wrong]).unwrap_err();
         assert!(
-            matches!(error, SensorError::BadOffset { sensor, offset }
-                if sensor == id(A) && offset == MilliCelsius(far)),
+            matches!(error, SensorError::OffsetTooLarge { offset } if offset == wrong),
             "{error}"
         );
     }
-    assert_eq!(bus.offset(id(A)), MilliCelsius(0));
-    bus.set_offset(id(A), MilliCelsius(-10_000)).unwrap();
+    let twice = [offset(A, 1), offset(C, 1), offset(A, 1)];
+    let error = bus.set_offsets(&twice).unwrap_err();
+    assert!(
+        matches!(error, SensorError::OffsetTwice { sensor } if sensor == id(A)),
+        "{error}"
+    );
+    let offsets = [A, B, C].map(|sensor| bus.offset(id(sensor)).0);
+    assert_eq!(offsets, [0, -10_000, 0]);
+    wires.set(id(A), MilliCelsius(20_000)).unwrap();
+    let values: Vec<_> = sweep(&mut bus)
+        .iter()
+        .map(|reading| reading.value)
+        .collect();
+    let expected = [20_000, 10_000].map(|value| Some(MilliCelsius(value)));
+    assert_eq!(values, expected);
+    bus.set_offsets(&[]).unwrap();
+    assert_eq!(bus.offset(id(B)), MilliCelsius(0));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Names, numbers and the JSON of a record's body, to the byte.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use zk_sensors::{MilliCelsius, Quality, Reading, Readings, SensorError, SensorId};
+use zk_sensors::{MilliCelsius, Offset, Quality, Reading, Readings, SensorError, SensorId};
 
 const ONE: &str = r#"{"readings":[{"sensor":"28-0000000a0001","at":"2026-11-23T11:20:44.123Z","celsius":21.437,"quality":"ok"}]}"#;
 
@@ -259,6 +259,99 @@ fn temperatures_have_three_decimals_as_text() {
         format!("{:>9}|{:+}", MilliCelsius(-62), MilliCelsius(62)),
         "   -0.062|+0.062"
     );
+}
+
+#[test]
+fn an_offset_is_a_sensor_and_degrees() {
+    let parse = |text: &str| text.parse::<Offset>();
+    for (text, thousandths) in [
+        ("0", 0),
+        ("-0", 0),
+        ("0.0", 0),
+        ("0.25", 250),
+        ("+0.25", 250),
+        ("-0.25", -250),
+        ("-0.062", -62),
+        ("-0.001", -1),
+        ("1.5", 1_500),
+        ("9.999", 9_999),
+        ("10", 10_000),
+        ("-10.000", -10_000),
+    ] {
+        let text = format!("28-000005e2fdc3={text}");
+        let offset = parse(&text).unwrap();
+        assert_eq!(offset.sensor.to_string(), "28-000005e2fdc3");
+        assert_eq!(offset.celsius, MilliCelsius(thousandths), "{text}");
+        // as text and in serde
+        assert_eq!(parse(&offset.to_string()).unwrap(), offset);
+        let json = serde_json::to_string(&offset).unwrap();
+        assert_eq!(json, format!("\"{offset}\""));
+        assert_eq!(serde_json::from_str::<Offset>(&json).unwrap(), offset);
+    }
+    let large = "9".repeat(100);
+    for degrees in [
+        "",
+        "-",
+        "+",
+        ".",
+        ".5",
+        "-.5",
+        "5.",
+        "0.2500",
+        "0,25",
+        "1e0",
+        "0x1",
+        " 0.25",
+        "0.25 ",
+        "0.25\n",
+        "--1",
+        "+-1",
+        "1.-5",
+        "1.+5",
+        "1.2.3",
+        "01",
+        "00",
+        "-01.5",
+        "nan",
+        "inf",
+        "=1",
+        "\u{2212}1",
+        "\u{0661}",
+        "1\u{e9}",
+        &large,
+    ] {
+        let text = format!("28-000005e2fdc3={degrees}");
+        let error = parse(&text).unwrap_err();
+        assert!(
+            matches!(&error, SensorError::BadOffset { text } if text.chars().count() <= 40),
+            "{text:?}: {error}"
+        );
+        assert!(serde_json::from_value::<Offset>(text.into()).is_err());
+    }
+    for degrees in ["10.001", "-10.001", "11", "-85", "999999.999"] {
+        let error = parse(&format!("28-000005e2fdc3={degrees}")).unwrap_err();
+        let far = matches!(&error, SensorError::OffsetTooLarge { .. });
+        assert!(
+            far && error.to_string().contains("28-000005e2fdc3"),
+            "{error}"
+        );
+    }
+    for text in ["", "28-000005e2fdc3", "28-000005e2fdc3:0.25", "0.25"] {
+        let error = parse(text).unwrap_err();
+        assert!(matches!(&error, SensorError::BadOffset { .. }), "{error}");
+    }
+    for text in [
+        "01-000005e2fdc3=0.25",
+        "28-000005E2FDC3=0.25",
+        "=0.25",
+        " 28-000005e2fdc3=1",
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(matches!(&error, SensorError::BadId { .. }), "{error}");
+    }
+    for json in ["0.25", "null", "[]", "{}", r#"{"28-000005e2fdc3":0.25}"#] {
+        assert!(serde_json::from_str::<Offset>(json).is_err(), "{json}");
+    }
 }
 
 fn parse(body: &str) -> Result<Readings, serde_json::Error> {

@@ -4,31 +4,42 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use zk_sensors::{Quality, W1Bus};
+use zk_sensors::{Offset, Quality, W1Bus};
 
 use super::inbox::{Closing, Inbox, Refused, Sweep};
 use super::progress::{Event, Progress};
 use crate::clock;
+use crate::config::{Sensors, unsigned};
 
-/// Reads all sensors at each interval until told to stop.
+/// Reads all sensors at each interval until told to stop, which is when nobody is left
+/// to say that interval or offsets are others.
 pub(super) fn sample(
-    mut bus: W1Bus,
-    mut interval: Duration,
-    stopped: &Receiver<Duration>,
+    sensors: &Sensors,
+    others: &Receiver<Sensors>,
     inbox: &Inbox,
     progress: &Progress,
 ) {
     let _at_the_end = Closing(inbox);
+    let mut bus = W1Bus::new(&sensors.root);
+    let mut offsets = sensors.offsets.clone();
+    if !offsets.is_empty() {
+        set_offsets(&mut bus, &offsets);
+    }
+    let mut interval = unsigned(sensors.interval);
     let mut next = Instant::now();
     // What keeps the sensors from being read, and when that was last said.
     let mut trouble: Option<(String, Instant)> = None;
     loop {
         let wait = next.saturating_duration_since(Instant::now());
         progress.sampler.waits();
-        match stopped.recv_timeout(wait) {
+        match others.recv_timeout(wait) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(other) => {
-                interval = other;
+                if offsets != other.offsets {
+                    offsets = other.offsets;
+                    set_offsets(&mut bus, &offsets);
+                }
+                interval = unsigned(other.interval);
                 next = next.min(Instant::now() + interval);
                 continue;
             }
@@ -77,6 +88,20 @@ pub(super) fn sample(
             Err(Refused::Full(sweep)) => progress.give_up(&sweep.readings),
             Err(Refused::Closed) => return,
         }
+    }
+}
+
+/// From the next sweep on. The log tells since when they hold, because readings don't
+/// say that there is one in them.
+fn set_offsets(bus: &mut W1Bus, offsets: &[Offset]) {
+    let told: Vec<_> = offsets.iter().map(Offset::to_string).collect();
+    match bus.set_offsets(offsets) {
+        Ok(()) => tracing::info!(
+            offsets = told.join(" "),
+            "degrees that are added to what is measured"
+        ),
+        // The configuration was checked.
+        Err(error) => tracing::error!(%error, "offsets stay as they were"),
     }
 }
 

@@ -4,18 +4,20 @@ use std::fs;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
+use jiff::SignedDuration;
 use p256::ecdsa::Signature;
 use p256::ecdsa::signature::{Error as SignatureError, Signer};
 use tempfile::TempDir;
 use zk_envelope::{ClockQuality, Envelope, Kind, LossReason, OwnerKey, Report, Timestamp};
 use zk_hsm::{Operation, create_soft_key};
-use zk_sensors::{Quality, Reading, Readings, SensorId, SimulatedBus};
+use zk_sensors::{Quality, Reading, Readings, SensorId, SimulatedBus, W1Bus};
 
 use super::inbox::Sweep;
 use super::sealing::*;
 use super::threads::*;
 use super::*;
 use crate::clock;
+use crate::config::Sensors;
 
 mod batching;
 mod clocks;
@@ -112,7 +114,16 @@ impl Device {
     }
 
     fn bus(&self) -> W1Bus {
-        W1Bus::new(self.dir.path().join("sys"))
+        W1Bus::new(self.sensors().root)
+    }
+
+    /// One sweep after the other.
+    fn sensors(&self) -> Sensors {
+        Sensors {
+            interval: SignedDuration::ZERO,
+            root: self.dir.path().join("sys"),
+            ..Sensors::default()
+        }
     }
 
     /// What the owner finds in the spool: each record opened.
@@ -169,10 +180,9 @@ fn a_key_that_does_not_sign_costs_readings_that_are_named_afterwards() {
     let (stop, stopped) = channel();
     std::thread::scope(|scope| {
         let sealer = scope.spawn(|| sealing.run_to_the_end(&inbox));
-        let (bus, inbox, progress) = (device.bus(), &inbox, &device.progress);
-        let sampler = scope.spawn(move || {
-            sample(bus, Duration::ZERO, &stopped, inbox, progress);
-        });
+        let (inbox, progress) = (&inbox, &device.progress);
+        let sensors = device.sensors();
+        let sampler = scope.spawn(move || sample(&sensors, &stopped, inbox, progress));
         while progress.sealed.load(Ordering::Relaxed) == 0 {
             std::thread::yield_now();
         }

@@ -191,8 +191,9 @@ fn sampling_never_waits_for_the_chip() {
     let inbox = Inbox::new(10);
     let (stop, stopped) = channel();
     std::thread::scope(|scope| {
-        let (bus, inbox, progress) = (device.bus(), &inbox, &device.progress);
-        let sampler = scope.spawn(move || sample(bus, Duration::ZERO, &stopped, inbox, progress));
+        let (inbox, progress) = (&inbox, &device.progress);
+        let sensors = device.sensors();
+        let sampler = scope.spawn(move || sample(&sensors, &stopped, inbox, progress));
         while progress.given_up.load(Ordering::Relaxed) < 50 {
             std::thread::yield_now();
         }
