@@ -1,11 +1,13 @@
 //! From a real spool to a server that misbehaves as told.
 
 use std::convert::Infallible;
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -629,7 +631,7 @@ fn in_a_network_of_its_own(role: &str) -> Command {
         command.args(["--user", "--map-root-user"]);
     }
     command
-        .arg("--net")
+        .args(["--net", "--mount"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", role, "--nocapture"])
         .env("ZK_TEST_NETWORK", "its own");
@@ -836,6 +838,30 @@ fn role_at_the_end_of_a_cable() {
     revoked.store(false, Ordering::Relaxed);
     comes_and_goes();
     until(&publisher, |status| status.records == 5);
+    drop(publisher);
+
+    // A server of names that does not answer, however often it is asked.
+    let names = world.directory.path().join("resolv.conf");
+    fs::write(&names, "nameserver 192.0.2.2\n").unwrap();
+    run(Command::new("mount")
+        .arg("--bind")
+        .args([&names, Path::new("/etc/resolv.conf")]));
+    peer.ip("route add blackhole 192.0.2.1/32");
+    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let options = Options {
+        timeouts: Timeouts {
+            connect: Duration::from_millis(50),
+            ..Timeouts::default()
+        },
+        ..QUICK
+    };
+    let publisher = world.publish("gateway.example:8443", options);
+    world.append(11..=11);
+    until(&publisher, |status| status.retries >= 40);
+    let threads = threads() - before;
+    println!("{threads} threads more after 40 names that were not resolved");
+    assert!(threads < 12);
     println!("pulled and put in");
 }
 
