@@ -182,6 +182,7 @@ impl Agent {
             patience: Arc::clone(&patience),
             heartbeat,
             started: None,
+            anchored: None,
             receipts: Receipts::new(&spool, config.spool.cap.as_u64()),
             receipts_wait: false,
             largest: MAX_BODY,

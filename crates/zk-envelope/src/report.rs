@@ -86,11 +86,13 @@ pub struct SequenceRange {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TimeAnchor {
     /// The clock before it was set; `null` in the first record of a program that
-    /// has just started, which doesn't know.
+    /// has just started, which doesn't know, and in an anchor that takes the place of
+    /// one that was lost.
     #[serde(deserialize_with = "nullable_object")]
     pub before: Option<ClockBefore>,
     /// The most by which the header's wall clock may be wrong, as the device's
-    /// kernel has it; `null` if nothing says so, as of a clock set by hand.
+    /// kernel has it, and by which the monotonic one was moved since the record
+    /// before; `null` if nothing says so, as of a clock set by hand.
     #[serde(deserialize_with = "nullable")]
     pub error_ms: Option<u64>,
 }
@@ -107,7 +109,8 @@ pub struct ClockBefore {
 }
 
 /// By how much monotonic time may be longer or shorter than true time, in parts
-/// per million: more than this Linux doesn't correct in a clock either.
+/// per million: more than this Linux doesn't correct in a clock either, but for one
+/// that it moves to another time bit by bit.
 pub const DRIFT_PPM: u64 = 500;
 
 /// Something happened to the device itself.

@@ -44,6 +44,7 @@ use crate::target::Target;
 /// that polls it during the handshake.
 pub struct Client {
     target: Target,
+    tcp: Tcp,
     https: HttpsConnector<Tcp>,
     /// Changes when TCP is done and TLS begins.
     shaking_hands: watch::Receiver<()>,
@@ -67,10 +68,9 @@ impl Client {
     pub fn new(target: Target, tls: Arc<ClientConfig>, timeouts: Timeouts) -> Self {
         let (connected, shaking_hands) = watch::channel(());
         let tcp = Tcp::new(timeouts.connect, connected);
-        let name = FixedServerNameResolver::new(target.server_name());
-        let tls = with_alpn(tls, target.port());
         Self {
-            https: HttpsConnector::new(tcp, tls, true, Arc::new(name)),
+            https: https(&tcp, tls, &target),
+            tcp,
             target,
             shaking_hands,
             timeouts,
@@ -115,9 +115,8 @@ impl Client {
 
     /// Connections from now on are made with this.
     pub(crate) fn set_tls(&mut self, tls: Arc<ClientConfig>) {
-        let connections = self.connections;
-        *self = Self::new(self.target.clone(), tls, self.timeouts);
-        self.connections = connections;
+        self.https = https(&self.tcp, tls, &self.target);
+        self.disconnect();
     }
 
     async fn connect(&mut self) -> Result<Connection, PublishError> {
@@ -325,6 +324,13 @@ impl Service<Uri> for Tcp {
             Ok(stream)
         })
     }
+}
+
+/// TLS over these connections, which know where a name last led.
+fn https(tcp: &Tcp, tls: Arc<ClientConfig>, target: &Target) -> HttpsConnector<Tcp> {
+    let name = FixedServerNameResolver::new(target.server_name());
+    let tls = with_alpn(tls, target.port());
+    HttpsConnector::new(tcp.clone(), tls, true, Arc::new(name))
 }
 
 /// The configuration, offering AWS IoT's protocol where it has to be.

@@ -84,6 +84,7 @@ impl Publisher {
         let runtime = runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
+            .max_blocking_threads(LOOKUPS)
             .build()?;
         let watched = options.watch_link.then(|| link.clone());
         let drain = Drain {
@@ -583,6 +584,10 @@ const IDLE: Duration = Duration::from_millis(200);
 
 /// What a request still has when the link has returned.
 const AFTER_LINK: Duration = Duration::from_secs(1);
+
+/// Names looked up at a time, each in a thread of its own. One that no server answers
+/// takes half a minute, far longer than it is waited for.
+const LOOKUPS: usize = 8;
 
 /// Refusals in a row that make the target suspicious rather than the records.
 const MANY: u32 = 10;

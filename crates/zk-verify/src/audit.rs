@@ -206,6 +206,10 @@ impl Audit {
         } else {
             Vec::new()
         };
+        // A receipt may be sealed twice if the device stops in between.
+        self.rejected
+            .sort_by_key(|receipt| (receipt.noticed_at, receipt.records, receipt.reason as u8));
+        self.rejected.dedup();
         self.repairs
             .sort_by_key(|repair| (repair.place.stream, repair.place.sequence));
         self.events
@@ -236,10 +240,7 @@ impl Audit {
 
     fn loss_receipt(&mut self, receipt: &LossReceipt) {
         let Some(range) = receipt.range else {
-            // A receipt may be sealed twice if the device stops in between.
-            if !self.rejected.contains(receipt) {
-                self.rejected.push(receipt.clone());
-            }
+            self.rejected.push(receipt.clone());
             return;
         };
         let stream = self.streams.entry(range.stream).or_default();
@@ -369,7 +370,8 @@ pub struct Findings {
     /// there is more than one that no other is known to follow: any of those may
     /// have gone on past its last record, and one of these have taken its place.
     pub unlinked: Vec<StreamId>,
-    /// Readings that the device refused before they had a number.
+    /// Readings that the device refused before they had a number, in the order in
+    /// which it noticed.
     pub rejected: Vec<LossReceipt>,
     /// Where the wall clock was set, in the order of the streams.
     pub repairs: Vec<ClockRepair>,

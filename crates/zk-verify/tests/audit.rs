@@ -257,17 +257,37 @@ fn what_arrives_though_it_is_stated_as_lost_is_told_and_is_no_finding() {
 #[test]
 fn readings_refused_before_they_had_a_number_are_counted_once() {
     let mut audit = whole();
-    let receipt = Report::LossReceipt(LossReceipt {
-        reason: LossReason::Rejected,
-        records: 40,
-        range: None,
-        noticed_at: at(5),
-    });
-    report(&mut audit, A, 1, &receipt);
-    report(&mut audit, A, 2, &receipt);
+    let receipt = |reason, records, noticed_at| {
+        let (range, noticed_at) = (None, at(noticed_at));
+        Report::LossReceipt(LossReceipt {
+            reason,
+            records,
+            range,
+            noticed_at,
+        })
+    };
+    use LossReason::{Rejected, Several};
+    let receipts = [
+        (Rejected, 40, 5),
+        (Several, 40, 5),
+        (Rejected, 40, 4),
+        (Rejected, 40, 5),
+        (Several, 40, 5),
+        (Rejected, 41, 5),
+    ];
+    for (number, (reason, records, noticed_at)) in (1..).zip(receipts) {
+        report(&mut audit, A, number, &receipt(reason, records, noticed_at));
+    }
     let findings = audit.finish();
-    assert_eq!(findings.rejected.len(), 1);
-    assert_eq!(findings.rejected[0].records, 40);
+    let found = findings.rejected.iter();
+    let found: Vec<_> = found.map(|it| (it.reason, it.records)).collect();
+    let expected = [
+        (Rejected, 40),
+        (Rejected, 40),
+        (Several, 40),
+        (Rejected, 41),
+    ];
+    assert_eq!(found, expected);
     assert!(findings.is_clean());
 }
 

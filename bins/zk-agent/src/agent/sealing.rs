@@ -36,6 +36,9 @@ pub(super) struct Sealing<K> {
     /// Where the record is, or can be, that says how the stream began; `None` if
     /// there is none.
     pub(super) started: Option<RangeInclusive<u64>>,
+    /// Where the last anchor is that vouches for the clock; `None` if there is none,
+    /// or it was lost: then a right clock is worth another.
+    pub(super) anchored: Option<u64>,
     pub(super) receipts: Receipts,
     /// A receipt found no room; the next try is when a record has found some.
     pub(super) receipts_wait: bool,
@@ -223,6 +226,13 @@ impl<K: Signer<Signature>> Sealing<K> {
         {
             self.started = None;
         }
+        if let Some(number) = self.anchored
+            && losses
+                .iter()
+                .any(|loss| takes(loss, stream, &(number..=number)))
+        {
+            self.anchored = None;
+        }
         for run in losses.chunk_by(continues) {
             let Some((first, last)) = run.first().zip(run.last()) else {
                 continue;
@@ -345,27 +355,27 @@ impl<K: Signer<Signature>> Sealing<K> {
         if !self.start_stream()? {
             return Ok(None);
         }
-        loop {
-            let now = self.clock.now();
-            let anchor = self.clock.anchor(&now);
-            if let Some(anchor) = &anchor {
-                let report = Content::Report(anchor);
-                if self.seal_until_signed(&now, report, &[], room)?.is_none() {
-                    return Ok(None);
-                }
-                tracing::info!(?anchor, "the clock was set");
-            }
-            self.clock.follow(&now);
-            // While the key signed that, the clock may have been set once more.
-            if anchor.is_none() {
-                *self
-                    .progress
-                    .clock
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = Some(now.clock);
-                return Ok(Some(now));
+        let now = self.clock.read();
+        if let Some(anchor) = self.clock.anchor(&now, self.anchored.is_some()) {
+            let report = Content::Report(&anchor);
+            let taken = self.seal_until_signed(&now.moment, report, &[], room)?;
+            let Some(sequence) = taken else {
+                return Ok(None);
+            };
+            tracing::info!(?anchor, "the clock was set");
+            if matches!(&anchor, Report::TimeAnchor(anchor) if anchor.error_ms.is_some()) {
+                self.anchored = Some(sequence);
             }
         }
+        self.clock.follow(&now);
+        *self
+            .progress
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now.moment.clock);
+        // If the clock was set once more while the key signed the anchor, the record
+        // is of that moment, and the next anchor is before the next record.
+        Ok(Some(now.moment))
     }
 
     /// The first record of a stream says which stream it takes the place of; if

@@ -102,6 +102,7 @@ impl Device {
             patience: Arc::clone(&self.patience),
             heartbeat: Duration::from_secs(3600),
             started: None,
+            anchored: None,
             receipts: Receipts::new(&self.spool, self.cap),
             receipts_wait: false,
             largest: MAX_BODY,

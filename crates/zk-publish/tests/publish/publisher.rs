@@ -1,6 +1,7 @@
 //! From a real spool to a server that misbehaves as told.
 
 use std::convert::Infallible;
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
@@ -629,7 +630,7 @@ fn in_a_network_of_its_own(role: &str) -> Command {
         command.args(["--user", "--map-root-user"]);
     }
     command
-        .arg("--net")
+        .args(["--net", "--mount"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", role, "--nocapture"])
         .env("ZK_TEST_NETWORK", "its own");
@@ -836,6 +837,54 @@ fn role_at_the_end_of_a_cable() {
     revoked.store(false, Ordering::Relaxed);
     comes_and_goes();
     until(&publisher, |status| status.records == 5);
+    drop(publisher);
+
+    // Nobody resolves the name any more: where it last led counts, also for a new
+    // certificate of the device.
+    drop(server);
+    let _server = Server::start_on(
+        peer.listener.try_clone().unwrap(),
+        world.pki.server_named("gateway.example", 2020..2100),
+        |_, _| Act::Reply(200),
+    );
+    let instead_of = |place: &str, text: &str| {
+        let file = world.directory.path().join("instead");
+        fs::write(&file, text).unwrap();
+        run(Command::new("mount").arg("--bind").arg(&file).arg(place));
+        fs::remove_file(file).unwrap();
+    };
+    instead_of("/etc/hosts", "192.0.2.2 gateway.example\n");
+    let port = peer.listener.local_addr().unwrap().port();
+    let publisher = world.publish(&format!("gateway.example:{port}"), QUICK);
+    world.append(11..=11);
+    until(&publisher, |status| status.records == 1);
+    run(Command::new("umount").arg("/etc/hosts"));
+    instead_of("/etc/resolv.conf", "nameserver 192.0.2.2\n");
+    publisher.link_returned();
+    world.append(12..=12);
+    until(&publisher, |status| status.records == 2);
+    publisher.set_tls(world.tls());
+    world.append(13..=13);
+    until(&publisher, |status| status.records == 3);
+    drop(publisher);
+
+    // Not even a thread for each that asks a server of names that does not answer.
+    peer.ip("route add blackhole 192.0.2.1/32");
+    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let options = Options {
+        timeouts: Timeouts {
+            connect: Duration::from_millis(50),
+            ..Timeouts::default()
+        },
+        ..QUICK
+    };
+    let publisher = world.publish("gateway.example:8443", options);
+    world.append(14..=14);
+    until(&publisher, |status| status.retries >= 40);
+    let threads = threads().saturating_sub(before);
+    println!("{threads} threads more after 40 names that were not resolved");
+    assert!(threads < 12);
     println!("pulled and put in");
 }
 

@@ -157,6 +157,153 @@ fn a_process_that_starts_under_a_right_clock_says_so_first() {
     assert_eq!(anchors, [(2, anchor)]);
 }
 
+/// What lies before an anchor that never arrives would be dated by nothing.
+#[test]
+fn an_anchor_that_is_lost_is_made_again() {
+    let device = Device::new(zk_spool::Options {
+        cap: 16 << 10,
+        full: zk_spool::Full::DropOldest,
+        ..zk_spool::Options::default()
+    });
+    let hands = Hands::new();
+    hands.set("2026-11-26T12:00:00.000Z", Some(16));
+    let mut sealing = device.sealing(hands.clock(), || None);
+    let go_on = |sealing: &mut Sealing<Chip>| {
+        sealing.readings(sweep_of(&device).readings).unwrap();
+        sealing.receipts().unwrap();
+        anchors_of(&device.records())
+    };
+    let first = go_on(&mut sealing);
+    assert_eq!(first.len(), 1);
+    let again = (0..60).map(|_| go_on(&mut sealing)).last().unwrap();
+    assert!(again[0].0 > first[0].0, "{again:?}");
+    // As in the first record of a process: no clock was set.
+    assert_eq!(again[0].1, first[0].1);
+
+    // The cloud does not take it.
+    for record in device.spool.peek(usize::MAX, usize::MAX).unwrap() {
+        let envelope = Envelope::from_bytes(record.bytes()).unwrap();
+        match envelope.unverified_header().kind {
+            Kind::TimeAnchor => device.spool.reject(record.position()).unwrap(),
+            _ => device.spool.ack(record.position()).unwrap(),
+        }
+    }
+    sealing.receipts().unwrap();
+    assert_eq!(go_on(&mut sealing).len(), 1);
+    // It has arrived: that is enough.
+    let newest = device.spool.peek(usize::MAX, usize::MAX).unwrap();
+    device.spool.ack(newest.last().unwrap().position()).unwrap();
+    assert_eq!(go_on(&mut sealing), []);
+}
+
+/// Set and called right between one look at it and the next, it would vouch for a
+/// wrong time, and its anchor would date the whole boot by that.
+#[test]
+fn a_clock_that_is_set_while_it_is_read_is_not_called_right() {
+    let hands = Hands::new();
+    hands.set("2026-11-20T00:00:00.000Z", None);
+    let error = Arc::clone(&hands.error);
+    let (ahead, begun) = (Arc::clone(&hands.ahead), hands.begun);
+    let wall = move || {
+        let before = ahead.load(Ordering::Relaxed).unsigned_abs();
+        error.store(16, Ordering::Relaxed);
+        SystemTime::UNIX_EPOCH + Duration::from_millis(before) + begun.elapsed()
+    };
+    let error = Arc::clone(&hands.error);
+    let clock = Clock::new(wall).unwrap().with_kernel(move || {
+        let error = error.load(Ordering::Relaxed);
+        Some(Duration::from_millis(error.try_into().ok()?))
+    });
+    assert_eq!(clock.now().clock, ClockQuality::FreeRunning);
+}
+
+/// The thread may be put to sleep between one clock and the other.
+#[test]
+fn what_passes_between_the_clocks_is_part_of_an_anchors_error() {
+    let device = Device::new(zk_spool::Options::default());
+    let wall = || {
+        std::thread::sleep(Duration::from_millis(30));
+        SystemTime::now()
+    };
+    let clock = Clock::new(wall).unwrap();
+    let clock = clock.with_kernel(|| Some(Duration::from_millis(16)));
+    let mut sealing = device.sealing(clock, || None);
+    sealing.readings(sweep_of(&device).readings).unwrap();
+    let anchors = anchors_of(&device.records());
+    assert!(anchors[0].1.error_ms >= Some(16 + 30), "{anchors:?}");
+}
+
+/// A time source that lets a clock run faster until it is right does the same to the
+/// one by which an anchor dates what was before.
+#[test]
+fn what_the_kernel_has_slewed_is_part_of_an_anchors_error() {
+    let device = Device::new(zk_spool::Options::default());
+    let hands = Hands::new();
+    hands.set("2026-11-26T12:00:00.000Z", None);
+    let slewed = Arc::new(AtomicI64::new(0));
+    let told = Arc::clone(&slewed);
+    let clock = hands
+        .clock()
+        .with_slew(move || told.load(Ordering::Relaxed));
+    let mut sealing = device.sealing(clock, || None);
+    let readings = || sweep_of(&device).readings;
+    sealing.readings(readings()).unwrap();
+    slewed.store(-900, Ordering::Relaxed);
+    hands.error.store(3, Ordering::Relaxed);
+    sealing.readings(readings()).unwrap();
+    let anchors = anchors_of(&device.records());
+    let error = anchors[0].1.error_ms.unwrap();
+    // 500 ppm are for whoever dates by it; here less than a minute has passed
+    assert!((903 - 30..=903).contains(&error), "{error}");
+}
+
+/// As two programs have it that both keep the clock, while a signature takes its time.
+#[test]
+fn a_clock_that_is_set_all_the_time_keeps_no_reading_out() {
+    let device = Device::new(zk_spool::Options::default());
+    let hands = Hands::new();
+    hands.set("2026-11-26T12:00:00.000Z", None);
+    let (signed, ahead) = (AtomicI64::new(0), Arc::clone(&hands.ahead));
+    let mut sealing = device.sealing(hands.clock(), move || {
+        ahead.fetch_add(10_000, Ordering::Relaxed);
+        (signed.fetch_add(1, Ordering::Relaxed) > 20).then(|| stuck(Duration::from_secs(3600)))
+    });
+    for _ in 0..3 {
+        sealing.sweeps(vec![hands.sweep(&device)]).unwrap();
+    }
+    let records = device.records();
+    let kinds: Vec<_> = records.iter().map(|record| record.header().kind).collect();
+    use Kind::{Data, DeviceEvent, TimeAnchor};
+    assert_eq!(
+        kinds,
+        [DeviceEvent, Data, TimeAnchor, Data, TimeAnchor, Data]
+    );
+    // Each reading by the clock of its record, as an anchor tells of it.
+    for record in records.iter().filter(|record| record.header().kind == Data) {
+        let batch: Readings = serde_json::from_slice(record.body()).unwrap();
+        let made = record.header().time.as_millis();
+        let at = u64::try_from(batch.readings[0].at.as_millisecond()).unwrap();
+        assert!(made.abs_diff(at) < 5_000, "{made} {batch:?}");
+    }
+}
+
+/// A step that is too small for an anchor: timesyncd makes them from 0.4 s on.
+#[test]
+fn a_reading_follows_a_small_step_of_its_clock_too() {
+    let device = Device::new(zk_spool::Options::default());
+    let hands = Hands::new();
+    hands.set("2026-11-26T12:00:00.000Z", None);
+    let mut sealing = device.sealing(hands.clock(), || None);
+    let sweep = hands.sweep(&device);
+    let taken = sweep.readings[0].at;
+    hands.set("2026-11-26T12:00:00.600Z", Some(16));
+    sealing.sweeps(vec![sweep]).unwrap();
+    let records = device.records();
+    let batch: Readings = serde_json::from_slice(records.last().unwrap().body()).unwrap();
+    let forward = batch.readings[0].at.duration_since(taken).as_millis();
+    assert!((550..650).contains(&forward), "{forward}");
+}
+
 /// What was taken before the clock was set is dated by the clock of its record.
 #[test]
 fn readings_that_waited_while_the_clock_was_set_are_dated_by_the_new_one() {

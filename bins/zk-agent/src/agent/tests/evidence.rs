@@ -118,6 +118,7 @@ impl Evidence {
             patience: Arc::default(),
             heartbeat: Duration::from_secs(3600),
             started: None,
+            anchored: None,
             receipts: Receipts::new(&spool, cap),
             receipts_wait: false,
             largest: MAX_BODY,
