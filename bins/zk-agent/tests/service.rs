@@ -182,10 +182,15 @@ fn the_unit_permits_what_the_agent_needs() {
     }
 }
 
-/// What the rule runs when the kernel has a new thermometer, on a tree of our own.
+/// What the rule runs when the kernel has a new thermometer, on a tree of our own. Who
+/// has no package has it from the document.
 #[test]
 fn the_udev_rule_lets_the_agents_group_begin_a_conversion() {
     let rules = fs::read_to_string(beside("debian/zk-agent.rules")).unwrap();
+    let rule = rules.lines().find(|line| !line.starts_with('#')).unwrap();
+    let document = fs::read_to_string(beside("../../docs/sensors.md")).unwrap();
+    let shown = document.lines().filter(|line| line.contains("SUBSYSTEM=="));
+    assert!(shown.eq([rule]), "docs/sensors.md has another rule");
     let program = rules.split("RUN+=\"/bin/sh -c '").nth(1).unwrap();
     let program = program.split("'\"").next().unwrap();
     let dir = tempfile::tempdir().unwrap();
