@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ClientConfig;
-use zk_envelope::{ClockQuality, Envelope, Sealer, StreamId, Timestamp};
+use zk_envelope::{ClockQuality, Envelope, OwnerPublicKey, Sealer, StreamId, Timestamp};
 use zk_hsm::{Hsm, HsmUri};
 use zk_publish::Publisher;
 use zk_spool::{Spool, SyncPolicy};
@@ -55,6 +55,8 @@ pub struct Agent {
     socket: Option<Socket>,
     /// What holds now.
     config: Mutex<Config>,
+    /// Those that records are encrypted for.
+    owners: Vec<OwnerPublicKey>,
     sampler: Thread<()>,
     sealer: Thread<Result<Receipts, Error>>,
     /// Until when the sealer may try, once the agent is to stop.
@@ -100,17 +102,11 @@ impl Agent {
             .map_err(|source| Error::hsm(&config.device.hsm, source))?;
         let (tls, expires) = identity(&hsm, config, &config.device)?;
         let certificate_expires = Expires::new(expires);
-        let topic = format!("Zymkey/{}", config.device.id);
-        let target = zk_publish::Target::new(&config.target.endpoint, &topic)?;
+        let target = target(config)?;
 
         let spool = Arc::new(Spool::open(&config.spool.dir, spool_options(config)?)?);
         check_owner_of(&spool, config)?;
-        let owners = config
-            .owners
-            .files
-            .iter()
-            .map(|f| owner(f))
-            .collect::<Result<Vec<_>, _>>()?;
+        let owners = owners(config)?;
         let stream = StreamId(spool.stream().0);
         let sealer = Sealer::new(config.device.id.clone(), stream, hsm.public_key(), &owners)
             .map_err(|error| Error::owners(&error))?;
@@ -210,6 +206,7 @@ impl Agent {
             inbox,
             socket,
             config: Mutex::new(config.clone()),
+            owners,
             sampler,
             sealer,
             patience,
@@ -242,20 +239,34 @@ impl Agent {
 
     /// Takes up another configuration, as far as that can be done in a running agent:
     /// certificate and roots, which are read anew in any case, the intervals of sensors
-    /// and heartbeat, and the sensors' offsets. Returns the keys that have changed otherwise: for them
-    /// it has to be started anew.
+    /// and heartbeat, and the sensors' offsets. Returns the keys that have changed
+    /// otherwise, or that name a file which has: for them it has to be started anew.
     ///
     /// # Errors
-    /// As [`start`](Self::start), for what is read here. Everything stays as it is
-    /// then.
+    /// As [`start`](Self::start), for all that is read without disturbing what runs.
+    /// Everything stays as it is then.
     pub fn reload(&self, config: &Config) -> Result<Vec<String>, Error> {
         config
             .check()
             .map_err(|(key, detail)| Error::Setting { key, detail })?;
+        // The next start will want them.
+        let _: HsmUri = config.device.hsm.parse()?;
+        target(config)?;
+        let owners = owners(config)?;
         let parts = &*self.watch.0;
         let mut held = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         // Its own name is that of this process's device, whatever the file says now.
-        let (tls, expires) = identity(&parts.hsm, config, &held.device)?;
+        let identity = identity(&parts.hsm, config, &held.device);
+        let (tls, expires) = identity.map_err(|error| match error {
+            Error::OtherDevice { .. } if config.device.id != held.device.id => Error::Setting {
+                key: "device.id",
+                detail: format!(
+                    "is {} now, and this process is {}: start the agent anew",
+                    config.device.id, held.device.id
+                ),
+            },
+            error => error,
+        })?;
         parts.publisher.set_tls(tls);
         parts.certificate_expires.set(expires);
         // The sampler may be stuck, but it has not ended, or somebody was told.
@@ -271,7 +282,12 @@ impl Agent {
         held.sensors.offsets.clone_from(&config.sensors.offsets);
         held.heartbeat = config.heartbeat.clone();
         held.log.filter.clone_from(&config.log.filter);
-        held.changed(config)
+        let mut changed = held.changed(config)?;
+        let key = "owners.files";
+        if owners != self.owners && changed.iter().all(|changed| changed != key) {
+            changed.push(key.to_owned());
+        }
+        Ok(changed)
     }
 
     /// Tells the publisher that the link is back, so that it does not wait for
@@ -318,6 +334,15 @@ impl Agent {
             readings => Err(Error::Unsealed { readings }),
         }
     }
+}
+
+pub(crate) fn target(config: &Config) -> Result<zk_publish::Target, Error> {
+    let topic = format!("Zymkey/{}", config.device.id);
+    Ok(zk_publish::Target::new(&config.target.endpoint, &topic)?)
+}
+
+pub(crate) fn owners(config: &Config) -> Result<Vec<OwnerPublicKey>, Error> {
+    config.owners.files.iter().map(|file| owner(file)).collect()
 }
 
 /// What `device` shows to servers and whom it takes for one, and until when.

@@ -14,7 +14,7 @@ use zk_hsm::{BackendKind, Hsm, HsmUri};
 
 use crate::arguments::{Arguments, Place};
 use crate::config::{Config, Engine};
-use crate::files::{certificates, check_certificate, owner, roots};
+use crate::files::{certificates, check_certificate, roots};
 use crate::{Error, agent, socket, with_causes};
 
 /// What [`check`] found about one key of the configuration.
@@ -79,8 +79,7 @@ impl Check<'_> {
         if let Err((key, detail)) = config.check() {
             self.wrong(key, format!("it {detail}"), "give it such a value");
         }
-        let topic = format!("Zymkey/{}", config.device.id);
-        if let Err(error) = zk_publish::Target::new(&config.target.endpoint, &topic) {
+        if let Err(Error::Target(error)) = agent::target(config) {
             self.wrong("target.endpoint", error.to_string(), "correct it");
         }
         let owners = self.owners(config);
@@ -105,9 +104,8 @@ impl Check<'_> {
     }
 
     fn owners(&mut self, config: &Config) -> Option<Vec<OwnerPublicKey>> {
-        let read = config.owners.files.iter().map(|file| owner(file));
         let cure = "give the public keys that zk-reader keygen made, readable for the agent's user";
-        self.taken("owners.files", read.collect(), cure)
+        self.taken("owners.files", agent::owners(config), cure)
     }
 
     fn key(&mut self, config: &Config) -> Option<Hsm> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use support::{Place, metrics, until};
+use zk_envelope::OwnerKey;
 use zk_sensors::Readings;
 
 const TAKEN_UP: &str = "the configuration holds as it is now";
@@ -108,9 +109,33 @@ fn what_cannot_change_is_named_and_what_is_wrong_changes_nothing() {
     fs::write(place.path("agent.toml"), "[device").unwrap();
     refused(&mut daemon, &["agent.toml", "line 1"]);
     fs::write(place.path("agent.toml"), &good).unwrap();
-    // another device's certificate, and one of another key
+    // what the next start would stumble over
+    place.reconfigure("endpoint = \"", "endpoint = \"https://");
+    refused(&mut daemon, &["agent.toml:6: target.endpoint", "host:port"]);
+    fs::write(place.path("agent.toml"), &good).unwrap();
+    let owner = fs::read_to_string(place.path("owner.pem")).unwrap();
+    fs::write(place.path("owner.pem"), &owner[..60]).unwrap();
+    refused(&mut daemon, &["agent.toml:9: owners.files", "owner.pem"]);
+    // another owner in the same file
+    let other = OwnerKey::generate().unwrap().public_key().to_pem();
+    fs::write(place.path("owner.pem"), other).unwrap();
+    daemon.signal(Signal::HUP);
+    let log = daemon.log_until(TAKEN_UP);
+    let named = log.iter().filter_map(|line| line["key"].as_str());
+    assert!(
+        named.eq(["spool.cap", "spool.dir", "owners.files"]),
+        "{log:?}"
+    );
+    fs::write(place.path("owner.pem"), owner).unwrap();
+    // another device's certificate, with or without its name, and one of another key
     place.certificate("pi-02", 2049);
     refused(&mut daemon, &["cert.pem", "pi-02"]);
+    place.reconfigure("id = \"pi-01\"", "id = \"pi-02\"");
+    refused(
+        &mut daemon,
+        &["agent.toml:2: device.id", "pi-02", "pi-01", "anew"],
+    );
+    fs::write(place.path("agent.toml"), &good).unwrap();
     let stranger = Place::new();
     stranger.certificate("pi-01", 2030);
     fs::copy(stranger.path("cert.pem"), place.path("cert.pem")).unwrap();

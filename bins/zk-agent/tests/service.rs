@@ -4,13 +4,16 @@
 mod support;
 
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use support::{Place, until};
 use zk_hsm_sim::{Daemon, DaemonState, Device, Faults, Model};
+use zk_sensors::SimulatedBus;
 
 const FED: &str = "WATCHDOG=1\n";
 
@@ -78,6 +81,44 @@ fn a_thread_that_is_stuck_starves_the_watchdog() {
     assert_eq!(daemon.terminate().1.code(), Some(0));
 }
 
+/// A long wire: one thermometer after the other answers in time, all of them together
+/// take longer than the watchdog waits.
+#[test]
+fn many_slow_sensors_do_not_starve_the_watchdog() {
+    let place = Place::new();
+    let sensors: Vec<_> = (0..7)
+        .map(|n| format!("28-0000000b000{n}").parse().unwrap())
+        .collect();
+    SimulatedBus::create(place.path("wire"), &sensors).unwrap();
+    fs::remove_file(place.path("wire/bus/w1/devices/w1_bus_master1/therm_bulk_read")).unwrap();
+    let (read, reads) = channel();
+    for sensor in sensors {
+        let file = place.path(&format!("wire/bus/w1/devices/{sensor}/w1_slave"));
+        let answer = fs::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        let made = Command::new("mkfifo").arg(&file).status().unwrap();
+        assert!(made.success());
+        let read = read.clone();
+        std::thread::spawn(move || {
+            // when the agent reads it
+            let pipe = OpenOptions::new().write(true).open(file).unwrap();
+            read.send((pipe, answer)).unwrap();
+        });
+    }
+    drop(read);
+    place.reconfigure("\"10ms\"", "\"24h\"");
+    place.reconfigure("root = \"sys\"", "root = \"wire\"");
+    let (mut daemon, systemd) = place.start_as_service(Duration::from_secs(4));
+    let address = daemon.address();
+    assert_eq!(systemd.notified(), "READY=1\n");
+    for (mut pipe, answer) in reads {
+        assert_eq!(systemd.notified(), FED);
+        pipe.write_all(&answer).unwrap();
+    }
+    until(address, |page| page["readings_sealed_total"] == 7.0);
+    assert_eq!(daemon.terminate().1.code(), Some(0));
+}
+
 /// A file that goes with the program.
 fn beside(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -141,10 +182,15 @@ fn the_unit_permits_what_the_agent_needs() {
     }
 }
 
-/// What the rule runs when the kernel has a new thermometer, on a tree of our own.
+/// What the rule runs when the kernel has a new thermometer, on a tree of our own. Who
+/// has no package has it from the document.
 #[test]
 fn the_udev_rule_lets_the_agents_group_begin_a_conversion() {
     let rules = fs::read_to_string(beside("debian/zk-agent.rules")).unwrap();
+    let rule = rules.lines().find(|line| !line.starts_with('#')).unwrap();
+    let document = fs::read_to_string(beside("../../docs/sensors.md")).unwrap();
+    let shown = document.lines().filter(|line| line.contains("SUBSYSTEM=="));
+    assert!(shown.eq([rule]), "docs/sensors.md has another rule");
     let program = rules.split("RUN+=\"/bin/sh -c '").nth(1).unwrap();
     let program = program.split("'\"").next().unwrap();
     let dir = tempfile::tempdir().unwrap();

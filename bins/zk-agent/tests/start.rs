@@ -126,7 +126,11 @@ fn a_wrong_configuration_is_shown_with_its_place_and_what_is_allowed() {
         (
             "root = \"sys\"",
             "root = \"sys\"\noffsets = [\"28-000005e2fdc3=1\", \"28-000005e2fdc3=1\"]",
-            vec!["agent.toml:17: sensors.offsets", "28-000005e2fdc3", "leave one"],
+            vec![
+                "agent.toml:17: sensors.offsets",
+                "28-000005e2fdc3",
+                "leave one",
+            ],
         ),
         (
             "root = \"sys\"",

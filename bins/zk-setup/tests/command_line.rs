@@ -225,6 +225,18 @@ fn gateway_and_agent_read_their_configuration() {
         assert!(file.exists(), "{}", file.display());
     }
     assert_eq!(agent.spool.dir, Path::new("/var/lib/zk-agent/spool"));
+    // what is off, and how it is switched on
+    assert_eq!(agent.socket.listen, None);
+    let path = place.path("zk/devices/pi-01/agent.toml");
+    let mut text = fs::read_to_string(&path).unwrap();
+    for line in ["[socket]", "listen = ", "group = "] {
+        text = text.replace(&format!("# {line}"), line);
+    }
+    fs::write(&path, text).unwrap();
+    let socket = zk_agent::Config::read(&path).unwrap().socket;
+    let listen = Path::new("/run/zk-agent/publish.sock");
+    assert_eq!(socket.listen.as_deref(), Some(listen));
+    assert_eq!(socket.group.as_deref(), Some("zk-publish"));
 }
 
 #[test]

@@ -51,7 +51,12 @@ pub(super) fn sample(
         next = (next + interval).max(Instant::now() + interval / 2);
         // One clock for all of it, whatever is set meanwhile.
         let offset = clock::system_offset();
-        let readings = match bus.read_all(|| clock::time_of(offset)) {
+        let at = || {
+            // One thermometer after the other may take minutes in all.
+            progress.sampler.works();
+            clock::time_of(offset)
+        };
+        let readings = match bus.read_all(at) {
             Ok(readings) => readings,
             Err(error) => {
                 let error = error.to_string();

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -99,4 +99,44 @@ pub(crate) fn configuration() -> String {
      key = \"gateway.key.pem\"\n\
      device-ca = \"device-ca.crt.pem\"\n"
         .to_owned()
+}
+
+/// A program of systemd's package, and what it said.
+fn systemd(command: &mut Command) -> (bool, String) {
+    match command.output() {
+        Ok(output) => {
+            let said = [&output.stdout[..], &output.stderr].concat();
+            (output.status.success(), String::from_utf8(said).unwrap())
+        }
+        Err(error) => panic!(
+            "{:?}: {error}; install it with: apt-get install systemd",
+            command.get_program()
+        ),
+    }
+}
+
+#[test]
+fn the_unit_is_hardened_and_right() {
+    let beside = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    let unit = beside("debian/zk-gateway.service");
+    let (hardened, said) = systemd(
+        Command::new("systemd-analyze")
+            .args(["security", "--offline=true", "--no-pager", "--threshold=25"])
+            .arg(&unit),
+    );
+    assert!(hardened, "{said}");
+
+    // with a program that is there
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("zk-gateway.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    let runnable = text.replace("/usr/bin/zk-gateway", env!("CARGO_BIN_EXE_zk-gateway"));
+    fs::write(&copy, runnable).unwrap();
+    let (right, said) = systemd(Command::new("systemd-analyze").arg("verify").arg(&copy));
+    assert!(right, "{said}");
+    assert_eq!(said, "");
+
+    let users = fs::read_to_string(beside("debian/zk-gateway.sysusers")).unwrap();
+    assert!(users.starts_with("u zk-gateway "), "{users}");
+    assert!(text.contains("\nUser=zk-gateway\nGroup=zk-gateway\n"));
 }
