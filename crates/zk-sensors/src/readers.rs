@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::id::SensorId;
 use crate::master::Master;
 use crate::reading::{Quality, Reading};
+use crate::thermometer::Thermometer;
 
 /// A thread for each bus, for as long as it is read.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ impl Readers {
         let mut busy = BTreeMap::new();
         for (number, master) in masters.into_iter().enumerate() {
             let bus = master.bus.clone();
-            let left: BTreeSet<_> = master.sensors.iter().map(|sensor| sensor.id()).collect();
+            let left: BTreeSet<_> = master.sensors.iter().map(Thermometer::id).collect();
             if self.hung.contains_key(&bus) {
                 readings.extend(left.into_iter().map(unreadable));
                 continue;
