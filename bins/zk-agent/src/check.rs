@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use x509_cert::der::Decode;
 use zk_envelope::{Envelope, OwnerPublicKey, Sealer, StreamId};
 use zk_hsm::{Hsm, HsmUri};
+use zk_sensors::W1Bus;
 
 use crate::config::{Config, line_of};
 use crate::files::{certificates, check_certificate, owner, roots};
@@ -198,6 +199,17 @@ impl Check {
             let cure = "add dtoverlay=w1-gpio to /boot/firmware/config.txt, and start the machine \
                         anew; the agent starts all the same, and finds it when it is there";
             self.soon("sensors.root", what, cure);
+        }
+        let Ok(listing) = W1Bus::new(&config.sensors.root).list() else {
+            return;
+        };
+        for offset in &config.sensors.offsets {
+            let mut here = listing.thermometers.iter();
+            if !here.any(|thermometer| thermometer.id() == offset.sensor) {
+                let what = format!("{offset}: there is no such thermometer here");
+                let cure = "correct its name, or plug it in: zk-ctl sensors shows which are here";
+                self.soon("sensors.offsets", what, cure);
+            }
         }
     }
 
