@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use x509_cert::der::Decode;
 use zk_envelope::{Envelope, OwnerPublicKey, Sealer, StreamId};
 use zk_hsm::{BackendKind, Hsm, HsmUri};
+use zk_sensors::W1Bus;
 
 use crate::arguments::{Arguments, Place};
 use crate::config::{Config, Engine};
@@ -211,6 +212,17 @@ impl Check<'_> {
             let cure = "add dtoverlay=w1-gpio to /boot/firmware/config.txt, and start the machine \
                         anew; the agent starts all the same, and finds it when it is there";
             self.soon("sensors.root", what, cure);
+        }
+        let Ok(listing) = W1Bus::new(&config.sensors.root).list() else {
+            return;
+        };
+        for offset in &config.sensors.offsets {
+            let mut here = listing.thermometers.iter();
+            if !here.any(|thermometer| thermometer.id() == offset.sensor) {
+                let what = format!("{offset}: there is no such thermometer here");
+                let cure = "correct its name, or plug it in: zk-ctl sensors shows which are here";
+                self.soon("sensors.offsets", what, cure);
+            }
         }
     }
 

@@ -275,6 +275,15 @@ fn a_configuration_is_checked_without_a_start() {
         "{text}"
     );
     assert!(!dir.path().join("spool").exists());
+    let here = dir.path().join("sys/bus/w1/devices/28-0000000a0001");
+    fs::create_dir(here).unwrap();
+    let offsets = "root = \"sys\"\noffsets = [\"28-0000000a0001=1\", \"28-0000000a0002=1\"]";
+    let text = GOOD.replace("root = \"sys\"", offsets);
+    let (output, said) = agent_with(dir.path(), &text, &["--check-config"]);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = "agent.toml:17: warning: sensors.offsets: 28-0000000a0002=1.000";
+    assert!(text.contains(line) && !text.contains("a0001"), "{text}");
 
     let found = |text: &str, flags: &[&str]| {
         let flags = [&["--check-config", "--json"], flags].concat();

@@ -65,14 +65,16 @@ impl Outcome {
     }
 }
 
-/// Rows in columns: the last one is as wide as it is.
-pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max();
-    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or_default());
-    let line = |row: &[String; N]| {
+/// Rows of equal length in columns: the last one is as wide as it is.
+pub(crate) fn table<R: AsRef<[String]>>(rows: &[R]) -> String {
+    let columns = rows.first().map_or(0, |row| row.as_ref().len());
+    let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].len()).max();
+    let widths: Vec<_> = (0..columns).filter_map(width).collect();
+    let line = |row: &R| {
         let cells: Vec<_> = row
+            .as_ref()
             .iter()
-            .zip(widths)
+            .zip(&widths)
             .map(|(cell, width)| format!("{cell:width$}"))
             .collect();
         cells.join("  ").trim_end().to_owned()

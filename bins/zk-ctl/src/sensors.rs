@@ -11,7 +11,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use zk_envelope::Timestamp;
 use zk_sensors::{
-    Features, Listing, Power, Quality, Reading, SensorHealth, SensorId, Thermometer, W1Bus,
+    Features, Listing, MilliCelsius, Offset, Power, Quality, Reading, SensorHealth, SensorId,
+    Thermometer, W1Bus,
 };
 
 use crate::Error;
@@ -28,54 +29,74 @@ pub(crate) fn run(common: &Common, arguments: &Sensors, json: bool) -> Result<Ou
     }
 }
 
-/// The tree, and what is to be said of how it was found.
-fn root(common: &Common, tree: &SensorTree) -> Result<(PathBuf, Option<String>), Error> {
-    if let Some(root) = &tree.root {
-        return Ok((root.clone(), None));
-    }
-    match common.read() {
-        Ok(config) => Ok((config.sensors.root, None)),
-        Err(error) if !common.is_usual() => Err(error),
-        // People look at sensors before there is a configuration, and without a
-        // right to read it.
-        Err(Error::NoConfig { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            Ok((SYS.into(), None))
-        }
-        Err(error) => {
-            let hint =
-                format!("These are the sensors of {SYS}; the agent's may be others: {error}");
-            Ok((SYS.into(), Some(hint)))
-        }
-    }
+/// Which sensors are looked at.
+struct Place {
+    root: PathBuf,
+    /// Those of the agent that reads this tree.
+    offsets: Vec<Offset>,
+    /// What is to be said of how it was found.
+    hint: Option<String>,
 }
 
-/// A bus for looking at: unless it is asked for, nothing is done that would empty
-/// the readings of an agent.
-fn bus(root: &Path, bulk: bool) -> W1Bus {
-    let bus = W1Bus::new(root);
-    if bulk { bus } else { bus.without_bulk() }
+impl Place {
+    fn find(common: &Common, tree: &SensorTree) -> Result<Self, Error> {
+        let other = |root: &Path, hint| Self {
+            root: root.to_owned(),
+            offsets: Vec::new(),
+            hint,
+        };
+        if let Some(root) = &tree.root {
+            return Ok(other(root, None));
+        }
+        let sys = Path::new("/sys");
+        match common.read() {
+            Ok(config) => Ok(Self {
+                root: config.sensors.root,
+                offsets: config.sensors.offsets,
+                hint: None,
+            }),
+            Err(error) if !common.is_usual() => Err(error),
+            // People look at sensors before there is a configuration, and without a
+            // right to read it.
+            Err(Error::NoConfig { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                Ok(other(sys, None))
+            }
+            Err(error) => {
+                let hint = format!(
+                    "These are the sensors of /sys, without offsets; the agent's may be others: \
+                     {error}"
+                );
+                Ok(other(sys, Some(hint)))
+            }
+        }
+    }
+
+    /// A bus for looking at: unless it is asked for, nothing is done that would empty
+    /// the readings of an agent.
+    fn bus(&self, bulk: bool) -> Result<W1Bus, Error> {
+        let mut bus = W1Bus::new(&self.root);
+        bus.set_offsets(&self.offsets)?;
+        Ok(if bulk { bus } else { bus.without_bulk() })
+    }
 }
 
 fn show(common: &Common, arguments: &Sensors) -> Result<Outcome, Error> {
-    let (root, hint) = root(common, &arguments.tree)?;
-    let mut bus = bus(&root, arguments.bulk);
+    let place = Place::find(common, &arguments.tree)?;
+    let mut bus = place.bus(arguments.bulk)?;
     let mut progress = Progress::new();
     match bus.list()?.thermometers.len() {
         0 | 1 => {}
         sensors => progress.show(&format!("reading {sensors} thermometers")),
     }
-    let seen = Sweep::take(&mut bus, &root);
+    let seen = Sweep::take(&mut bus, &place);
     progress.end();
     let seen = seen?;
     let outcome = Outcome {
         exit: seen.exit(),
-        ..Outcome::done(seen.text(), seen.to_json())
+        ..Outcome::done(seen.text(terminal_width()), seen.to_json())
     };
-    let outcome = seen.hints().into_iter().fold(outcome, Outcome::hint);
-    Ok(match hint {
-        Some(hint) => outcome.hint(hint),
-        None => outcome,
-    })
+    let hints = seen.hints().into_iter().chain(place.hint);
+    Ok(hints.fold(outcome, Outcome::hint))
 }
 
 /// All sensors at one time.
@@ -85,11 +106,15 @@ struct Sweep {
     buses: Vec<String>,
     others: Vec<String>,
     sensors: Vec<Sensor>,
+    /// Of sensors that are not here.
+    idle_offsets: Vec<Offset>,
 }
 
 /// One of them. What can't be found out, or has no meaning, is missing.
 struct Sensor {
     reading: Reading,
+    /// It is in the value.
+    offset: MilliCelsius,
     health: SensorHealth,
     bus: Option<String>,
     resolution: Option<u8>,
@@ -99,24 +124,32 @@ struct Sensor {
 }
 
 impl Sweep {
-    fn take(bus: &mut W1Bus, root: &Path) -> Result<Self, Error> {
+    fn take(bus: &mut W1Bus, place: &Place) -> Result<Self, Error> {
         let readings = bus.read_all(SystemTime::now)?;
         // A bus that goes meanwhile has no sensors any more.
         let listing = bus.list().unwrap_or_default();
-        let sensors = readings
+        let sensors: Vec<_> = readings
             .into_iter()
             .filter_map(|reading| {
                 let health = bus.health().get(&reading.sensor)?.clone();
+                let offset = bus.offset(reading.sensor);
                 let place = find(&listing, reading.sensor);
-                Some(Sensor::new(reading, health, place))
+                Some(Sensor::new(reading, offset, health, place))
             })
             .collect();
+        let mut idle_offsets = place.offsets.clone();
+        let is_here = |offset: &Offset| {
+            let mut readings = sensors.iter().map(|sensor| sensor.reading);
+            readings.any(|reading| reading.sensor == offset.sensor)
+        };
+        idle_offsets.retain(|offset| !is_here(offset));
         Ok(Self {
-            root: root.to_owned(),
+            root: place.root.clone(),
             at: SystemTime::now(),
             buses: listing.buses,
             others: listing.others,
             sensors,
+            idle_offsets,
         })
     }
 
@@ -130,21 +163,34 @@ impl Sweep {
         if self.is_well() { 0 } else { 3 }
     }
 
-    fn text(&self) -> String {
+    /// A table no wider than `width`, by leaving columns out where that helps.
+    fn text(&self, width: Option<usize>) -> String {
         if self.sensors.is_empty() {
             return format!("no thermometer on {}", self.buses_text());
         }
-        let mut heading = HEADING.map(str::to_owned);
         let rows: Vec<_> = self
             .sensors
             .iter()
             .map(|sensor| sensor.row(self.at))
             .collect();
-        if rows.iter().all(|row| row[7].is_empty()) {
-            heading[7].clear();
+        let mut shown: Vec<_> = (0..HEADING.len())
+            .filter(|column| rows.iter().any(|row| !row[*column].is_empty()))
+            .collect();
+        let heading = HEADING.map(str::to_owned);
+        let all: Vec<_> = std::iter::once(heading).chain(rows).collect();
+        let draw = |shown: &[usize]| {
+            let pick = |row: &Row| -> Vec<_> { shown.iter().map(|at| row[*at].clone()).collect() };
+            table(&all.iter().map(pick).collect::<Vec<_>>())
+        };
+        let mut text = draw(&shown);
+        for column in SPARE {
+            if width.is_none_or(|width| text.lines().all(|line| line.len() <= width)) {
+                break;
+            }
+            shown.retain(|at| HEADING[*at] != column);
+            text = draw(&shown);
         }
-        let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();
-        table(&rows)
+        text
     }
 
     fn buses_text(&self) -> String {
@@ -181,6 +227,12 @@ impl Sweep {
         if self.sensors.is_empty() {
             hints.push(NO_SENSOR.to_owned());
         }
+        for offset in &self.idle_offsets {
+            hints.push(format!(
+                "sensors.offsets has {offset}, and there is no such thermometer here: is it the \
+                 right name?"
+            ));
+        }
         let phantom = |name: &&String| name.starts_with("00-");
         if let Some(name) = self.others.iter().find(phantom) {
             hints.push(format!(
@@ -192,9 +244,17 @@ impl Sweep {
 }
 
 impl Sensor {
-    fn new(reading: Reading, health: SensorHealth, place: Option<&Thermometer>) -> Self {
+    fn new(
+        reading: Reading,
+        offset: MilliCelsius,
+        health: SensorHealth,
+        place: Option<&Thermometer>,
+    ) -> Self {
+        // a driver that hangs would not answer these questions either
+        let place = place.filter(|_| reading.quality != Quality::Unreadable);
         Self {
             reading,
+            offset,
             health,
             bus: place.and_then(Thermometer::bus).map(str::to_owned),
             resolution: place.and_then(|place| place.resolution().ok().flatten()),
@@ -204,10 +264,17 @@ impl Sensor {
         }
     }
 
-    fn row(&self, now: SystemTime) -> [String; 8] {
+    fn row(&self, now: SystemTime) -> Row {
         let none = || "-".to_owned();
         let reading = &self.reading;
-        let value = reading.value.map(|value| value.to_string());
+        let text = |value: Option<MilliCelsius>| {
+            let text = value.map_or_else(none, |value| value.to_string());
+            format!("{text:>8}")
+        };
+        let measured = match self.offset.0 {
+            0 => String::new(),
+            _ => text(self.health.measured),
+        };
         let age = reading.value.map(|_| since_text(reading, now));
         let resolution = self.resolution.map(|bits| format!("{bits} bits"));
         let power = self.power.map(|power| power.as_str().to_owned());
@@ -220,7 +287,8 @@ impl Sensor {
         };
         [
             reading.sensor.to_string(),
-            format!("{:>8}", value.unwrap_or_else(none)),
+            text(reading.value),
+            measured,
             reading.quality.to_string(),
             age.unwrap_or_else(none),
             self.bus.clone().unwrap_or_else(none),
@@ -241,6 +309,8 @@ impl Sensor {
         json!({
             "sensor": reading.sensor,
             "celsius": reading.value,
+            "offset": self.offset,
+            "measured": health.measured,
             "quality": reading.quality,
             "at": time_text(reading.at),
             "ageMs": age(reading, now).as_millis() as u64,
@@ -263,7 +333,9 @@ impl Sensor {
 }
 
 fn watch(common: &Common, arguments: &Sensors, json: bool) -> Result<Outcome, Error> {
-    let (root, hint) = root(common, &arguments.tree)?;
+    let place = Place::find(common, &arguments.tree)?;
+    let bus = place.bus(arguments.bulk)?;
+    let hints = place.hint.iter().cloned().collect();
     let (events, happened) = channel();
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Thread)?;
     let ended = events.clone();
@@ -273,10 +345,9 @@ fn watch(common: &Common, arguments: &Sensors, json: bool) -> Result<Outcome, Er
             let _ = ended.send(Event::Signal);
         }
     });
-    let bus = bus(&root, arguments.bulk);
     let (interval, count) = (arguments.interval, arguments.count);
     // a sweep takes its time, and a signal isn't to wait for it
-    std::thread::spawn(move || sweeps(bus, &root, interval, count, &events));
+    std::thread::spawn(move || sweeps(bus, &place, interval, count, &events));
     let exit = match print(&happened, json)? {
         // whoever read it has seen enough
         Printed::Broken | Printed::Ended => 0,
@@ -285,7 +356,7 @@ fn watch(common: &Common, arguments: &Sensors, json: bool) -> Result<Outcome, Er
     Ok(Outcome {
         output: Output::Said,
         exit,
-        hints: hint.into_iter().collect(),
+        hints,
         ..Outcome::done(String::new(), Value::Null)
     })
 }
@@ -300,7 +371,7 @@ enum Event {
 
 fn sweeps(
     mut bus: W1Bus,
-    root: &Path,
+    place: &Place,
     interval: Duration,
     count: Option<u64>,
     events: &Sender<Event>,
@@ -308,7 +379,7 @@ fn sweeps(
     let mut left = count;
     while left != Some(0) {
         left = left.map(|left| left - 1);
-        let sweep = Sweep::take(&mut bus, root).map(Box::new);
+        let sweep = Sweep::take(&mut bus, place).map(Box::new);
         let failed = sweep.is_err();
         if events.send(Event::Swept(sweep)).is_err() || failed {
             return;
@@ -352,7 +423,7 @@ fn print(happened: &Receiver<Event>, json: bool) -> Result<Printed, Error> {
         } else {
             let gap = if first || !clear.is_empty() { "" } else { "\n" };
             let time = Timestamp::from(sweep.at);
-            writeln!(out, "{clear}{gap}{time}\n{}", sweep.text())
+            writeln!(out, "{clear}{gap}{time}\n{}", sweep.text(terminal_width()))
         };
         match printed.and_then(|()| out.flush()) {
             Ok(()) => first = false,
@@ -363,7 +434,7 @@ fn print(happened: &Receiver<Event>, json: bool) -> Result<Printed, Error> {
 }
 
 fn set(common: &Common, arguments: &SetSensor) -> Result<Outcome, Error> {
-    let (root, hint) = root(common, &arguments.tree)?;
+    let Place { root, hint, .. } = Place::find(common, &arguments.tree)?;
     let listing = W1Bus::new(&root).list()?;
     let sensor = arguments.sensor;
     let thermometer = find(&listing, sensor).ok_or(Error::NoSensor { sensor, root })?;
@@ -414,10 +485,7 @@ fn set(common: &Common, arguments: &SetSensor) -> Result<Outcome, Error> {
     } else {
         outcome
     };
-    Ok(match hint {
-        Some(hint) => outcome.hint(hint),
-        None => outcome,
-    })
+    Ok(hint.into_iter().fold(outcome, Outcome::hint))
 }
 
 fn find(listing: &Listing, sensor: SensorId) -> Option<&Thermometer> {
@@ -453,7 +521,8 @@ fn cure(quality: Quality) -> Option<&'static str> {
         Quality::Unplugged => "it is gone; see to its plug",
         Quality::Unreadable => {
             "its file can't be read: is the driver loaded (modprobe w1_therm), and may this user \
-             read it?"
+             read it? Or the bus's driver hangs: dmesg says more, and another start of the machine \
+             helps"
         }
         _ => return None,
     })
@@ -481,9 +550,19 @@ fn time_text(time: jiff::Timestamp) -> String {
     format!("{time:.3}")
 }
 
-const HEADING: [&str; 8] = [
+/// Of standard output, if that is a terminal which has one.
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+/// What is said of a sensor; a column without anything in it isn't shown.
+type Row = [String; HEADING.len()];
+
+const HEADING: [&str; 9] = [
     "SENSOR",
     " CELSIUS",
+    "MEASURED",
     "QUALITY",
     "AGE",
     "BUS",
@@ -492,7 +571,9 @@ const HEADING: [&str; 8] = [
     "LAST GOOD",
 ];
 
-const SYS: &str = "/sys";
+/// Columns that a narrow terminal can do without. A value and what it is worth are
+/// none of them.
+const SPARE: [&str; 6] = ["POWER", "RESOLUTION", "BUS", "AGE", "MEASURED", "LAST GOOD"];
 
 /// Moves the cursor up, and clears what is below it.
 const CLEAR: &str = "\x1b[H\x1b[J";

@@ -1,6 +1,6 @@
 //! The files of a 1-Wire bus, of any content, and the body of a record.
 //!
-//! The input is cut at NUL bytes into: the sensor's name, its `w1_slave`, its
+//! The input is cut at NUL bytes into: the sensor's name or its offset, its `w1_slave`, its
 //! `features`, its `conv_time`, the bus's `therm_bulk_read`, the sensor's
 //! `resolution`, its `ext_power`, and a body.
 #![no_main]
@@ -14,13 +14,18 @@ use std::time::{Duration, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
-use zk_sensors::{Power, Quality, Readings, SensorId, W1Bus};
+use zk_sensors::{Offset, Power, Quality, Readings, SensorId, W1Bus};
 
 fuzz_target!(|input: &[u8]| {
     let mut parts = input.splitn(8, |byte| *byte == 0);
     let mut next = || parts.next().unwrap_or_default();
     let (name, files) = (next(), [next(), next(), next(), next()]);
     let (settings, body) = ([next(), next()], next());
+    if let Some(offset) = str::from_utf8(name).ok().and_then(|text| text.parse().ok()) {
+        let offset: Offset = offset;
+        assert!((-10_000..=10_000).contains(&offset.celsius.0));
+        assert_eq!(offset.to_string().parse::<Offset>().unwrap(), offset);
+    }
     if let Some(sensor) = str::from_utf8(name).ok().and_then(parsed) {
         sweep(sensor, files);
         set(sensor, settings);

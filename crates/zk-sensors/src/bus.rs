@@ -1,19 +1,17 @@
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
-
-use jiff::Timestamp;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use crate::error::SensorError;
 use crate::health::SensorHealth;
 use crate::id::SensorId;
+use crate::master::Master;
 use crate::offset::Offset;
+use crate::readers::{Readers, moment};
 use crate::reading::{MilliCelsius, Quality, Reading};
-use crate::scratchpad::Sample;
-use crate::thermometer::{Thermometer, number};
+use crate::thermometer::Thermometer;
 
 /// Every thermometer on every 1-Wire bus of this machine.
 ///
@@ -27,6 +25,7 @@ pub struct W1Bus {
     offsets: BTreeMap<SensorId, MilliCelsius>,
     health: BTreeMap<SensorId, SensorHealth>,
     sweep: u64,
+    readers: Readers,
 }
 
 /// What is on the buses of a machine, whether it answers or not.
@@ -53,6 +52,7 @@ impl W1Bus {
             offsets: BTreeMap::new(),
             health: BTreeMap::new(),
             sweep: 0,
+            readers: Readers::default(),
         }
     }
 
@@ -128,11 +128,17 @@ impl W1Bus {
     /// `therm_bulk_read`, one conversion serves all sensors of a bus: 0.8 s.
     /// Where it may not, each sensor takes 0.77 s (less at lower resolutions),
     /// 1.5 s with parasite power. Several buses are read at the same time, each
-    /// by a thread that ends before this returns. A reading that is empty because
-    /// another program's bulk conversion is under way is taken once more when
-    /// that is over; no other is repeated.
+    /// by a thread of its own. A reading that is empty because another program's
+    /// bulk conversion is under way is taken once more when that is over; no other
+    /// is repeated.
     ///
-    /// `now` tells the time, as a rule [`SystemTime::now`]; it is asked at the
+    /// A driver that does not come back from a call keeps nothing else from being
+    /// read: once it has said nothing for 100 s, what is left of its bus is
+    /// [`Quality::Unreadable`], and at once in the sweeps after that, until it has
+    /// come back. Its thread stays as long, also beyond this value's end.
+    ///
+    /// `now` tells the time, as a rule [`SystemTime::now`]; it is asked, by the
+    /// thread that called this, at the
     /// end of each bulk conversion, and for each other reading when that is in
     /// hand. A time before 1970 becomes 1970. If another program reads the same
     /// sensor between the end of a bulk conversion and its reading, that is of a
@@ -140,22 +146,32 @@ impl W1Bus {
     ///
     /// # Errors
     ///
-    /// [`SensorError::NoBus`] if `bus/w1/devices` cannot be listed. Once a
-    /// sensor has been seen, its absence is no error: the sensors are unplugged.
+    /// [`SensorError::NoBus`] if `bus/w1/devices` cannot be listed. Once a sensor
+    /// has been seen, that is no error: without that directory the sensors are
+    /// unplugged, and where something else keeps it from being listed they are
+    /// unreadable.
     pub fn read_all<N>(&mut self, now: N) -> Result<Vec<Reading>, SensorError>
     where
-        N: Fn() -> SystemTime + Sync,
+        N: Fn() -> SystemTime,
     {
+        let mut of_the_others = Quality::Unplugged;
         let listing = match self.list() {
-            Err(SensorError::NoBus { source, .. })
-                if source.kind() == ErrorKind::NotFound && !self.health.is_empty() =>
-            {
+            Err(error @ SensorError::NoBus { .. }) if !self.health.is_empty() => {
+                if let SensorError::NoBus { source, .. } = &error
+                    && source.kind() != ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, "no sensor can be read");
+                    of_the_others = Quality::Unreadable;
+                }
                 Listing::default()
             }
             listing => listing?,
         };
         self.sweep += 1;
-        let mut readings: BTreeMap<_, _> = read_masters(&self.masters(listing), &now)
+        let masters = self.masters(listing);
+        let mut readings: BTreeMap<_, _> = self
+            .readers
+            .read(masters, &now)
             .into_iter()
             .map(|reading| (reading.sensor, reading))
             .collect();
@@ -165,13 +181,9 @@ impl W1Bus {
         }
         self.forget_longest_gone();
         for (sensor, health) in &mut self.health {
-            let reading = readings.entry(*sensor).or_insert_with(|| {
-                reading(
-                    *sensor,
-                    Sample::without_value(Quality::Unplugged),
-                    moment(&now),
-                )
-            });
+            let reading = readings
+                .entry(*sensor)
+                .or_insert_with(|| Reading::without_value(*sensor, of_the_others, moment(&now)));
             let measured = reading.value;
             if let (Some(value), Some(offset)) = (&mut reading.value, self.offsets.get(sensor))
                 && reading.quality != Quality::PowerOn
@@ -272,8 +284,9 @@ impl W1Bus {
             .map(|(bus, sensors)| Master {
                 may_trigger: self.bulk,
                 bulk: devices
-                    .join(bus.unwrap_or_default())
+                    .join(bus.as_deref().unwrap_or_default())
                     .join("therm_bulk_read"),
+                bus,
                 sensors,
             })
             .collect()
@@ -302,194 +315,6 @@ impl Default for W1Bus {
     }
 }
 
-/// One bus, `w1_bus_masterN`.
-struct Master {
-    may_trigger: bool,
-    bulk: PathBuf,
-    sensors: Vec<Thermometer>,
-}
-
-impl Master {
-    fn read(&self, now: &impl Fn() -> SystemTime) -> Vec<Reading> {
-        let converted = self.convert(now);
-        self.sensors
-            .iter()
-            .map(|sensor| {
-                let mut converted = converted.filter(|_| sensor.has_bulk());
-                let mut sample = self.sample(sensor, converted.is_some());
-                if sample.quality == Quality::Empty && self.is_converting() {
-                    self.wait_for_others();
-                    converted = None;
-                    sample = self.sample(sensor, false);
-                }
-                let at = converted.filter(|_| sample.value.is_some());
-                reading(sensor.id(), sample, at.unwrap_or_else(|| moment(now)))
-            })
-            .collect()
-    }
-
-    fn sample(&self, sensor: &Thermometer, converted: bool) -> Sample {
-        if !converted && bulk_status(&self.bulk) == Some(Status::Unread) {
-            // somebody's conversion waits to be read, perhaps this sensor's: the
-            // first reading may be of any age
-            fresh(sensor.read(), sensor.read())
-        } else {
-            sensor.read()
-        }
-    }
-
-    /// Has all sensors measure at the same time, if that is possible here, and
-    /// tells when they had. Then each sensor's next reading is of this
-    /// conversion.
-    fn convert(&self, now: &impl Fn() -> SystemTime) -> Option<Timestamp> {
-        let bulk = || self.sensors.iter().filter(|sensor| sensor.has_bulk());
-        // for a single one there is nothing to gain, and its reading is checked
-        // more closely by the driver
-        if !self.may_trigger || bulk().count() < 2 {
-            return None;
-        }
-        let mut trigger = match OpenOptions::new().write(true).open(&self.bulk) {
-            Ok(trigger) => trigger,
-            Err(error) => {
-                tracing::debug!(path = %self.bulk.display(), %error, "no bulk conversion");
-                return None;
-            }
-        };
-        // a sensor that is set to be polled needs longer than the driver waits,
-        // and here it is not polled
-        if bulk().any(Thermometer::is_polled) {
-            return None;
-        }
-        // begun anew, a conversion gives whoever waits for it the values before
-        if self.is_converting() {
-            return None;
-        }
-        let wait = self.longest_wait();
-        let begun = Instant::now();
-        let written = trigger.write(TRIGGER);
-        let ended = moment(now);
-        match written {
-            Ok(8) => is_converted(bulk_status(&self.bulk), begun.elapsed(), wait).then_some(ended),
-            other => {
-                tracing::debug!(path = %self.bulk.display(), ?other, "bulk conversion refused");
-                None
-            }
-        }
-    }
-
-    /// How long the driver waits for the slowest, by its data sheet or conv_time.
-    fn longest_wait(&self) -> Duration {
-        let bulk = self.sensors.iter().filter(|sensor| sensor.has_bulk());
-        bulk.map(Thermometer::wait).max().unwrap_or_default()
-    }
-
-    /// Whether a bulk conversion is under way, which is another program's.
-    fn is_converting(&self) -> bool {
-        bulk_status(&self.bulk) == Some(Status::Converting)
-    }
-
-    /// Waits for the end of another program's bulk conversion, which takes as
-    /// long as the slowest sensor of the bus.
-    fn wait_for_others(&self) {
-        let begun = Instant::now();
-        let limit = self.longest_wait().min(LONGEST_WAIT);
-        while begun.elapsed() <= limit && self.is_converting() {
-            thread::sleep(LOOK_AGAIN);
-        }
-    }
-}
-
-/// What `therm_bulk_read` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    /// `0`: no conversion is waiting.
-    Idle,
-    /// `-1`: one is under way.
-    Converting,
-    /// `1`: one is over, and at least one sensor has not been read since.
-    Unread,
-}
-
-fn bulk_status(path: &Path) -> Option<Status> {
-    match number(path)? {
-        0 => Some(Status::Idle),
-        -1 => Some(Status::Converting),
-        1 => Some(Status::Unread),
-        _ => None,
-    }
-}
-
-/// Whether a trigger had its conversion.
-///
-/// The driver says `Unread` even when a signal cut its waiting short, or
-/// nobody answered; only the time tells. `Idle`: it took no notice, or another
-/// program was quicker to read. A plain file of a simulated tree says what was
-/// written to it, and its sensors are always ready.
-fn is_converted(status: Option<Status>, took: Duration, wait: Duration) -> bool {
-    match status {
-        Some(Status::Unread) => took >= wait,
-        Some(Status::Idle | Status::Converting) => false,
-        None => true,
-    }
-}
-
-/// Two readings in a row, of which the first may be old and the second is not:
-/// the second, or what there is of the first.
-fn fresh(first: Sample, second: Sample) -> Sample {
-    match (first.quality, second.quality.has_value()) {
-        (Quality::Ok, false) => Sample {
-            quality: Quality::StaleSuspect,
-            ..first
-        },
-        _ => second,
-    }
-}
-
-fn read_masters<N>(masters: &[Master], now: &N) -> Vec<Reading>
-where
-    N: Fn() -> SystemTime + Sync,
-{
-    let Some((first, rest)) = masters.split_first() else {
-        return Vec::new();
-    };
-    thread::scope(|scope| {
-        let others: Vec<_> = rest
-            .iter()
-            .map(|master| {
-                let thread = thread::Builder::new().name("zk-sensors".into());
-                (master, thread.spawn_scoped(scope, move || master.read(now)))
-            })
-            .collect();
-        let mut readings = first.read(now);
-        for (master, thread) in others {
-            readings.extend(match thread.map(thread::ScopedJoinHandle::join) {
-                Ok(Ok(readings)) => readings,
-                // only the caller's clock can have panicked
-                Ok(Err(panic)) => std::panic::resume_unwind(panic),
-                // no thread to be had: in turn, then
-                Err(_) => master.read(now),
-            });
-        }
-        readings
-    })
-}
-
-fn reading(sensor: SensorId, sample: Sample, at: Timestamp) -> Reading {
-    Reading {
-        sensor,
-        at,
-        value: sample.value,
-        quality: sample.quality,
-    }
-}
-
-/// The time now, in whole milliseconds.
-fn moment(now: &impl Fn() -> SystemTime) -> Timestamp {
-    let now = now().max(SystemTime::UNIX_EPOCH);
-    let whole = Timestamp::try_from(now).map_or(i64::MAX, Timestamp::as_millisecond);
-    Timestamp::from_millisecond(whole).unwrap_or(Timestamp::MAX)
-}
-
 /// `w1_bus_master1`, and no other kind of name.
 fn is_bus(name: &str) -> bool {
     name.strip_prefix("w1_bus_master").is_some_and(|number| {
@@ -504,72 +329,43 @@ fn is_device(name: &str) -> bool {
         if family.len() == 2 && serial.len() == 12 && hex(family) && hex(serial))
 }
 
-/// The newline is part of the command.
-const TRIGGER: &[u8; 8] = b"trigger\n";
-
 /// How many sensors that are gone are remembered.
 const MAX_GONE: usize = 256;
 
-/// For another program's conversion: no longer than one can be set to take.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
+    use crate::simulated::SimulatedBus;
 
-    fn sample(quality: Quality, value: i32) -> Sample {
-        Sample {
-            quality,
-            value: quality.has_value().then_some(MilliCelsius(value)),
-        }
-    }
-
+    /// A driver that does not come back from a call, and then does.
     #[test]
-    fn the_second_reading_counts_and_the_first_stands_in_under_suspicion() {
-        for (first, second, expected) in [
-            (
-                sample(Quality::Ok, 20_000),
-                sample(Quality::Ok, 40_000),
-                sample(Quality::Ok, 40_000),
-            ),
-            (
-                sample(Quality::Ok, 20_000),
-                sample(Quality::PowerOn, 85_000),
-                sample(Quality::PowerOn, 85_000),
-            ),
-            (
-                sample(Quality::Ok, 20_000),
-                sample(Quality::Empty, 0),
-                sample(Quality::StaleSuspect, 20_000),
-            ),
-            (
-                sample(Quality::OutOfRange, 126_000),
-                sample(Quality::Crc, 0),
-                sample(Quality::Crc, 0),
-            ),
-            (
-                sample(Quality::Empty, 0),
-                sample(Quality::Empty, 0),
-                sample(Quality::Empty, 0),
-            ),
-        ] {
-            assert_eq!(fresh(first, second), expected);
-        }
-    }
+    fn a_bus_that_hangs_holds_up_no_other() {
+        let ids = ["28-0000000a0001", "28-0000000a0002", "28-0000000a0003"];
+        let [well, beside, hangs] = ids.map(|name| name.parse().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let _first = SimulatedBus::create(dir.path(), &[well]).unwrap();
+        let mut second = SimulatedBus::create(dir.path(), &[beside, hangs]).unwrap();
+        let mut bus = W1Bus::new(dir.path());
+        bus.readers.patience = Duration::from_secs(1);
+        let mut read = || -> Vec<_> {
+            let readings = bus.read_all(SystemTime::now).unwrap();
+            readings.iter().map(|reading| reading.quality).collect()
+        };
 
-    #[test]
-    fn a_trigger_counts_only_when_its_conversion_had_time() {
-        let wait = Duration::from_millis(750);
-        let cut_short = Duration::from_millis(749);
-        for (status, took, expected) in [
-            (Some(Status::Unread), wait, true),
-            (Some(Status::Unread), cut_short, false),
-            (Some(Status::Idle), wait, false),
-            (Some(Status::Converting), wait, false),
-            (None, Duration::ZERO, true),
-        ] {
-            assert_eq!(is_converted(status, took, wait), expected, "{status:?}");
+        let mut held = second.hold(hangs).unwrap();
+        assert_eq!(read(), [Quality::Ok, Quality::Ok, Quality::Unreadable]);
+        held.begun().unwrap();
+        // nobody waits for it again, nor for what is beside it
+        for _ in 0..3 {
+            let unread = [Quality::Ok, Quality::Unreadable, Quality::Unreadable];
+            assert_eq!(read(), unread);
+        }
+        held.answer().unwrap();
+        while read() != [Quality::Ok; 3] {
+            thread::yield_now();
         }
     }
 }

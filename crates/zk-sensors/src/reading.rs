@@ -44,6 +44,17 @@ pub struct Reading {
     pub quality: Quality,
 }
 
+impl Reading {
+    pub(crate) fn without_value(sensor: SensorId, quality: Quality, at: Timestamp) -> Self {
+        Self {
+            sensor,
+            at,
+            value: None,
+            quality,
+        }
+    }
+}
+
 impl Serialize for Reading {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.quality.has_value() != self.value.is_some() {
@@ -241,7 +252,8 @@ pub enum Quality {
     /// `unplugged`: the kernel no longer has the sensor. No value.
     Unplugged,
     /// `unreadable`: the sensor is listed but its file can't be read: no
-    /// permission, or w1_therm is not loaded. No value.
+    /// permission, w1_therm is not loaded, or the bus's driver does not come back
+    /// from a call. No value.
     Unreadable,
 }
 

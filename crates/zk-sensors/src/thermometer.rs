@@ -320,19 +320,14 @@ impl Thermometer {
             there = File::open(&self.dir);
             text = read_start(&file);
         }
-        let quality = match text {
-            Ok(text) => return Sample::from_w1_slave(self.id.family(), &text),
-            Err(error) if error.raw_os_error() == Some(ENODEV) => Quality::Unplugged,
-            Err(error) if error.raw_os_error() == Some(EIO) => Quality::Empty,
-            // without the driver there is a directory, which stays, and no
-            // w1_slave in it
-            failed if is_missing(&failed) && !is_still(&there, &self.dir) => Quality::Unplugged,
+        match text {
+            Ok(text) => Sample::from_w1_slave(self.id.family(), &text),
             Err(error) => {
-                tracing::debug!(sensor = %self.id, %error, "w1_slave is unreadable");
-                Quality::Unreadable
+                let quality = quality_of(&error, is_still(&there, &self.dir));
+                tracing::debug!(sensor = %self.id, %error, %quality, "w1_slave can't be read");
+                Sample::without_value(quality)
             }
-        };
-        Sample::without_value(quality)
+        }
     }
 
     /// Whether the driver lets a bulk conversion serve it.
@@ -439,6 +434,19 @@ fn is_still(opened: &io::Result<File>, dir: &Path) -> bool {
     opened.metadata().is_ok_and(same)
 }
 
+/// What is to be said of a sensor whose `w1_slave` could not be read, by whether its
+/// directory is still the one that it was.
+fn quality_of(error: &io::Error, is_there: bool) -> Quality {
+    match error.raw_os_error() {
+        // it went while its file was open
+        Some(ENODEV) => Quality::Unplugged,
+        Some(EIO) => Quality::Empty,
+        // without the driver there is a directory, which stays, and no w1_slave in it
+        _ if error.kind() == ErrorKind::NotFound && !is_there => Quality::Unplugged,
+        _ => Quality::Unreadable,
+    }
+}
+
 fn is_missing<T>(result: &io::Result<T>) -> bool {
     matches!(result, Err(error) if error.kind() == ErrorKind::NotFound)
 }
@@ -457,3 +465,35 @@ const EEPROM_WRITE: Duration = Duration::from_millis(20);
 // the same number on every Linux
 const EIO: i32 = 5;
 const ENODEV: i32 = 19;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No file that a test can make gives all of these.
+    #[test]
+    fn what_the_system_says_of_a_reading_is_told_apart() {
+        for (code, is_there, quality) in [
+            // ENODEV, also of a sensor that is back
+            (19, false, Quality::Unplugged),
+            (19, true, Quality::Unplugged),
+            // EIO
+            (5, true, Quality::Empty),
+            (5, false, Quality::Empty),
+            // ENOENT
+            (2, false, Quality::Unplugged),
+            (2, true, Quality::Unreadable),
+            // EAGAIN, ENOMEM, EACCES, EBUSY, EMFILE, ELOOP, ETIMEDOUT
+            (11, false, Quality::Unreadable),
+            (12, true, Quality::Unreadable),
+            (13, true, Quality::Unreadable),
+            (16, true, Quality::Unreadable),
+            (24, false, Quality::Unreadable),
+            (40, true, Quality::Unreadable),
+            (110, true, Quality::Unreadable),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(quality_of(&error, is_there), quality, "{error}");
+        }
+    }
+}

@@ -523,6 +523,14 @@ fn a_machine_without_a_bus_says_what_to_do() {
             && source.kind() == std::io::ErrorKind::NotFound));
     assert!(error.to_string().contains("dtoverlay=w1-gpio"));
 
+    // what else keeps it from being listed is said, and no such advice is given
+    fs::create_dir_all(dir.path().join("bus/w1")).unwrap();
+    fs::write(dir.path().join("bus/w1/devices"), "").unwrap();
+    let error = bus.read_all(SystemTime::now).unwrap_err().to_string();
+    assert!(error.contains("Not a directory"), "{error}");
+    assert!(!error.contains("dtoverlay"), "{error}");
+    fs::remove_file(dir.path().join("bus/w1/devices")).unwrap();
+
     // a bus without sensors is none of that
     let mut wires = SimulatedBus::create(dir.path(), &[]).unwrap();
     assert_eq!(sweep(&mut bus), []);
@@ -542,6 +550,13 @@ fn a_bus_that_is_taken_away_leaves_its_sensors_unplugged() {
     assert_eq!(
         summary(&sweep(&mut bus)),
         [(A.to_owned(), Quality::Unplugged, None)]
+    );
+    // not if it can't be told whether it is there
+    fs::create_dir_all(dir.path().join("bus/w1")).unwrap();
+    fs::write(dir.path().join("bus/w1/devices"), "").unwrap();
+    assert_eq!(
+        summary(&sweep(&mut bus)),
+        [(A.to_owned(), Quality::Unreadable, None)]
     );
 }
 

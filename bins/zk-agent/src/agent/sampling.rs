@@ -51,12 +51,12 @@ pub(super) fn sample(
         next = (next + interval).max(Instant::now() + interval / 2);
         // One clock for all of it, whatever is set meanwhile.
         let offset = clock::system_offset();
-        let at = || {
-            // One thermometer after the other may take minutes in all.
+        let now = || {
+            // It is asked when a sensor has been read: a sweep may be long.
             progress.sampler.works();
             clock::time_of(offset)
         };
-        let readings = match bus.read_all(at) {
+        let readings = match bus.read_all(now) {
             Ok(readings) => readings,
             Err(error) => {
                 let error = error.to_string();
@@ -112,3 +112,48 @@ fn set_offsets(bus: &mut W1Bus, offsets: &[Offset]) {
 
 /// How often the log repeats why the sensors can't be read.
 const SAID_AGAIN: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::mpsc::channel;
+
+    use jiff::SignedDuration;
+    use zk_sensors::SimulatedBus;
+
+    use super::*;
+
+    /// However many sensors there are, and however slow each is.
+    #[test]
+    fn each_sensor_is_a_piece_of_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second] = ["28-0000000a0001", "28-0000000a0002"].map(|id| id.parse().unwrap());
+        let mut wires = SimulatedBus::create(dir.path(), &[first]).unwrap();
+        let mut others = SimulatedBus::create(dir.path(), &[second]).unwrap();
+        let sensors = Sensors {
+            interval: SignedDuration::from_hours(1),
+            root: dir.path().into(),
+            ..Sensors::default()
+        };
+        let (inbox, progress) = (Inbox::new(10), Progress::default());
+        let (stop, stopped) = channel();
+        let (mut one, mut other) = (wires.hold(first).unwrap(), others.hold(second).unwrap());
+        std::thread::scope(|scope| {
+            let (inbox, progress) = (&inbox, &progress);
+            scope.spawn(move || sample(&sensors, &stopped, inbox, progress));
+            one.begun().unwrap();
+            other.begun().unwrap();
+            // as if it had been at it for so long that nobody counts on it any more
+            progress.sampler.waits();
+            one.answer().unwrap();
+            let begun = Instant::now();
+            while progress.sampler.at_it().is_none() {
+                assert!(begun.elapsed() < Duration::from_secs(20));
+                std::thread::yield_now();
+            }
+            other.answer().unwrap();
+            drop(stop);
+        });
+    }
+}

@@ -125,8 +125,9 @@ impl Watch {
     ///
     /// A link that is down and a key's module that is slow, fails or has to be
     /// opened again hold up none of them for long: each attempt has an end of its
-    /// own, and the next one counts as another piece of work. What does is a driver
-    /// or a disk that does not answer, and a defect.
+    /// own, and the next one counts as another piece of work. So it is with each
+    /// sensor, and its driver is given up after 100 s. What does is a disk that does
+    /// not answer, and a defect.
     #[must_use]
     pub fn stuck(&self, limit: Duration) -> Vec<(&'static str, Duration)> {
         let Parts {

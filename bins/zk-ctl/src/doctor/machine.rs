@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 use zk_agent::Config;
-use zk_sensors::{Quality, W1Bus};
+use zk_sensors::{Offset, Quality, W1Bus};
 
 use super::Verdict;
 use crate::arguments::{self, Common};
@@ -19,7 +19,9 @@ pub(super) fn sensors(config: &Config) -> Verdict<()> {
     let root = &config.sensors.root;
     let overlay = "add dtoverlay=w1-gpio to /boot/firmware/config.txt and start the machine anew; \
                    is w1_therm loaded?";
-    let readings = match W1Bus::new(root).read_all(SystemTime::now) {
+    // a conversion for all would empty the readings of a running agent
+    let mut bus = W1Bus::new(root).without_bulk();
+    let readings = match bus.read_all(SystemTime::now) {
         Ok(readings) => readings,
         Err(error) => return missing(config, with_causes(&error), overlay),
     };
@@ -37,10 +39,17 @@ pub(super) fn sensors(config: &Config) -> Verdict<()> {
         .collect();
     let count = readings.len();
     if doubtful.is_empty() {
-        return Verdict::Ok(
-            (),
-            format!("{count} of {count} thermometers give a good value"),
-        );
+        let finding = format!("{count} of {count} thermometers give a good value");
+        let here = |offset: &&Offset| readings.iter().any(|it| it.sensor == offset.sensor);
+        let idle = config.sensors.offsets.iter().find(|offset| !here(offset));
+        return match idle {
+            None => Verdict::Ok((), finding),
+            Some(offset) => Verdict::Warning(
+                (),
+                format!("{finding}; sensors.offsets has {offset}, which is not here"),
+                "correct the name in sensors.offsets, or plug it in".into(),
+            ),
+        };
     }
     let finding = format!(
         "{} of {count} thermometers give a good value; {}",

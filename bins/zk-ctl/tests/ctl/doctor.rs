@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use zk_spool::Spool;
 
+use zk_sensors::SimulatedBus;
+
 use crate::world::{Run, World, authority, closed_endpoint};
 
 /// Status of each check, from JSON.
@@ -433,6 +435,29 @@ async fn sensors_are_read_and_doubtful_ones_named() {
     let file = world.path("sys/bus/w1/devices/w1_bus_master1/therm_bulk_read");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o664)).unwrap();
     assert_eq!(check("bulk", 0).0, "ok");
+    // of an offset for a sensor that isn't here, which is a slip, somebody is told
+    let offset = |text: &str| format!("[sensors]\noffsets = [\"{text}\"]\n");
+    world.reconfigure("[sensors]\n", &offset("28-0000000a0001=-0.25"));
+    assert_eq!(check("sensors", 0).0, "ok");
+    world.reconfigure(
+        &offset("28-0000000a0001=-0.25"),
+        &offset("28-0000000b0001=-0.25"),
+    );
+    let (status, words) = check("sensors", 0);
+    assert_eq!(status, "warning");
+    for part in ["1 of 1", "28-0000000b0001=-0.250", "sensors.offsets"] {
+        assert!(words.contains(part), "no {part:?} in {words}");
+    }
+    world.reconfigure(&offset("28-0000000b0001=-0.25"), "[sensors]\n");
+    // where an agent reads as well, nothing is converted under its hands
+    let more = ["28-0000000a0002", "28-0000000a0003"].map(|id| id.parse().unwrap());
+    let mut wires = SimulatedBus::create(world.path("sys"), &more).unwrap();
+    assert!(check("sensors", 0).1.contains("3 of 3"));
+    let begun = world.path("sys/devices/w1_bus_master2/therm_bulk_read");
+    assert_eq!(fs::read_to_string(begun).unwrap(), "0\n");
+    for sensor in more {
+        wires.unplug(sensor).unwrap();
+    }
 
     let sensor = world.path("sys/bus/w1/devices/28-0000000a0001/w1_slave");
     fs::write(&sensor, "").unwrap();

@@ -174,6 +174,8 @@ fn a_script_gets_an_object_with_everything() {
         json!({
             "sensor": OLD,
             "celsius": 20.0,
+            "offset": 0.0,
+            "measured": 20.0,
             "quality": "ok",
             "at": null,
             "ageMs": null,
@@ -341,6 +343,80 @@ fn a_terminal_shows_one_table() {
         "{:?}",
         run.text()
     );
+}
+
+/// What there is no room for is left out, and never a value or what it is worth.
+#[test]
+fn a_narrow_terminal_shows_what_matters() {
+    let mut tree = Tree::new();
+    tree.wires.power_on_value(id(CELLAR)).unwrap();
+    let shown = |width: usize| {
+        let line = format!(
+            "stty cols {width}; {} sensors 2>/dev/null",
+            env!("CARGO_BIN_EXE_zk-ctl")
+        );
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", &line, "/dev/null"])
+            .env("ZK_CTL_SENSORS_ROOT", tree.dir.path())
+            .current_dir(tree.dir.path());
+        let run = finish(&mut command, b"").ends(3);
+        let text = run.text().replace('\r', "");
+        let widest = text.lines().map(str::len).max().unwrap();
+        let least = "28-0000000a0001 85.000 power-on";
+        assert!(width < 35 || widest <= width, "{text}");
+        assert!(columns(&text)[2].starts_with(least), "{text}");
+        columns(&text).remove(0)
+    };
+    for (width, heading) in [
+        (0, "SENSOR CELSIUS QUALITY AGE BUS RESOLUTION POWER"),
+        (80, "SENSOR CELSIUS QUALITY AGE BUS RESOLUTION POWER"),
+        (79, "SENSOR CELSIUS QUALITY AGE BUS RESOLUTION"),
+        (60, "SENSOR CELSIUS QUALITY AGE BUS"),
+        (50, "SENSOR CELSIUS QUALITY AGE"),
+        (40, "SENSOR CELSIUS QUALITY"),
+        (20, "SENSOR CELSIUS QUALITY"),
+    ] {
+        assert_eq!(shown(width), heading, "{width}");
+    }
+}
+
+/// What the chip said, and what the agent makes of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_with_an_offset_is_shown_beside_what_was_measured() {
+    let world = World::new().await;
+    let sensors = [id(CELLAR), id(BOILER)];
+    let mut wires = SimulatedBus::create(world.path("tree"), &sensors).unwrap();
+    let root = format!("root = \"{}\"", world.arg("tree"));
+    let offsets = format!("{root}\noffsets = [\"{CELLAR}=-0.25\", \"{OLD}=1\"]");
+    world.reconfigure("root = \"sys\"", &offsets);
+    let seen = |exit: i32, flags: &[&str]| world.ctl(&[&["sensors"], flags].concat()).ends(exit);
+    let run = seen(0, &[]);
+    assert_eq!(
+        columns(run.text()),
+        [
+            "SENSOR CELSIUS MEASURED QUALITY AGE BUS RESOLUTION POWER",
+            "28-0000000a0001 19.750 20.000 ok # s w1_bus_master1 12 bits external",
+            "28-0000000a0002 20.000 ok # s w1_bus_master1 12 bits external",
+        ]
+    );
+    // one that adds to nothing is a slip
+    run.says(&["sensors.offsets", "10-00080278d0e4=1.000", "right name"]);
+    assert!(!run.err.contains(CELLAR), "{}", run.err);
+    let values = |run: &Run| {
+        let sensor = run.json()["sensors"][0].clone();
+        ["celsius", "offset", "measured"].map(|member| sensor[member].clone())
+    };
+    assert_eq!(values(&seen(0, &["--json"])), [19.75, -0.25, 20.0]);
+    // another tree has no agent, and so no offsets
+    let tree = ["--json", "--root", &world.arg("tree")];
+    assert_eq!(values(&seen(0, &tree)), [20.0, 0.0, 20.0]);
+    wires.power_on_value(id(CELLAR)).unwrap();
+    assert_eq!(values(&seen(3, &["--json"])), [85.0, -0.25, 85.0]);
+    wires.empty(id(CELLAR)).unwrap();
+    let run = seen(3, &[]);
+    let row = "28-0000000a0001 - - empty - w1_bus_master1 - external";
+    assert_eq!(columns(run.text())[1], row);
 }
 
 /// The last good value stays in sight.
@@ -540,8 +616,8 @@ fn the_documents_udev_rule_lets_a_group_write() {
         let rest = rule.split(begin).nth(1).unwrap();
         rest.split('"').next().unwrap()
     };
-    let families: Vec<_> = part("KERNEL==\"").split('|').collect();
-    assert_eq!(families, ["10-*", "22-*", "28-*", "3b-*", "42-*"]);
+    assert_eq!(part("KERNEL==\""), "[0-9a-f][0-9a-f]-*");
+    assert_eq!(part("TEST==\""), "../therm_bulk_read");
     let tree = Tree::new();
     let group = Command::new("id").arg("-g").output().unwrap();
     let group = String::from_utf8(group.stdout).unwrap();
@@ -556,14 +632,10 @@ fn the_documents_udev_rule_lets_a_group_write() {
         let mut shell = Command::new("/bin/sh");
         let run = finish(shell.args(["-c", &script]), b"").ends(0);
         assert_eq!(run.err, "");
-        for name in ["../therm_bulk_read", "conv_time", "features"] {
-            assert_eq!(mode(&place.join(name)), 0o664, "{name}");
-        }
-        assert_eq!(mode(&place.join("eeprom_cmd")), 0o220);
-        assert_eq!(mode(&place.join("w1_slave")), 0o644);
+        assert_eq!(mode(&place.join("../therm_bulk_read")), 0o664);
     }
-    assert_eq!(mode(&tree.file(CELLAR, "resolution")), 0o664);
-    assert_eq!(mode(&tree.file(BOILER, "resolution")), 0o644);
+    // Settings stay root's.
+    assert_eq!(mode(&tree.file(CELLAR, "resolution")), 0o644);
 }
 
 fn id(text: &str) -> SensorId {
