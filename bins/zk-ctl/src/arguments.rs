@@ -603,6 +603,7 @@ arguments.";
 
 const SENSORS_HELP: &str = "\
 A value that is in doubt is shown with its quality, never hidden and never alone.
+One with an offset (sensors.offsets) is shown beside what was measured.
 One sensor after the other takes 0.8 s each; buses are read at the same time.
 
 Examples:
@@ -612,8 +613,8 @@ Examples:
   zk-ctl sensors set 28-0000000a0001 --resolution 10
 
 Exit codes: 0 each sensor is ok (with --watch: at the last sweep, or it was ended by
-SIGINT or SIGTERM), 3 one is not, or there is none, 1 there is no bus, 2 wrong
-arguments.";
+SIGINT or SIGTERM), 3 one is not, or there is none, 1 there is no bus, or it can't be
+listed, 2 wrong arguments.";
 
 const SET_HELP: &str = "\
 Only root may, unless a udev rule says otherwise. What is set is lost when the chip

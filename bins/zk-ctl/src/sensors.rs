@@ -250,13 +250,14 @@ impl Sensor {
         health: SensorHealth,
         place: Option<&Thermometer>,
     ) -> Self {
+        let bus = place.and_then(Thermometer::bus).map(str::to_owned);
         // a driver that hangs would not answer these questions either
         let place = place.filter(|_| reading.quality != Quality::Unreadable);
         Self {
             reading,
             offset,
             health,
-            bus: place.and_then(Thermometer::bus).map(str::to_owned),
+            bus,
             resolution: place.and_then(|place| place.resolution().ok().flatten()),
             power: place.and_then(|place| place.power().ok()),
             conversion: place.and_then(|place| place.conversion_time().ok()),

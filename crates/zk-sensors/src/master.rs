@@ -54,7 +54,8 @@ impl Master {
     }
 
     fn sample(&self, sensor: &Thermometer, converted: bool) -> Sample {
-        if !converted && bulk_status(&self.bulk) == Some(Status::Unread) {
+        let may_be_old = !converted && sensor.has_bulk();
+        if may_be_old && bulk_status(&self.bulk) == Some(Status::Unread) {
             // somebody's conversion waits to be read, perhaps this sensor's: the
             // first reading may be of any age
             fresh(sensor.read(), sensor.read())

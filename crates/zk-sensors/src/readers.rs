@@ -1,6 +1,7 @@
 //! All buses at the same time, and none held up by another.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -66,7 +67,8 @@ impl Readers {
                 readings.extend(left.into_iter().map(unreadable));
                 continue;
             }
-            match spawn(number, master, tell.clone()) {
+            let master = Arc::new(master);
+            match spawn(number, Arc::clone(&master), tell.clone()) {
                 Ok(thread) => {
                     let heard = Instant::now();
                     let reader = Busy {
@@ -77,9 +79,13 @@ impl Readers {
                     };
                     busy.insert(number, reader);
                 }
-                Err(error) => {
-                    tracing::warn!(bus, %error, "no thread to read it");
-                    readings.extend(left.into_iter().map(unreadable));
+                // no thread to be had: in turn, then
+                Err(_) => {
+                    let time = || Some(moment(now));
+                    let _ = master.read(time, |reading| {
+                        readings.push(reading);
+                        Some(())
+                    });
                 }
             }
         }
@@ -126,17 +132,18 @@ impl Readers {
     /// Drops the threads whose drivers have come back.
     fn welcome_back(&mut self) {
         self.hung.retain(|bus, thread| {
-            if thread.is_finished() {
-                tracing::warn!(bus, "its driver answers again");
+            let hangs = !thread.is_finished();
+            if !hangs {
+                tracing::info!(bus, "its driver answers again");
             }
-            !thread.is_finished()
+            hangs
         });
     }
 }
 
 fn spawn(
     number: usize,
-    master: Master,
+    master: Arc<Master>,
     tell: Sender<(usize, Said)>,
 ) -> std::io::Result<JoinHandle<()>> {
     let read = move || {

@@ -39,6 +39,7 @@ use crate::scratchpad::{Scratchpad, SlaveFile, crc8};
 /// | shorted wire | [`false_zero`](Self::false_zero) | `false-zero` |
 /// | noise, in an old kernel's words | [`bad_crc`](Self::bad_crc) | `crc` |
 /// | stale: an old bulk conversion of another program | [`leave_unread`](Self::leave_unread), [`hold`](Self::hold), [`answer_with`](HeldReading::answer_with) | the next value, or `stale-suspect` |
+/// | a driver that hangs | [`hold`](Self::hold), and nothing more | `unreadable`, after 100 s |
 /// | deaf: it misses the command to convert | no [`set`](Self::set) | the old value, `ok` |
 ///
 /// Files cannot do all that a driver does. A read takes no time and converts

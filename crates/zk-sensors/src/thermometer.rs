@@ -340,10 +340,11 @@ impl Thermometer {
         number(&self.dir.join("features")).unwrap_or(0) & POLL != 0
     }
 
-    /// How long the driver waits for it; nothing where it does not tell.
+    /// How long the driver waits for it. The first drivers with bulk conversion do
+    /// not tell; then it is as long as the data sheet has a conversion take.
     pub(crate) fn wait(&self) -> Duration {
-        let time = number(&self.dir.join("conv_time")).unwrap_or(0);
-        Duration::from_millis(time.unsigned_abs())
+        let time = number(&self.dir.join("conv_time")).and_then(|time| u64::try_from(time).ok());
+        time.map_or(DATA_SHEET, Duration::from_millis)
     }
 
     /// A file with one whole number.
@@ -454,6 +455,9 @@ fn is_missing<T>(result: &io::Result<T>) -> bool {
 /// The bit of `features` that has the driver poll for the conversion's end.
 const POLL: i64 = 2;
 
+/// The longest conversion by the data sheet: of 12 bits.
+const DATA_SHEET: Duration = Duration::from_millis(750);
+
 /// What a conversion time may be set to. 0 and 1 mean something else to the
 /// driver.
 const CONVERSION_MS: std::ops::RangeInclusive<u32> = 2..=10_000;
@@ -469,6 +473,22 @@ const ENODEV: i32 = 19;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::W1Bus;
+    use crate::simulated::SimulatedBus;
+
+    #[test]
+    fn a_driver_that_does_not_tell_waits_for_as_long_as_the_data_sheet_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let cellar = "28-0000000a0001".parse().unwrap();
+        let mut wires = SimulatedBus::create(dir.path(), &[cellar]).unwrap();
+        wires.set_resolution(cellar, 9).unwrap();
+        let mut listing = W1Bus::new(dir.path()).list().unwrap();
+        let sensor = listing.thermometers.remove(0);
+        assert_eq!(sensor.wait(), Duration::from_millis(95));
+        // a driver that has bulk conversion, and no such file
+        fs::remove_file(sensor.dir.join("conv_time")).unwrap();
+        assert_eq!(sensor.wait(), Duration::from_millis(750));
+    }
 
     /// No file that a test can make gives all of these.
     #[test]

@@ -250,6 +250,25 @@ fn an_unread_conversion_of_another_program_is_read_past() {
     }
 }
 
+/// A DS28EA00 is in no bulk conversion, so that nothing of it can be old: it is read
+/// once, and its value is under no suspicion.
+#[test]
+fn what_no_bulk_conversion_serves_is_not_stale() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wires = SimulatedBus::create(dir.path(), &[id(A), id(CHAIN)]).unwrap();
+    wires.empty(id(CHAIN)).unwrap();
+    wires.leave_unread().unwrap();
+    let held = wires.hold(id(CHAIN)).unwrap();
+    let readings = thread::scope(|scope| {
+        let mut bus = W1Bus::new(dir.path()).without_bulk();
+        let reader = scope.spawn(move || summary(&sweep(&mut bus)));
+        held.answer_with(MilliCelsius(20_062)).unwrap();
+        reader.join().unwrap()
+    });
+    let expected = (CHAIN.to_owned(), Quality::Ok, Some(20_062));
+    assert_eq!(readings[1], expected);
+}
+
 #[test]
 fn a_slow_sensor_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();

@@ -194,6 +194,23 @@ fn a_script_gets_an_object_with_everything() {
     );
 }
 
+/// A driver that hangs would not answer either: these files would never end.
+#[test]
+fn how_it_is_set_is_not_asked_of_a_sensor_that_cannot_be_read() {
+    let tree = Tree::new();
+    fs::remove_file(tree.file(CELLAR, "w1_slave")).unwrap();
+    for name in ["resolution", "ext_power", "conv_time", "features"] {
+        let file = tree.file(CELLAR, name);
+        fs::remove_file(&file).unwrap();
+        let made = Command::new("mkfifo").arg(&file).status().unwrap();
+        assert!(made.success());
+    }
+    let run = tree.sensors(&[]).ends(3);
+    let row = "28-0000000a0001 - unreadable - w1_bus_master1 - -";
+    assert_eq!(columns(run.text())[2], row);
+    run.says(&["unreadable", CELLAR, "modprobe w1_therm", "dmesg"]);
+}
+
 /// Unless it is asked to, it does nothing that an agent would notice.
 #[test]
 fn it_converts_for_all_only_when_asked_to() {
