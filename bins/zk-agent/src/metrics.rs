@@ -80,7 +80,12 @@ async fn run(listener: TcpListener, watch: &Watch) {
 }
 
 fn answer(watch: &Watch, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, kind, text) = match (request.method(), request.uri().path()) {
+    // of what is asked for by HEAD the head alone is sent
+    let method = match *request.method() {
+        Method::HEAD => &Method::GET,
+        ref method => method,
+    };
+    let (status, kind, text) = match (method, request.uri().path()) {
         (&Method::GET, "/metrics") => match page(watch) {
             Ok(page) => (StatusCode::OK, "text/plain; version=0.0.4", page),
             Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", why),
