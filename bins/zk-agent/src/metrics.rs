@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -70,7 +70,7 @@ async fn run(listener: TcpListener, watch: &Watch) {
                 let response = answer(&watch, &request);
                 async { Ok::<_, Infallible>(response) }
             });
-            let serving = http().serve_connection(TokioIo::new(stream), service);
+            let serving = http(SILENCE).serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = tokio::time::timeout(AGE, serving).await {
                 tracing::debug!(%error, "a metrics connection ended");
             }
@@ -80,7 +80,12 @@ async fn run(listener: TcpListener, watch: &Watch) {
 }
 
 fn answer(watch: &Watch, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, kind, text) = match (request.method(), request.uri().path()) {
+    // of what is asked for by HEAD the head alone is sent
+    let method = match *request.method() {
+        Method::HEAD => &Method::GET,
+        ref method => method,
+    };
+    let (status, kind, text) = match (method, request.uri().path()) {
         (&Method::GET, "/metrics") => match page(watch) {
             Ok(page) => (StatusCode::OK, "text/plain; version=0.0.4", page),
             Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", why),
@@ -515,5 +520,7 @@ fn since_epoch(time: SystemTime) -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// Connections at a time.
-const MAX_SCRAPERS: usize = 8;
+/// Connections at a time, and how long each may be silent: any user of this machine can
+/// make some, and health is asked for at once.
+const MAX_SCRAPERS: usize = 16;
+const SILENCE: Duration = Duration::from_secs(5);

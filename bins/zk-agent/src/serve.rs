@@ -76,18 +76,17 @@ pub(crate) async fn next<T, A>(
     }
 }
 
-/// Bounded in what it reads of a request before it is one, and in how long it waits.
-pub(crate) fn http() -> http1::Builder {
+/// Bounded in what it reads of a request before it is one, and in how long it waits for
+/// that, on a new connection and between two requests.
+pub(crate) fn http(silence: Duration) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(SILENCE)
+        .header_read_timeout(silence)
         .max_buf_size(MAX_HEAD);
     http
 }
 
-/// How long a connection may be silent, and how old it gets: whoever sends nothing, or
-/// does not read, is not waited for.
-pub(crate) const SILENCE: Duration = Duration::from_secs(30);
+/// How old a connection gets: whoever does not read is not waited for.
 pub(crate) const AGE: Duration = Duration::from_secs(600);
 
 /// A request's line and headers, in bytes.

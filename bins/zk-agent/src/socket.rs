@@ -28,7 +28,7 @@ use zk_sensors::Readings;
 
 use crate::Error;
 use crate::config::SocketTable;
-use crate::serve::{AGE, SILENCE, Server, http, next};
+use crate::serve::{AGE, Server, http, next};
 
 /// The most bytes of data in a record of its own: 62 KiB. A message has at most
 /// 128 KiB (`zk_envelope::MAX_MESSAGE`) and carries everything in hexadecimal; this
@@ -223,7 +223,7 @@ async fn run(
                 let (offer, ending) = (Arc::clone(&offer), last.clone());
                 async move { Ok::<_, Infallible>(answer(request, &*offer, ending).await) }
             });
-            let mut serving = pin!(http().serve_connection(TokioIo::new(stream), service));
+            let mut serving = pin!(http(SILENCE).serve_connection(TokioIo::new(stream), service));
             let ended = tokio::select! {
                 ended = &mut serving => ended,
                 () = sleep(AGE) => Ok(()),
@@ -408,8 +408,10 @@ impl SocketTable {
 /// The content type of the agent's own readings.
 const READINGS: &str = "application/json";
 
-/// Connections at a time, and those that wait to be one of them.
+/// Connections at a time, how long each may be silent, and those that wait to be one of
+/// them.
 const MAX_PEERS: u32 = 16;
+const SILENCE: Duration = Duration::from_secs(30);
 const BACKLOG: i32 = 128;
 
 /// How long data that waits when the agent ends has to be sealed, and then its sender

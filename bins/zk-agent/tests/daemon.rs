@@ -7,7 +7,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, SystemTime};
 
-use support::{Place, get, metrics, started_with, until};
+use support::{Place, ask, get, metrics, started_with, until};
 
 #[test]
 fn a_service_tells_how_it_fares_and_ends_with_everything_on_disk() {
@@ -43,6 +43,9 @@ fn a_service_tells_how_it_fares_and_ends_with_everything_on_disk() {
     assert_eq!(page["healthy"], 1.0);
     assert_eq!(get(address, "/healthz"), ("200".into(), "ok\n".into()));
     assert_eq!(get(address, "/").0, "404");
+    // as some monitors ask
+    let head = ask(address, "HEAD", "/healthz");
+    assert_eq!(head, ("200".to_owned(), String::new()));
 
     let (stopped, status) = daemon.terminate();
     assert_eq!(status.code(), Some(0));

@@ -14,7 +14,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::Error;
 
@@ -36,12 +36,16 @@ pub(crate) fn hand_over(
         message,
     };
     let exchange = async {
-        let stream = match UnixStream::connect(socket).await {
-            Ok(stream) => stream,
-            Err(error) if is_absent(&error) => return Ok(None),
-            Err(source) => {
-                let socket = socket.into();
-                return Err(Error::AgentSocket { socket, source });
+        let stream = loop {
+            match UnixStream::connect(socket).await {
+                Ok(stream) => break stream,
+                Err(error) if is_absent(&error) => return Ok(None),
+                // so many wait there already
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(PAUSE).await,
+                Err(source) => {
+                    let socket = socket.into();
+                    return Err(Error::AgentSocket { socket, source });
+                }
             }
         };
         let broken =
@@ -120,6 +124,9 @@ fn is_absent(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
     )
 }
+
+/// Until it is tried again whether there is a place to wait at.
+const PAUSE: Duration = Duration::from_millis(100);
 
 const PATIENCE: Duration = Duration::from_secs(5);
 

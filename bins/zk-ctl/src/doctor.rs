@@ -275,6 +275,15 @@ fn key(config: &Config) -> Verdict<Hsm> {
     };
     let hsm = match Hsm::open(&uri, Options::default()) {
         Ok(hsm) => hsm,
+        // systemd hands it to the service, and to nobody else
+        Err(error @ zk_hsm::Error::Pin { .. })
+            if std::env::var_os("CREDENTIALS_DIRECTORY").is_none()
+                && text.contains("credential:") =>
+        {
+            return Verdict::NotRun(format!(
+                "{error}, which the service itself has: unit and agent, below, say how it fares"
+            ));
+        }
         Err(error) => return failed(error),
     };
     let begun = Instant::now();

@@ -243,14 +243,8 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Agent(
-                AgentError::Config { .. }
-                | AgentError::HsmUri(_)
-                | AgentError::OtherDevice { .. }
-                | AgentError::Pem { .. }
-                | AgentError::Target(_),
-            )
-            | Self::BinaryToTerminal
+            Self::Agent(error) => error.exit_code(),
+            Self::BinaryToTerminal
             | Self::Empty { .. }
             | Self::NoConfig { .. }
             | Self::NoRecord { .. }

@@ -275,8 +275,12 @@ pub(crate) fn is_whole(records: &[Opened]) -> bool {
 }
 
 pub(crate) fn get(address: SocketAddr, path: &str) -> (String, String) {
+    ask(address, "GET", path)
+}
+
+pub(crate) fn ask(address: SocketAddr, method: &str, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -1,6 +1,7 @@
 //! What of this machine the agent needs besides key and server: sensors, its unit; and
 //! how it is, and whether a record gets through.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -79,21 +80,27 @@ pub(super) fn bulk(config: &Config) -> Verdict<()> {
     let devices = config.sensors.root.join("bus/w1/devices");
     let buses = std::fs::read_dir(devices).into_iter().flatten().flatten();
     let files = buses.map(|bus| bus.path().join("therm_bulk_read"));
-    let modes: Vec<_> = files
-        .filter_map(|file| Some((std::fs::metadata(&file).ok()?.mode(), file)))
+    let found: Vec<_> = files
+        .filter_map(|file| Some((std::fs::metadata(&file).ok()?, file)))
         .collect();
-    if modes.is_empty() {
+    if found.is_empty() {
         return Verdict::NotRun("no bus offers it".into());
     }
-    match modes.iter().find(|(mode, _)| mode & 0o022 == 0) {
-        None => Verdict::Ok((), format!("permitted on {} buses", modes.len())),
-        Some((mode, file)) => Verdict::Warning(
+    let roots_alone = |meta: &Metadata| match meta.gid() {
+        // its group is root's
+        0 => meta.mode() & 0o002 == 0,
+        _ => meta.mode() & 0o022 == 0,
+    };
+    match found.iter().find(|(meta, _)| roots_alone(meta)) {
+        None => Verdict::Ok((), format!("permitted on {} buses", found.len())),
+        Some((meta, file)) => Verdict::Warning(
             (),
             format!(
-                "{}: mode {:o}, so that root alone may begin one conversion for all; the agent \
-                 reads one thermometer after the other, 0.8 s each",
+                "{}: mode {:o}, group {}, so that root alone may begin one conversion for all; the \
+                 agent reads one thermometer after the other, 0.8 s each",
                 file.display(),
-                mode & 0o777
+                meta.mode() & 0o777,
+                meta.gid()
             ),
             "install the udev rule zk-agent.rules, then: udevadm control --reload && udevadm \
              trigger --action=add --subsystem-match=w1"
@@ -151,6 +158,14 @@ fn unit_is_well(shown: &str) -> Verdict<()> {
                 result,
                 "zk-agent --check-config says what is wrong; then: systemctl restart zk-agent"
                     .into(),
+            );
+        }
+        // a slow module, a large spool
+        "activating" if property("SubState") != "auto-restart" => {
+            return Verdict::Warning(
+                (),
+                said,
+                "it starts just now: look again in a minute".into(),
             );
         }
         "failed" | "activating" => {
@@ -310,6 +325,11 @@ mod tests {
         assert!(matches!(
             unit_is_well(&shown(&starting)),
             Verdict::Failed(..)
+        ));
+        let begins = [("ActiveState", "activating"), ("SubState", "start")];
+        assert!(matches!(
+            unit_is_well(&shown(&begins)),
+            Verdict::Warning(..)
         ));
         assert!(matches!(unit_is_well(&shown(&[])), Verdict::Ok(..)));
         for (name, value, says) in [

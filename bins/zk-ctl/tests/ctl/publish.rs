@@ -326,7 +326,7 @@ async fn a_running_agent_is_handed_the_data() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_agent_does_not_take_is_told_with_its_reason() {
     use std::io::{Read, Write};
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     let world = World::new().await;
     world.reconfigure("[spool]", "[socket]\nlisten = \"publish.sock\"\n\n[spool]");
@@ -352,6 +352,15 @@ async fn what_the_agent_does_not_take_is_told_with_its_reason() {
         .ends(1);
     silent.says(&["did not answer in time", "not known", "--timeout"]);
     drop(server.join().unwrap());
+    // where so many wait that nobody else may
+    fs::remove_file(world.path("publish.sock")).unwrap();
+    let busy = UnixListener::bind(world.path("publish.sock")).unwrap();
+    rustix::net::listen(&busy, 0).unwrap();
+    let _first = UnixStream::connect(world.path("publish.sock")).unwrap();
+    let waits = world
+        .ctl_with(&["publish", "--timeout", "1s"], b"x")
+        .ends(1);
+    waits.says(&["did not answer in time"]);
     // nothing was kept anywhere else
     assert!(!world.path("zk-ctl-spool").exists());
     assert!(world.stored().await.is_empty());
