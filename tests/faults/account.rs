@@ -93,13 +93,20 @@ pub(crate) async fn settle(system: &System, journals: &[(PathBuf, bool)], offset
         // What was in memory when the agent was killed: the newest readings, all in
         // a row.
         let lost = life.captured.len() - life.done;
-        if life.end == End::Killed {
-            assert!(lost <= IN_MEMORY, "{lost}");
-        } else {
-            assert_eq!(lost, 0, "{}: in memory at an orderly end", path.display());
+        match life.end {
+            End::Killed => {
+                assert!(lost <= IN_MEMORY, "{lost}");
+                sums.lost_in_memory += lost;
+                sums.most_in_memory = sums.most_in_memory.max(lost);
+            }
+            End::Unsealed(counted) => {
+                assert_eq!(lost as u64, counted, "{}", path.display());
+                sums.unsealed += lost;
+            }
+            End::Unsigned | End::Stopped => {
+                assert_eq!(lost, 0, "{}: in memory at an orderly end", path.display());
+            }
         }
-        sums.lost_in_memory += lost;
-        sums.most_in_memory = sums.most_in_memory.max(lost);
         sums.killed += usize::from(life.end == End::Killed);
         sums.ended_unsigned += usize::from(life.end == End::Unsigned);
         dated_right(life, &streams, offset_ms, &mut sums);
@@ -153,8 +160,8 @@ pub(crate) async fn settle(system: &System, journals: &[(PathBuf, bool)], offset
         );
         anchored(*id, stream, &lives, &mut sums);
     }
-    let accounted =
-        sums.readings_stored + sums.lost_by_number + sums.given_up + sums.lost_in_memory;
+    let accounted = sums.readings_stored + sums.lost_by_number + sums.given_up + sums.unsealed;
+    let accounted = accounted + sums.lost_in_memory;
     assert_eq!(sums.captured, accounted, "{sums:#?}");
 
     let named: u64 = counted.iter().map(|receipt| receipt.records).sum();
@@ -292,6 +299,8 @@ struct Capture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Killed,
+    /// So many readings were counted at its end.
+    Unsealed(u64),
     Unsigned,
     Stopped,
 }
@@ -373,6 +382,10 @@ impl Life {
                     life.given_up += readings.len();
                     life.next(readings);
                 }
+                Line::Unsealed(readings) => {
+                    life.units += readings;
+                    life.end = End::Unsealed(*readings);
+                }
                 Line::Unsigned => life.end = End::Unsigned,
                 Line::Stopped => life.end = End::Stopped,
             }
@@ -417,6 +430,8 @@ struct Sums {
     given_up_units: u64,
     /// As much of it can have been forgotten by kills.
     may_be_forgotten: u64,
+    /// Readings that were counted at an end at which the key did not answer.
+    unsealed: usize,
     /// Lives that ended by a kill.
     killed: usize,
     /// Lives that ended while the key did not sign.

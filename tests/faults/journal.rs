@@ -37,6 +37,9 @@ pub(crate) enum Line {
         starts: bool,
     },
     GivenUp(Vec<Reading>),
+    /// It has ended in order while its key did not answer: so many readings are
+    /// counted, those that were captured last.
+    Unsealed(u64),
     /// The agent has ended by itself.
     Failed,
     /// It has ended in order; what is left its key did not sign.

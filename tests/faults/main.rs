@@ -134,8 +134,10 @@ fn role_agent() {
                     journal.line(&Line::Stopped);
                     println!("stopped {} {}", status.spool.records, status.spool.losses);
                 }
-                // As good as killed, as far as these are concerned.
-                Err(error @ zk_agent::Error::Unsealed { .. }) => println!("stopped: {error}"),
+                Err(zk_agent::Error::Unsealed { readings }) => {
+                    journal.line(&Line::Unsealed(readings));
+                    println!("stopped: {readings} readings are not sealed");
+                }
                 Err(error @ zk_agent::Error::Envelope(_)) => {
                     journal.line(&Line::Unsigned);
                     println!("stopped: {error}");

@@ -1,5 +1,6 @@
 //! The way of a reading on the device: sampled, sealed, spooled, published.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -59,7 +60,8 @@ pub struct Agent {
     owners: Vec<OwnerPublicKey>,
     sampler: Thread<()>,
     sealer: Thread<Result<Receipts, Error>>,
-    /// Until when the sealer may try, once the agent is to stop.
+    /// Until when the sealer may try, once the agent is to stop. What it has not
+    /// sealed by then it gives up.
     patience: Arc<OnceLock<Instant>>,
     alarm: Arc<Alarm>,
     watch: Watch,
@@ -312,8 +314,9 @@ impl Agent {
         self.alarm.disarm();
         drop(self.stop);
         let sampler = self.sampler.join_by(deadline);
+        let left = deadline.saturating_duration_since(Instant::now());
         // Nobody sets it but this, which runs once.
-        let _ = self.patience.set(deadline);
+        let _ = self.patience.set(deadline - COUNTING.min(left / 4));
         self.sealer.wake();
         let sealer = self.sealer.join_by(deadline);
         let grace = deadline.saturating_duration_since(Instant::now());
@@ -322,14 +325,33 @@ impl Agent {
         drop(self.socket);
         self.watch.0.spool.sync()?;
         sampler?;
-        if let Some(outcome) = sealer? {
-            // What the publisher has delivered since need not be named again.
-            outcome?.unnamed()?;
-        }
-        let status = self.watch.status()?;
-        // A thread that was left behind may count on while these are read.
+        let Some(outcome) = sealer? else {
+            return self.watch.abandon_sealer();
+        };
+        // What the publisher has delivered since need not be named again.
+        outcome?.unnamed()?;
+        self.watch.status()
+    }
+}
+
+impl Watch {
+    /// The sealer is left behind in a call to the key that does not end: what it has
+    /// not sealed is counted in its place, so that the next start can name it.
+    fn abandon_sealer(&self) -> Result<Status, Error> {
+        let Parts {
+            spool, progress, ..
+        } = &*self.0;
+        progress.abandoned.store(true, Ordering::SeqCst);
+        let status = self.status()?;
         let done = status.sealed.saturating_add(status.given_up);
-        match status.sampled.saturating_sub(done) {
+        let readings = status.sampled.saturating_sub(done);
+        let uncounted = progress.uncounted.swap(0, Ordering::Relaxed);
+        let lost = readings.saturating_add(uncounted);
+        if lost > 0 {
+            spool.refuse(lost)?;
+            spool.sync()?;
+        }
+        match readings {
             0 => Ok(status),
             readings => Err(Error::Unsealed { readings }),
         }
@@ -413,5 +435,8 @@ pub(crate) fn spool_options(config: &Config) -> Result<zk_spool::Options, Error>
 /// Readings that may wait for a key that does not sign, about 1 MiB; later ones
 /// are given up and counted.
 const READINGS_WAITING: usize = 16_384;
+/// Of the time that an agent has to stop, what the sealer has to count what it gives
+/// up, on a disk that may be slow.
+const COUNTING: Duration = Duration::from_secs(2);
 /// For deadlines that no clock can count to.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);

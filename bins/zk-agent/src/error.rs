@@ -126,8 +126,8 @@ pub enum Error {
     ThreadEnded,
     /// The key did not sign before the agent had to stop.
     #[error(
-        "{readings} readings are lost: the key did not sign before the agent had to stop; \
-         look for the cause in its log"
+        "{readings} readings are lost: the key did not sign before the agent had to stop, and \
+         a receipt will say so after the next start; look for the cause in its log"
     )]
     Unsealed {
         /// How many there were.

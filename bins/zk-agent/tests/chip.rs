@@ -97,6 +97,39 @@ fn readings_go_on_while_the_chip_fails_and_none_is_lost() {
     assert_eq!(tally(&records), (stopped["sampled"].as_u64().unwrap(), 0));
 }
 
+/// Told to end while the chip is away, it cannot seal what waits, but it counts it: the
+/// next start names how much that was.
+#[test]
+fn what_is_left_when_the_chip_is_away_at_the_end_is_named_at_the_next_start() {
+    let (place, device) = place(Model::Hsm6);
+    let mut daemon = place.start();
+    let address = daemon.address();
+    until(address, |page| page["readings_sealed_total"] >= 4.0);
+    let mut away = restarted(1, vec![]);
+    away.daemon.state = DaemonState::Down;
+    device.set_faults(&away).unwrap();
+    let page = until(address, |page| {
+        page["readings_sampled_total"] >= page["readings_sealed_total"] + 20.0
+    });
+    let sampled = page["readings_sampled_total"] as u64;
+    daemon.signal(rustix::process::Signal::TERM);
+    let (said, status) = daemon.ends();
+    assert_eq!(status.code(), Some(1), "{said}");
+
+    device.set_faults(&restarted(1, vec![])).unwrap();
+    let mut daemon = place.start();
+    let address = daemon.address();
+    until(address, |page| page["readings_sealed_total"] >= 4.0);
+    let (stopped, status) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    let sampled_then = stopped["sampled"].as_u64().unwrap();
+    let (kept, named) = tally(&place.records());
+    assert!(
+        kept + named >= sampled + sampled_then,
+        "{sampled} {sampled_then}: {kept} {named}"
+    );
+}
+
 #[test]
 fn what_the_chip_measures_is_among_the_metrics() {
     let (place, device) = place(Model::Hsm6);

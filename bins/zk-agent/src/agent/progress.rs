@@ -69,6 +69,9 @@ pub(super) struct Progress {
     pub(super) sensors: AtomicU64,
     /// Nothing is sealed any more.
     pub(super) ended: AtomicBool,
+    /// The sealer was left behind, and what it has not sealed counted: it may seal and
+    /// count nothing any more.
+    pub(super) abandoned: AtomicBool,
     /// The key did not sign at the last attempt, which is made again.
     pub(super) waits_for_key: AtomicBool,
     /// Of the threads that sample and seal.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use jiff::SignedDuration;
 use p256::ecdsa::Signature;
-use p256::ecdsa::signature::Signer;
+use p256::ecdsa::signature::{Error as SignatureError, Signer};
 use zk_envelope::{
     Content, DeviceEvent, LossReason, LossReceipt, Moment, PreviousStream, Report, Sealer,
     SequenceRange, StreamId, Timestamp,
@@ -197,6 +197,9 @@ impl<K: Signer<Signature>> Sealing<K> {
 
     /// Hands what was given up to the spool, which remembers it.
     fn count_given_up(&mut self) -> Result<(), Error> {
+        if self.progress.abandoned.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let given_up = self.progress.uncounted.swap(0, Ordering::Relaxed);
         if given_up > 0 {
             self.spool.refuse(given_up)?;
@@ -412,10 +415,14 @@ impl<K: Signer<Signature>> Sealing<K> {
                 sealer, key, spool, ..
             } = self;
             self.progress.sealer.works();
+            let abandoned = &self.progress.abandoned;
             let seal = |sequence| {
-                sealer
-                    .seal(&*key, now, sequence, content)
-                    .map(|e| e.to_bytes())
+                let envelope = sealer.seal(&*key, now, sequence, content)?;
+                // The signature came too late.
+                match abandoned.load(Ordering::SeqCst) {
+                    true => Err(zk_envelope::Error::Sign(SignatureError::new())),
+                    false => Ok(envelope.to_bytes()),
+                }
             };
             let outcome = match room {
                 Room::Usual => spool.append_with(seal),
