@@ -34,6 +34,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use zk_agent::{Agent, Config};
 use zk_gateway::{Gateway, Overrides, Tls};
 use zk_hsm_sim::{Device, Model};
@@ -170,11 +174,15 @@ fn role_agent() {
 fn log_to_file() {
     let path = std::env::var_os("ZK_TEST_LOG").unwrap();
     let file = OpenOptions::new().append(true).create(true).open(path);
-    tracing_subscriber::fmt()
-        .with_env_filter("info,zk_publish=debug,zk_gateway=debug,zk_spool=debug")
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .log_internal_errors(false)
-        .with_writer(file.unwrap())
+        .with_writer(file.unwrap());
+    let filter: Targets = "info,zk_publish=debug,zk_gateway=debug,zk_spool=debug"
+        .parse()
+        .unwrap();
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
         .init();
 }
 

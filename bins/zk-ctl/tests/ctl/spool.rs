@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::fs;
 use std::net::TcpListener;
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
-use zk_agent::{Agent, Clock, Config, Metrics};
+use zk_agent::{Agent, Clock, Config, Event, Metrics};
 use zk_envelope::{Content, DeviceEvent, Envelope, OwnerKey, Report, Sealer, StreamId};
 use zk_hsm::{Hsm, Options};
 use zk_spool::Spool;
@@ -134,11 +135,16 @@ async fn beside_a_running_agent() {
     let alone = world.ctl(&["spool", "rejected", "drop", "--all"]).ends(2);
     alone.says(&["there is no spool"]);
 
-    let agent = Agent::start(&config, || {}).unwrap();
+    let (sealed, last) = mpsc::channel();
+    let observe = move |event: Event<'_>| {
+        if let Event::Reported { report, .. } = event {
+            let _ = sealed.send(matches!(report, Report::Heartbeat(_)));
+        }
+    };
+    let agent = Agent::start_observed(&config, observe, || {}).unwrap();
     let served = Metrics::serve(free, agent.watch()).unwrap();
-    while agent.status().unwrap().sealed < 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    // Nothing comes behind the first heartbeat, which is behind the sweep.
+    while !last.recv().unwrap() {}
     let status = world.ctl(&["spool", "status", "--json"]).ends(0).json();
     let written = &status["written"];
     assert!(written["seconds"].as_f64().unwrap() > 0.0, "{written}");
@@ -178,6 +184,10 @@ async fn beside_a_running_agent() {
         "{}",
         stopped.text()
     );
+    // A thread that was left behind lets go of the spool when it ends.
+    while Spool::open(&config.spool.dir, zk_spool::Options::default()).is_err() {
+        tokio::task::yield_now().await;
+    }
     world.ctl(&["spool", "rejected", "drop", "--all"]).ends(0);
 }
 
