@@ -39,7 +39,7 @@ fn systemd_runs_them() {
         files.push((package(name, HOST), place));
     }
     let mut machine = Machine::start(&files, Duration::from_secs(6 * 60));
-    let parts: [(&str, fn(&mut Machine)); 12] = [
+    let parts: [(&str, Part); 12] = [
         (
             "installed, they wait for a configuration",
             installed_it_waits,
@@ -65,6 +65,9 @@ fn systemd_runs_them() {
         println!("{:>6.1} s  {what}", start.elapsed().as_secs_f64());
     }
 }
+
+/// What is done in turn, each with what the ones before it have left.
+type Part = fn(&mut Machine);
 
 /// Packages bring users, units and the rule; without a configuration nothing starts.
 fn installed_it_waits(machine: &mut Machine) {
