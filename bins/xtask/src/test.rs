@@ -37,8 +37,8 @@ pub(crate) enum Area {
     /// What takes too long for every day, and is not among all: the Lambda function as
     /// it is uploaded for arm64, run by qemu; the spool's power cuts, more than 100,000
     /// of them, kills and a million records; ten minutes of faults; the Debian packages,
-    /// built, installed and used. As root the spool gets disks of its own, which lose
-    /// power and fill up; the packages need root.
+    /// built, installed and used, also in a virtual machine that boots. As root the
+    /// spool gets disks of its own, which lose power and fill up; the packages need root.
     Long,
 }
 
@@ -114,6 +114,7 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
                 package::build(&root, &[], &[]).map(drop)
             })?;
             stage(&mut stages, "installed", || installed(&root))?;
+            stage(&mut stages, "machine", || machine(&root))?;
         }
     }
     if wanted(Area::Store) {
@@ -195,7 +196,8 @@ fn installed(root: &Path) -> Result<()> {
             "libc6-arm64-cross",
         ),
     ])?;
-    let debian = debian(root)?;
+    // as bare as one with systemd can be
+    let debian = debian(root, "clean", "systemd,init-system-helpers")?;
     let packages = root.join("target/package");
     let mut command = cargo_command(root);
     command
@@ -207,10 +209,35 @@ fn installed(root: &Path) -> Result<()> {
     finish(&mut command)
 }
 
-/// A Debian in a directory, as bare as one with systemd can be: of this machine's
-/// release, and from where this machine has its packages.
-fn debian(root: &Path) -> Result<PathBuf> {
-    let debian = root.join("target/debian/clean");
+/// What the packages install works in a machine that boots.
+fn machine(root: &Path) -> Result<()> {
+    ensure!(
+        lambda::Arch::host()? == lambda::Arch::X86_64,
+        "the machine that boots is one of x86_64, and so has to be this one"
+    );
+    system_programs(&[
+        ("debootstrap --version", "debootstrap"),
+        ("qemu-system-x86_64 --version", "qemu-system-x86"),
+        ("mkfs.ext4 -V", "e2fsprogs"),
+    ])?;
+    // the kernel with all drivers: that of the cloud has none for 1-Wire
+    let booting = "systemd-sysv,init-system-helpers,udev,dbus,kmod,initramfs-tools,\
+                   linux-image-amd64,softhsm2";
+    let debian = debian(root, "machine", booting)?;
+    let mut command = cargo_command(root);
+    command
+        .args(TEST)
+        .args(["--features", "zk-tests/machine", "--test", "machine"])
+        .args(["--", "--nocapture"])
+        .env("ZK_TEST_MACHINE", debian)
+        .env("ZK_TEST_PACKAGES", root.join("target/package"));
+    finish(&mut command)
+}
+
+/// A Debian in a directory, with these packages and what none can be without: of this
+/// machine's release, and from where this machine has its packages.
+fn debian(root: &Path, name: &str, packages: &str) -> Result<PathBuf> {
+    let debian = root.join("target/debian").join(name);
     if debian.exists() {
         return Ok(debian);
     }
@@ -232,11 +259,18 @@ fn debian(root: &Path) -> Result<PathBuf> {
     }
     fs::create_dir_all(&unfinished)?;
     let mut make = Command::new("debootstrap");
-    make.args(["--variant=minbase", "--include=systemd,init-system-helpers"])
+    make.arg("--variant=minbase")
+        .arg(format!("--include={packages}"))
         .arg(release)
         .arg(&unfinished)
         .arg(mirror);
     finish(&mut make)?;
+    // what has been unpacked is not needed a second time
+    finish(
+        Command::new("chroot")
+            .arg(&unfinished)
+            .args(["apt-get", "clean"]),
+    )?;
     fs::rename(unfinished, &debian)?;
     Ok(debian)
 }

@@ -10,6 +10,8 @@
     missing_docs
 )]
 
+mod debs;
+
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -18,6 +20,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
+use debs::{BY_XTASK, HOST, PACKAGES, finish, newer, package, text};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use zk_sensors::{SensorId, SimulatedBus};
@@ -384,44 +387,6 @@ impl Drop for Running {
     }
 }
 
-/// The package for an architecture, as Debian calls it.
-fn package(name: &str, arch: &str) -> PathBuf {
-    let directory = PathBuf::from(env::var_os("ZK_TEST_PACKAGES").expect(BY_XTASK));
-    let version = env!("CARGO_PKG_VERSION");
-    directory.join(format!("{name}_{version}-1_{arch}.deb"))
-}
-
-/// Makes the package for this machine with a higher version, and with `settings`
-/// changed, in a directory.
-fn newer(name: &str, settings: &str, directory: &Path) -> PathBuf {
-    let (tree, made) = (directory.join(name), directory.join("newer.deb"));
-    let mut unpack = Command::new("dpkg-deb");
-    finish(unpack.arg("-R").arg(package(name, HOST)).arg(&tree));
-    let control = tree.join("DEBIAN/control");
-    let text = fs::read_to_string(&control).unwrap();
-    let version = env!("CARGO_PKG_VERSION");
-    let text = text.replace(&format!("Version: {version}"), "Version: 99");
-    fs::write(control, text).unwrap();
-    fs::write(tree.join(settings), "# other words\n").unwrap();
-    let mut build = Command::new("dpkg-deb");
-    build.args(["--root-owner-group", "-Zgzip", "-z1", "-b"]);
-    finish(build.arg(&tree).arg(&made));
-    made
-}
-
-fn finish(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
-    let (said, told) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{command:?}\n{said}\n{told}");
-    output
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-const PACKAGES: [&str; 3] = ["zk-agent", "zk-gateway", "zk-tools"];
-
 /// With the section of each one's manual.
 const PROGRAMS: [(&str, &str); 5] = [
     ("zk-agent", "8"),
@@ -430,10 +395,3 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("zk-reader", "1"),
     ("zk-setup", "1"),
 ];
-
-const BY_XTASK: &str = "run this by `cargo xtask test long`, as root";
-
-#[cfg(target_arch = "x86_64")]
-const HOST: &str = "amd64";
-#[cfg(not(target_arch = "x86_64"))]
-const HOST: &str = "arm64";
