@@ -222,7 +222,8 @@ fn a_reboot(machine: &mut Machine) {
     machine.boots_again("systemctl reboot");
     machine.until("systemctl is-active zk-gateway zk-agent");
     publishes(machine, "after the reboot");
-    audited(machine, 6);
+    let audit = audited(machine, 6);
+    assert_eq!(audit.matches("\n  stream ").count(), 1, "{audit}");
 }
 
 /// Nobody syncs a disk or ends a program, and nothing has been delivered.
@@ -285,7 +286,7 @@ fn restarted(machine: &mut Machine) {
 }
 
 /// The agent ends, with nothing left; the owner finds nothing missing, and all notes.
-fn audited(machine: &mut Machine, notes: usize) {
+fn audited(machine: &mut Machine, notes: usize) -> String {
     delivered(machine);
     machine.does("systemctl stop zk-agent");
     let reader = "zk-reader --config zk/reader.toml --passphrase-file passphrase";
@@ -296,6 +297,7 @@ fn audited(machine: &mut Machine, notes: usize) {
     ));
     assert_eq!(found.lines().count(), notes, "{found}");
     machine.does("systemctl start zk-agent");
+    audit
 }
 
 fn metric(machine: &mut Machine, name: &str) -> u64 {

@@ -186,6 +186,8 @@ fn works(machine: &dyn Machine) {
     let mut agent = machine.command("zk-agent");
     agent
         .args(["--config", &at("zk/devices/pi-01/agent.toml")])
+        // that of the file is this machine's own where programs are emulated
+        .args(["--spool", &at("spool")])
         .args([
             "--sensors-root",
             &at("sys"),
@@ -229,7 +231,7 @@ fn works(machine: &dyn Machine) {
         machine
             .command("zk-ctl")
             .args(["--config", &at("zk/devices/pi-01/agent.toml")])
-            .args(["spool", "status", "--json"]),
+            .args(["spool", "status", "--json", "--dir", &at("spool")]),
     );
     println!("spool status: {}", text(&doctor.stdout).trim());
     agent.stop();
