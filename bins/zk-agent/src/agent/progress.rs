@@ -10,7 +10,8 @@ use zk_sensors::Reading;
 
 use super::pulse::Pulse;
 
-/// What happens to readings on their way, as [`Agent::start_observed`] tells it.
+/// What happens to readings on their way, as [`Agent::start_observed`](crate::Agent::start_observed)
+/// tells it.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
