@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 pub(crate) const PACKAGES: [&str; 3] = ["zk-agent", "zk-gateway", "zk-tools"];
 
 /// What to say where a variable is missing.
-pub(crate) const BY_XTASK: &str = "run this by `cargo xtask test long`, as root";
+pub(crate) const BY_XTASK: &str = "run this by `cargo xtask test packages`, as root";
 
 /// This machine's architecture, as Debian calls it.
 #[cfg(target_arch = "x86_64")]

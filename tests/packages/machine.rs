@@ -1,7 +1,7 @@
 //! The Debian packages in a machine that boots, with systemd and udev, as a user has
 //! them: installed, configured, run, disturbed, started anew, upgraded and removed.
 //!
-//! `cargo xtask test long` makes the packages and the machine's Debian.
+//! `cargo xtask test packages` makes the packages and the machine's Debian.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,7 +1,7 @@
 //! The Debian packages: installed in a clean Debian, used, upgraded and removed; and
 //! those for arm64 used under an emulator of that machine.
 //!
-//! `cargo xtask test long` makes the packages and that Debian.
+//! `cargo xtask test packages` makes the packages and that Debian.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -34,11 +34,13 @@ pub(crate) enum Area {
     Demo,
     /// Each fuzz target, for a short time and with the same inputs each time.
     Fuzz,
+    /// The Debian packages, for amd64 and arm64: built, installed and used, also in a
+    /// virtual machine that boots. Needs root, and is not among all.
+    Packages,
     /// What takes too long for every day, and is not among all: the Lambda function as
     /// it is uploaded for arm64, run by qemu; the spool's power cuts, more than 100,000
-    /// of them, kills and a million records; ten minutes of faults; the Debian packages,
-    /// built, installed and used, also in a virtual machine that boots. As root the
-    /// spool gets disks of its own, which lose power and fill up; the packages need root.
+    /// of them, kills and a million records; ten minutes of faults; the packages. As root
+    /// the spool gets disks of its own, which lose power and fill up.
     Long,
 }
 
@@ -87,7 +89,7 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
             let tests = targets(tests.iter().map(String::as_str));
             stage(&mut stages, "embedded engine", || test(&root, &tests))?;
         }
-        Some(Area::Aws | Area::Demo | Area::Fuzz) => {}
+        Some(Area::Aws | Area::Demo | Area::Fuzz | Area::Packages) => {}
         Some(Area::Long) => {
             let arm64 = lambda::Arch::Arm64;
             let mut zip = PathBuf::new();
@@ -110,12 +112,14 @@ pub(crate) fn run(area: Option<Area>) -> Result<()> {
                 command.args(TEST).args(faults);
                 finish(command.env("ZK_FAULTS_SECONDS", "600"))
             })?;
-            stage(&mut stages, "packages", || {
-                package::build(&root, &[], &[]).map(drop)
-            })?;
-            stage(&mut stages, "installed", || installed(&root))?;
-            stage(&mut stages, "machine", || machine(&root))?;
         }
+    }
+    if matches!(area, Some(Area::Packages | Area::Long)) {
+        stage(&mut stages, "packages", || {
+            package::build(&root, &[], &[]).map(drop)
+        })?;
+        stage(&mut stages, "installed", || installed(&root))?;
+        stage(&mut stages, "machine", || machine(&root))?;
     }
     if wanted(Area::Store) {
         stage(&mut stages, "dynalite", || store_on_dynalite(&root))?;
@@ -186,7 +190,7 @@ fn installed(root: &Path) -> Result<()> {
     ensure!(
         is_root(),
         "packages are installed in a directory of their own with chroot, for which this has to \
-         be root: sudo cargo xtask test long"
+         be root: sudo cargo xtask test packages"
     );
     system_programs(&[
         ("debootstrap --version", "debootstrap"),
