@@ -45,7 +45,11 @@ impl Machine {
         let image = image(&made, files, dir.path());
         let console = dir.path().join("console");
         // What only emulates takes longer.
-        for (accelerator, within) in [("kvm", within), ("tcg", 5 * within)] {
+        let ways = [
+            ("kvm", Duration::from_secs(15), within),
+            ("tcg", Duration::from_secs(120), 5 * within),
+        ];
+        for (accelerator, first, within) in ways {
             File::create(&console).unwrap();
             let _ = fs::remove_file(dir.path().join("wire"));
             let mut qemu = Qemu(
@@ -53,7 +57,7 @@ impl Machine {
                     .spawn()
                     .unwrap(),
             );
-            if !begins(&mut qemu.0, &console) {
+            if !begins(&mut qemu.0, &console, first) {
                 println!("with -accel {accelerator} no machine starts here");
                 continue;
             }
@@ -240,10 +244,10 @@ fn qemu(accelerator: &str, made: &Path, image: &Path, dir: &Path) -> Command {
     qemu
 }
 
-/// Whether a kernel says something on its console. There are machines whose
+/// Whether a kernel says something on its console by then. There are machines whose
 /// /dev/kvm takes all that QEMU asks of it, and then runs nothing.
-fn begins(qemu: &mut Child, console: &Path) -> bool {
-    let end = Instant::now() + Duration::from_secs(15);
+fn begins(qemu: &mut Child, console: &Path, within: Duration) -> bool {
+    let end = Instant::now() + within;
     while Instant::now() < end && qemu.try_wait().unwrap().is_none() {
         if text(&fs::read(console).unwrap()).contains("Linux version") {
             return true;

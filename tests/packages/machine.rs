@@ -39,7 +39,7 @@ fn systemd_runs_them() {
         files.push((package(name, HOST), place));
     }
     let mut machine = Machine::start(&files, Duration::from_secs(6 * 60));
-    let parts: [(&str, Part); 12] = [
+    let parts: [(&str, Part); 13] = [
         (
             "installed, they wait for a configuration",
             installed_it_waits,
@@ -57,6 +57,7 @@ fn systemd_runs_them() {
         ("stopped, the watchdog ends it", the_watchdog_ends_it),
         ("after a reboot it goes on", a_reboot),
         ("after a power cut it goes on", a_power_cut),
+        ("a token's PIN comes as a credential", a_pin_is_a_credential),
         ("upgraded, removed, purged", upgraded_and_removed),
     ];
     for (what, part) in parts {
@@ -235,6 +236,44 @@ fn a_power_cut(machine: &mut Machine) {
     machine.boots_again("echo 1 > /proc/sys/kernel/sysrq; echo b > /proc/sysrq-trigger");
     machine.until("systemctl is-active zk-gateway zk-agent");
     audited(machine, 8);
+}
+
+/// Another device, whose key is on a token; the PIN is where the service's user can't read.
+fn a_pin_is_a_credential(machine: &mut Machine) {
+    machine.does(
+        "set -e
+        systemctl stop zk-agent
+        mkdir /var/lib/zk-agent/tokens
+        echo 'directories.tokendir = /var/lib/zk-agent/tokens' > /etc/zk-agent/softhsm2.conf
+        export SOFTHSM2_CONF=/etc/zk-agent/softhsm2.conf
+        softhsm2-util --init-token --free --label plant --so-pin 5550199 --pin 8317402
+        (umask 077; echo 8317402 > pin)
+        key='pkcs11:token=plant;object=pi-02?pin-source=file:/root/pin'
+        zk-ctl hsm keys generate --hsm $key
+        zk-setup device add pi-02 --dir /root/zk --hsm $key --endpoint localhost:8443 \
+            --passphrase-file passphrase
+        chown -R zk-agent /var/lib/zk-agent/tokens
+        mkdir /etc/zk-agent/pi-02
+        cp zk/devices/pi-02/* /etc/zk-agent/pi-02/
+        sed -i 's|file:/root/pin|credential:hsm-pin|; s|/var/lib/zk-agent/spool|&-2|' \
+            /etc/zk-agent/pi-02/agent.toml
+        mkdir -p /etc/systemd/system/zk-agent.service.d
+        printf '[Service]\n%s\n' 'LoadCredential=hsm-pin:/root/pin' \
+            'Environment=SOFTHSM2_CONF=/etc/zk-agent/softhsm2.conf' \
+            ExecStart= 'ExecStart=/usr/bin/zk-agent --config /etc/zk-agent/pi-02/agent.toml' \
+            > /etc/systemd/system/zk-agent.service.d/token.conf
+        systemctl daemon-reload
+        systemctl start zk-agent",
+    );
+    delivered(machine);
+    machine.does("! journalctl --no-pager -u zk-agent | grep 8317402");
+    machine.does(
+        "systemctl stop zk-agent; rm -r /etc/systemd/system/zk-agent.service.d
+        systemctl daemon-reload; systemctl start zk-agent",
+    );
+    let reader = "zk-reader --config zk/reader.toml --passphrase-file passphrase";
+    let audit = machine.does(&format!("{reader} audit"));
+    assert!(audit.contains("pi-02: complete"), "{audit}");
 }
 
 fn upgraded_and_removed(machine: &mut Machine) {

@@ -225,7 +225,7 @@ fn machine(root: &Path) -> Result<()> {
         ("mkfs.ext4 -V", "e2fsprogs"),
     ])?;
     // the kernel with all drivers: that of the cloud has none for 1-Wire
-    let booting = "systemd-sysv,init-system-helpers,udev,dbus,kmod,initramfs-tools,\
+    let booting = "systemd-sysv,init-system-helpers,udev,dbus,kmod,initramfs-tools,softhsm2,\
                    linux-image-amd64";
     let debian = debian(root, "machine", booting)?;
     let mut command = cargo_command(root);
