@@ -98,7 +98,7 @@ fn configured_it_starts(machine: &mut Machine) {
         "set -e
         (umask 077; echo 'correct horse battery staple' > passphrase)
         zk-ctl hsm keys generate --hsm soft:/etc/zk-agent/key.pem
-        zk-setup apply --target local --dir /root/zk --name localhost \
+        zk-setup apply --target local --dir ~/zk --name localhost \
             --listen 127.0.0.1:8443 --endpoint localhost:8443 \
             --store file:/var/lib/zk-gateway/store.db \
             --device pi-01 --hsm soft:/etc/zk-agent/key.pem \
@@ -247,18 +247,18 @@ fn a_pin_is_a_credential(machine: &mut Machine) {
         echo 'directories.tokendir = /var/lib/zk-agent/tokens' > /etc/zk-agent/softhsm2.conf
         export SOFTHSM2_CONF=/etc/zk-agent/softhsm2.conf
         softhsm2-util --init-token --free --label plant --so-pin 5550199 --pin 8317402
-        (umask 077; echo 8317402 > pin)
-        key='pkcs11:token=plant;object=pi-02?pin-source=file:/root/pin'
+        (umask 077; echo 8317402 > /etc/zk-agent/hsm-pin)
+        key='pkcs11:token=plant;object=pi-02?pin-source=file:/etc/zk-agent/hsm-pin'
         zk-ctl hsm keys generate --hsm $key
-        zk-setup device add pi-02 --dir /root/zk --hsm $key --endpoint localhost:8443 \
+        zk-setup device add pi-02 --dir ~/zk --hsm $key --endpoint localhost:8443 \
             --passphrase-file passphrase
         chown -R zk-agent /var/lib/zk-agent/tokens
         mkdir /etc/zk-agent/pi-02
         cp zk/devices/pi-02/* /etc/zk-agent/pi-02/
-        sed -i 's|file:/root/pin|credential:hsm-pin|; s|/var/lib/zk-agent/spool|&-2|' \
+        sed -i 's|file:/etc/zk-agent/hsm-pin|credential:hsm-pin|; s|/var/lib/zk-agent/spool|&-2|' \
             /etc/zk-agent/pi-02/agent.toml
         mkdir -p /etc/systemd/system/zk-agent.service.d
-        printf '[Service]\n%s\n' 'LoadCredential=hsm-pin:/root/pin' \
+        printf '[Service]\n%s\n' 'LoadCredential=hsm-pin:/etc/zk-agent/hsm-pin' \
             'Environment=SOFTHSM2_CONF=/etc/zk-agent/softhsm2.conf' \
             ExecStart= 'ExecStart=/usr/bin/zk-agent --config /etc/zk-agent/pi-02/agent.toml' \
             > /etc/systemd/system/zk-agent.service.d/token.conf
